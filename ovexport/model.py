@@ -1,0 +1,201 @@
+"""The PyTorch side's door: loading a causal LM and its tokenizer, and naming its weight matrices.
+
+Errors of transformers and of the hub are translated here, once.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from ovexport.artifacts import bytes_digest
+from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.layers import WeightMatrix
+from ovexport.recipe import ModelSpec
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model in evaluation mode on the CPU, with every weight from the checkpoint.
+
+    Args:
+        dtype: of the weights; the spec's when None.
+
+    Raises:
+        ArtifactError: it is not there, can't be reached, or is corrupt.
+        UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
+    """
+    check_reachable(spec)
+    with _translated(spec):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec.id,
+            revision=spec.revision,
+            dtype=dtype or DTYPES.get(spec.dtype, "auto"),
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{spec.id}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; "
+            "give the folder of the whole model"
+        )
+    model.eval().requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
+def skeleton(spec: ModelSpec) -> PreTrainedModel:
+    """The model without weights (on PyTorch's meta device): shapes and names at no cost.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: as load_model.
+    """
+    check_reachable(spec)
+    with _translated(spec):
+        config = AutoConfig.from_pretrained(
+            spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+            model.tie_weights()
+    return model  # type: ignore[no-any-return]
+
+
+def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Args:
+        vocabulary: rows of the model's embedding.
+
+    Raises:
+        ArtifactError: there is none.
+        UnsupportedModelError: it has tokens that the model has no embedding for.
+    """
+    with _translated(spec):
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest < 0:
+        raise UnsupportedModelError(f"{spec.id}: its tokenizer has no tokens; add tokenizer.json beside the model")
+    if highest >= vocabulary:
+        raise UnsupportedModelError(
+            f"{spec.id}: its tokenizer has token ids up to {highest}, the model embeds {vocabulary}; "
+            "give the tokenizer that the model was trained with"
+        )
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def check_reachable(spec: ModelSpec) -> None:
+    """Tell a folder that is no model, and a name that is neither folder nor hub id, from what may be one.
+
+    Raises:
+        ArtifactError: no such folder.
+        UnsupportedModelError: a folder without config.json.
+    """
+    path = Path(spec.id)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnsupportedModelError(f"{path}: no model, it has no config.json; give a transformers checkpoint")
+    elif path.exists():
+        raise UnsupportedModelError(f"{path}: a file; give the folder of a transformers checkpoint")
+    elif path.is_absolute() or spec.id.count("/") > 1 or spec.id.startswith("."):
+        raise ArtifactError(f"model.id={spec.id}: no such folder; give a transformers checkpoint or a hub id")
+
+
+def weight_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
+    """The weight matrices of Linear, Conv1D and Embedding layers, each once where it is shared.
+
+    Raises:
+        UnsupportedModelError: a layer keeps its weights in more than two dimensions, as fused experts do.
+    """
+    head = model.get_output_embeddings()
+    seen: set[int] = set()
+    matrices = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or id(module.weight) in seen:
+            continue
+        seen.add(id(module.weight))
+        transposed = isinstance(module, Conv1D)
+        rows, columns = module.weight.shape
+        kind = "embedding" if isinstance(module, nn.Embedding) else "head" if module is head else "linear"
+        matrices.append(
+            WeightMatrix(
+                name=f"{path}.weight",
+                kind=kind,  # type: ignore[arg-type]
+                out_features=columns if transposed else rows,
+                in_features=rows if transposed else columns,
+                transposed=transposed,
+            )
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 2:
+            raise UnsupportedModelError(
+                f"{name}: weights of shape {tuple(parameter.shape)}; only Linear, Conv1D and Embedding layers can be "
+                "compressed, so mixtures of experts and convolutions can't be done"
+            )
+    if not matrices:
+        raise UnsupportedModelError(f"{type(model).__name__}: has no Linear layer to compress")
+    return tuple(matrices)
+
+
+def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
+    """A parameter's matrix as (output, input): a view, so writing to it writes to the model."""
+    weight = model.get_parameter(name).data
+    return weight.T if transposed else weight
+
+
+def weight_digest(weight: Tensor) -> str:
+    """SHA-256 of a matrix's bytes in its own dtype, row by row."""
+    return bytes_digest(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
+@contextmanager
+def _translated(spec: ModelSpec) -> Iterator[None]:
+    name = spec.id if spec.revision is None else f"{spec.id} at {spec.revision}"
+    try:
+        yield
+    except SafetensorError as error:
+        raise ArtifactError(f"{name}: corrupt weights ({error}); download or copy the model again") from error
+    except OSError as error:
+        raise _translated_os_error(name, spec, error) from error
+    except ImportError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"{name}: needs a package that is not installed ({first})") from error
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModelError(f"{name}: transformers can't load it as a causal LM ({first})") from error
+
+
+def _translated_os_error(name: str, spec: ModelSpec, error: OSError) -> ArtifactError:
+    if Path(spec.id).is_dir():
+        first = str(error).strip().splitlines()[0]
+        return ArtifactError(f"{name}: can't be read ({first}); copy the model again")
+    offline = " (HF_HUB_OFFLINE is set)" if _offline() else ""
+    return ArtifactError(
+        f"{name}: not a folder here, and not to be had from the hub{offline}; check the name and the network, or give "
+        "a folder"
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The model's transformers configuration.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: as load_model.
+    """
+    check_reachable(spec)
+    with _translated(spec):
+        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)

@@ -1,0 +1,213 @@
+"""The fake quantizer that trains and the codes that ship: one arithmetic, in float32, whatever the model's dtype.
+
+    W' = W + B·A                          (B·A summed in float64 and rounded once, so the order of the sum is no matter)
+    step = float16(range / 15)            the scale that ships; symmetric: float16(scale / 8), and may be negative
+    zero_point = clamp(round(-low / step), 0, 15)
+    code = clamp(round(W' / step) + zero_point, 0, 15)
+    dequantized = (code - zero_point) · step
+
+Rounding is half to even. The parameters are NNCF's (`input_low`, `input_range`; `scale` for symmetric), and so are the
+learning rates that suit them. Gradients pass the rounding unchanged (straight-through) and are those of Learned Step
+Size Quantization (arXiv:1902.08153) for the range. NNCF itself rounds `input_low` and the range together when it
+tunes, adds B·A in the weight's dtype, and rounds the scale to float16 only on export; that is where its codes differ
+between training and export.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ovexport.artifacts import LEVELS, CodeDigest, LayerFormat, bytes_digest
+from ovexport.errors import ArtifactError
+from ovexport.tensorfile import TensorFile
+
+SMALLEST_STEP = 2.0**-14
+LARGEST_STEP = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A quantized matrix.
+
+    Attributes:
+        codes: (output, input), uint8, or int8 where symmetric.
+        scale: (output, groups, 1), float16.
+        zero_point: (output, groups, 1), uint8; None where symmetric.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def digest(self) -> CodeDigest:
+        """SHA-256 of each tensor's bytes."""
+        zero_point = None if self.zero_point is None else bytes_digest(self.zero_point.cpu().contiguous().numpy())
+        return CodeDigest(
+            codes=bytes_digest(self.codes.cpu().contiguous().numpy()),
+            scale=bytes_digest(self.scale.cpu().contiguous().numpy()),
+            zero_point=zero_point,
+        )
+
+
+class FakeQuantizer(nn.Module):
+    """dequantize(quantize(W + B·A)) of one matrix, with gradients for A, B and the quantization range.
+
+    Parameters, all float32: `lora_A` (rank, input) and `lora_B` (output, rank) where the layer has an adapter;
+    `input_low` and `input_range`, (output, groups, 1), or `scale` of that shape where symmetric. INT8 layers have no
+    adapter and are not tuned.
+    """
+
+    def __init__(self, layer: LayerFormat, *, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.layer = layer
+        self.level_low, self.level_high = LEVELS[layer.mode]
+        grid = (layer.out_features, layer.groups, 1)
+        tuned = layer.rank > 0
+        for name in self.range_names:
+            setattr(self, name, nn.Parameter(torch.zeros(grid, device=device), requires_grad=tuned))
+        if tuned:
+            self.lora_A = nn.Parameter(torch.zeros(layer.rank, layer.in_features, device=device))
+            self.lora_B = nn.Parameter(torch.zeros(layer.out_features, layer.rank, device=device))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether codes are signed and there is no zero point."""
+        return self.layer.mode == "int4_sym"
+
+    @property
+    def range_names(self) -> tuple[str, ...]:
+        """The parameters that set scale and zero point."""
+        return ("scale",) if self.symmetric else ("input_low", "input_range")
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor, generator: torch.Generator) -> None:
+        """Round to nearest: the range of each group from its extremes; B = 0, A random, so that W' = W.
+
+        Args:
+            weight: (output, input).
+            generator: draws A, uniform within 1 / sqrt(input), as PEFT's LoRA does.
+        """
+        grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
+        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+        if self.symmetric:
+            self.scale.copy_(torch.where(-low >= high, -low, -high))
+        else:
+            self.set_grid((high - low) / self.level_high, low)
+        if self.layer.rank:
+            bound = self.layer.in_features**-0.5
+            self.lora_A.uniform_(-bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def set_grid(self, step: Tensor, low: Tensor) -> None:
+        """Set an asymmetric range from a step and a lower end, both (output, groups, 1); low falls on the grid."""
+        step = _on_float16_grid(step)
+        zero_point = torch.round(-low / step).clamp(0, self.level_high)
+        self.input_range.copy_(step * self.level_high)
+        self.input_low.copy_(-zero_point * step)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Step and zero point, (output, groups, 1) float32; the step holds float16 values, the zero point integers."""
+        if self.symmetric:
+            step = _on_float16_grid(self.scale.detach() / -self.level_low)
+            return step, torch.zeros_like(step)
+        step = _on_float16_grid(self.input_range.detach().abs() / self.level_high)
+        return step, torch.round(-self.input_low.detach() / step).clamp(0, self.level_high)
+
+    @torch.no_grad()
+    def adapted(self, weight: Tensor) -> Tensor:
+        """W + B·A, (output, input) float32."""
+        if not self.layer.rank:
+            return weight.float()
+        return weight.float() + (self.lora_B.double() @ self.lora_A.double()).float()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The de-quantized matrix, (output, input) float32, differentiable in the parameters (not in `weight`)."""
+        parameters = [getattr(self, name) for name in self.range_names]
+        if self.layer.rank:
+            parameters += [self.lora_A, self.lora_B]
+        result: Tensor = _FakeQuantize.apply(self, weight, *parameters)
+        return result
+
+    @torch.no_grad()
+    def quantize(self, weight: Tensor) -> Codes:
+        """The codes of W + B·A, as they ship."""
+        step, zero_point = self.grid()
+        adapted = self.adapted(weight).reshape(*step.shape[:2], self.layer.group_size)
+        codes = self._codes(adapted, step, zero_point)
+        integer = torch.int8 if self.symmetric else torch.uint8
+        return Codes(
+            codes=codes.reshape(self.layer.out_features, self.layer.in_features).to(integer),
+            scale=step.half(),
+            zero_point=None if self.symmetric else zero_point.to(torch.uint8),
+        )
+
+    def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
+        return (torch.round(adapted / step) + zero_point).clamp(self.level_low, self.level_high)
+
+
+def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
+    """The layer's fake quantizer with a checkpoint's parameters.
+
+    Raises:
+        ArtifactError: a parameter is missing or of another shape.
+    """
+    quantizer = FakeQuantizer(layer)
+    with torch.no_grad():
+        for name, parameter in quantizer.named_parameters():
+            value = torch.from_numpy(np.array(adapters.require(f"{layer.name}.{name}")))
+            if value.shape != parameter.shape:
+                raise ArtifactError(
+                    f"{layer.name}.{name}: shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} by "
+                    "its manifest; the checkpoint is corrupt, tune again"
+                )
+            parameter.copy_(value)
+    return quantizer
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """The straight-through arithmetic of FakeQuantizer."""
+
+    @staticmethod
+    def forward(ctx: Any, quantizer: FakeQuantizer, weight: Tensor, *parameters: Tensor) -> Tensor:
+        step, zero_point = quantizer.grid()
+        adapted = quantizer.adapted(weight).reshape(*step.shape[:2], quantizer.layer.group_size)
+        result = (quantizer._codes(adapted, step, zero_point) - zero_point) * step
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(adapted, result, step, zero_point)
+        return result.reshape(weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        quantizer: FakeQuantizer = ctx.quantizer
+        adapted, result, step, zero_point = ctx.saved_tensors
+        gradient = gradients[0].float().reshape(adapted.shape)
+        position = adapted / step
+        above = position > quantizer.level_high - zero_point
+        below = position < quantizer.level_low - zero_point
+        inside = ~(above | below)
+        error = (result - adapted) / step
+        if quantizer.symmetric:
+            slope = torch.where(inside, error, torch.where(above, quantizer.level_high, quantizer.level_low))
+            ranges = [(gradient * slope).sum(-1, keepdim=True) / -quantizer.level_low]
+        else:
+            slope = torch.where(inside, error / quantizer.level_high, above.float())
+            sign = quantizer.input_range.detach().sign()
+            ranges = [
+                (gradient * ~inside).sum(-1, keepdim=True),
+                (gradient * slope).sum(-1, keepdim=True) * sign,
+            ]
+        if not quantizer.layer.rank:
+            return None, None, *ranges
+        passed = (gradient * inside).reshape(quantizer.layer.out_features, quantizer.layer.in_features)
+        lora_a = quantizer.lora_B.detach().T @ passed
+        lora_b = passed @ quantizer.lora_A.detach().T
+        return None, None, *ranges, lora_a, lora_b
+
+
+def _on_float16_grid(step: Tensor) -> Tensor:
+    """The nearest float16 values, in float32; magnitudes from the smallest normal number up, signs kept."""
+    magnitude = step.abs().clamp(SMALLEST_STEP, LARGEST_STEP)
+    return torch.where(step < 0, -magnitude, magnitude).half().float()

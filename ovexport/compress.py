@@ -1,0 +1,191 @@
+"""Stage compress: which layers, in which format, from which starting point. Leaves the checkpoint that tuning begins
+from, which is the plain twin's as well.
+
+Round to nearest is computed here. AWQ and Scale Estimation are NNCF's: the model is compressed by it in the FQ_LORA
+format, and the weights and quantization ranges that it found are read out of its quantizers.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, PreparedData, atomic_folder, write_record
+from ovexport.errors import UnsupportedModelError
+from ovexport.layers import plan_layers
+from ovexport.model import load_model, matrix, weight_digest, weight_matrices
+from ovexport.quantization import FakeQuantizer
+from ovexport.recipe import CompressSpec, ModelSpec
+from ovexport.tensorfile import write_tensors
+from ovexport.versions import stack_versions
+
+logger = logging.getLogger(__name__)
+
+
+def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
+    """Decide the fate of every layer and find its starting codes.
+
+    Args:
+        data: calibrates AWQ and Scale Estimation.
+        seed: of the adapters' random side.
+
+    Raises:
+        RecipeError: a layer's in-features can't be grouped as asked.
+        UnsupportedModelError: a layer can't be compressed.
+    """
+    network = load_model(model)
+    layers = plan_layers(weight_matrices(network), spec)
+    for layer in layers:
+        if layer.note:
+            logger.info("%s: %s", layer.name, layer.note)
+    packed = [layer for layer in layers if layer.mode != "float"]
+    generator = torch.Generator().manual_seed(seed)
+    quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
+    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
+    digests = {name: weight_digest(weight) for name, weight in weights.items()}
+    for layer in packed:
+        quantizers[layer.name].initialize(weights[layer.name], generator)
+    changed: dict[str, Tensor] = {}
+    if spec.awq or spec.scale_estimation:
+        calibration = torch.from_numpy(data.tokens("train")[: spec.calibration_sequences]).long()
+        changed = _initialize_with_nncf(network, layers, spec, calibration, quantizers)
+
+    tensors = {
+        f"{name}.{key}": parameter.detach().numpy()
+        for name, quantizer in quantizers.items()
+        for key, parameter in quantizer.named_parameters()
+    }
+    manifest = CheckpointManifest(
+        model_id=model.id,
+        revision=model.revision,
+        layers=layers,
+        weight_digests=digests,
+        changed=tuple(sorted(changed)),
+        digests={
+            name: quantizer.quantize(changed.get(name, weights[name])).digest()
+            for name, quantizer in quantizers.items()
+        },
+        versions=stack_versions(),
+    )
+    with atomic_folder(out) as folder:
+        write_tensors(tensors, folder / "adapters.safetensors")
+        if changed:
+            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
+        write_record(manifest, folder / "checkpoint.json")
+    return Checkpoint(out)
+
+
+def _initialize_with_nncf(
+    network: PreTrainedModel,
+    layers: tuple[LayerFormat, ...],
+    spec: CompressSpec,
+    calibration: Tensor,
+    quantizers: dict[str, FakeQuantizer],
+) -> dict[str, Tensor]:
+    """Take over the ranges that NNCF finds; returns the weights that AWQ changed, (output, input) float32 by name."""
+    if any(layer.transposed for layer in layers):
+        raise UnsupportedModelError(
+            f"{network.config.model_type}: AWQ and Scale Estimation need Linear layers and this model has Conv1D ones; "
+            "set compress.awq = false and compress.scale_estimation = false"
+        )
+    tuned = [layer for layer in layers if layer.mode.startswith("int4") and _grouped_as_asked(layer, spec)]
+    found = _compressed_by_nncf(copy.deepcopy(network).float(), tuned, layers, spec, calibration)
+    changed = {}
+    for layer in layers:
+        weight, ranges = found[layer.name]
+        if not torch.equal(weight, network.get_parameter(layer.name).float()):
+            changed[layer.name] = weight.contiguous()
+        quantizer = quantizers.get(layer.name)
+        if quantizer is None:
+            continue
+        if ranges is None:
+            quantizer.initialize(weight, torch.Generator().manual_seed(0))
+            continue
+        shape = (layer.out_features, layer.groups, 1)
+        with torch.no_grad():
+            if quantizer.symmetric:
+                quantizer.scale.copy_(ranges["scale"].reshape(shape))
+            else:
+                step = ranges["input_range"].reshape(shape) / quantizer.level_high
+                quantizer.set_grid(step, ranges["input_low"].reshape(shape))
+    return changed
+
+
+def _grouped_as_asked(layer: LayerFormat, spec: CompressSpec) -> bool:
+    return layer.group_size == (layer.in_features if spec.group_size == -1 else spec.group_size)
+
+
+def _compressed_by_nncf(
+    network: PreTrainedModel,
+    tuned: list[LayerFormat],
+    layers: tuple[LayerFormat, ...],
+    spec: CompressSpec,
+    calibration: Tensor,
+) -> dict[str, tuple[Tensor, dict[str, Tensor] | None]]:
+    """By layer, the weight after NNCF and, where it quantized the layer to 4 bits, its quantizer's parameters."""
+    import nncf
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+    from nncf.torch.quantization.layers import AsymmetricLoraQuantizer, SymmetricLoraQuantizer
+
+    names = {layer.name for layer in tuned}
+    left_out = [layer for layer in layers if layer.kind == "linear" and layer.name not in names]
+    scope = nncf.IgnoredScope(
+        patterns=[f".*{layer.name.removesuffix('.weight').replace('.', '/')}/.*" for layer in left_out], validate=False
+    )
+    with _translated_nncf(network):
+        compressed = nncf.compress_weights(
+            network,
+            mode=nncf.CompressWeightsMode(spec.mode),
+            ratio=1.0,
+            group_size=spec.group_size,
+            ignored_scope=scope,
+            all_layers=False,
+            dataset=nncf.Dataset([{"input_ids": row.unsqueeze(0)} for row in calibration]),
+            awq=spec.awq,
+            scale_estimation=spec.scale_estimation,
+            subset_size=len(calibration),
+            compression_format=nncf.CompressionFormat.FQ_LORA,
+            advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=1),
+        )
+    ranges: dict[str, dict[str, Tensor]] = {}
+    for hook, module in get_hook_storage(compressed).named_hooks():
+        parameter = _parameter_of_hook(hook)
+        if isinstance(module, AsymmetricLoraQuantizer | SymmetricLoraQuantizer):
+            ranges[parameter] = {name: value.detach() for name, value in module.get_trainable_params().items()}
+        elif type(module).__name__ == "SQMultiply":
+            raise UnsupportedModelError(
+                f"{network.config.model_type}: AWQ would add a multiplication to the graph at {hook}; "
+                "set compress.awq = false"
+            )
+    missing = sorted(names - set(ranges))
+    if missing:
+        raise UnsupportedModelError(f"{missing[0]}: NNCF does not compress this layer; add it to compress.ignored")
+    return {
+        layer.name: (compressed.get_parameter(layer.name).detach(), ranges.get(layer.name)) for layer in layers
+    }
+
+
+def _parameter_of_hook(hook: str) -> str:
+    """"post_hooks.model:layers:0:mlp:gate_proj:weight__0.0" belongs to model.layers.0.mlp.gate_proj.weight."""
+    _, _, operation = hook.partition(".")
+    return operation.rpartition("__")[0].replace(":", ".")
+
+
+@contextmanager
+def _translated_nncf(network: PreTrainedModel) -> Iterator[Any]:
+    import nncf
+
+    try:
+        yield
+    except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(
+            f"{network.config.model_type}: NNCF can't compress it ({first}); "
+            "try compress.awq = false and compress.scale_estimation = false"
+        ) from error

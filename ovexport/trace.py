@@ -1,0 +1,77 @@
+"""Stage trace: the IR of the uncompressed model, traced once. The product and its twin are this graph, repacked."""
+
+import logging
+from pathlib import Path
+
+import openvino as ov
+import torch
+from openvino_tokenizers import convert_tokenizer
+from optimum.exporters.openvino.convert import export_from_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ovexport.artifacts import IR, atomic_folder
+from ovexport.errors import UnsupportedModelError
+from ovexport.model import load_model, load_tokenizer
+from ovexport.recipe import ConvertSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+TASK = "text-generation-with-past"
+
+
+def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
+    """Export the model with its weights as they are, with tokenizer, detokenizer and configurations.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: the model can't be loaded or exported.
+    """
+    network = load_model(model)
+    tokenizer = load_tokenizer(model, network.config.get_text_config().vocab_size)
+    with atomic_folder(out) as folder:
+        _export(network, model.id, folder / "traced")
+        for file in (folder / "traced").iterdir():
+            if not file.name.startswith("openvino_model."):
+                file.rename(folder / file.name)
+        graph = ov.Core().read_model(folder / "traced" / "openvino_model.xml")
+        set_runtime_options(graph, convert)
+        ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
+        del graph
+        for file in (folder / "traced").iterdir():
+            file.unlink()
+        (folder / "traced").rmdir()
+        _write_tokenizer(tokenizer, folder)
+    return IR(out)
+
+
+def set_runtime_options(graph: ov.Model, convert: ConvertSpec) -> None:
+    """Pin what the runtime reads from the IR, and drop what the exporter put there on its own account."""
+    if graph.has_rt_info("runtime_options"):
+        graph.set_rt_info({}, "runtime_options")
+    graph.set_rt_info(convert.kv_cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
+
+
+def _export(network: PreTrainedModel, name: str, folder: Path) -> None:
+    half = network.dtype in (torch.bfloat16, torch.float16)
+    try:
+        export_from_model(
+            network, folder, task=TASK, device="cpu", patch_16bit_model=half, stateful=True
+        )
+    except Exception as error:  # the exporter and what it traces raise anything at all
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(
+            f"{name}: optimum-intel can't export {network.config.model_type} ({first}); "
+            "see its list of supported architectures"
+        ) from error
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    try:
+        encode, decode = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:  # openvino_tokenizers raises anything at all on a tokenizer it does not know
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(
+            f"{type(tokenizer).__name__}: openvino_tokenizers can't convert it ({first})"
+        ) from error
+    ov.save_model(encode, folder / "openvino_tokenizer.xml")
+    ov.save_model(decode, folder / "openvino_detokenizer.xml")

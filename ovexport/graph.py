@@ -1,0 +1,205 @@
+"""Reading the graph of an IR: which weights it has, how each is stored, who uses it. Needs openvino and NumPy only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from ovexport.artifacts import IR
+from ovexport.errors import ArtifactError
+
+FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
+PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
+_LOOK_THROUGH = {"Convert", "Reshape", "Transpose"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A weight matrix of the graph and its decompression subgraph.
+
+    Attributes:
+        name: friendly name of the constant that holds the codes (or the floats).
+        element_type: of that constant, as OpenVINO writes it: "u4", "i4", "u8", "bf16", …
+        shape: of that constant: (output, groups, group) or (output, input) when packed.
+        codes, scale, zero_point: the constants; scale and zero_point None where there is none.
+        consumers: operation types that use the matrix: "MatMul", "Gather".
+        consumer_names: their friendly names.
+    """
+
+    name: str
+    element_type: str
+    shape: tuple[int, ...]
+    codes: Any
+    scale: Any
+    zero_point: Any
+    consumers: tuple[str, ...]
+    consumer_names: tuple[str, ...]
+
+    @property
+    def kind(self) -> Literal["linear", "embedding"]:
+        """A matrix that some MatMul uses is a Linear, shared with an embedding or not."""
+        return "linear" if "MatMul" in self.consumers else "embedding"
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is stored as codes with a scale."""
+        return self.element_type in PACKED_TYPES and self.scale is not None
+
+    @property
+    def elements(self) -> int:
+        """Entries of the matrix."""
+        return int(np.prod(self.shape))
+
+    @property
+    def group_size(self) -> int:
+        """Entries that share a scale."""
+        return self.elements // int(np.prod(self.scale.get_output_shape(0))) if self.scale is not None else 0
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes of codes, scales and zero points in the .bin."""
+        nodes = (self.codes, self.scale, self.zero_point)
+        return sum(constant_bytes(node) for node in nodes if node is not None)
+
+
+def read_graph(ir: IR, core: ov.Core | None = None) -> ov.Model:
+    """Read an IR's graph, its weights memory-mapped.
+
+    Raises:
+        ArtifactError: it is missing, truncated or no IR.
+    """
+    return read_xml(ir.require().xml, core)
+
+
+def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
+    """Read a graph by the path of its .xml.
+
+    Raises:
+        ArtifactError: as read_graph.
+    """
+    try:
+        return (core or ov.Core()).read_model(path)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ArtifactError(f"{path}: not a readable OpenVINO IR ({lines[-1]}); make it again") from error
+
+
+def weights(graph: ov.Model) -> tuple[Weight, ...]:
+    """Every weight matrix that a MatMul or a Gather reads, in the order of execution, each once."""
+    found: dict[str, Weight] = {}
+    for operation in graph.get_ordered_ops():
+        for source in _weight_inputs(operation):
+            weight = decompression(source)
+            if weight is None:
+                continue
+            known = found.get(weight.name)
+            found[weight.name] = Weight(
+                name=weight.name,
+                element_type=weight.element_type,
+                shape=weight.shape,
+                codes=weight.codes,
+                scale=weight.scale,
+                zero_point=weight.zero_point,
+                consumers=(*(known.consumers if known else ()), operation.get_type_name()),
+                consumer_names=(*(known.consumer_names if known else ()), operation.get_friendly_name()),
+            )
+    return tuple(found.values())
+
+
+def decompression(source: ov.Output) -> Weight | None:
+    """Match `Constant → Convert [→ Subtract] → Multiply [→ Reshape → Convert]`, or a plain float constant.
+
+    Returns:
+        The weight without consumers; None when the source does not come from a constant in this way.
+    """
+    node = _through(source.get_node())
+    scale = zero_point = None
+    if node.get_type_name() == "Multiply":
+        scale = _constant(node.input_value(1))
+        node = _through(node.input_value(0).get_node())
+        if node.get_type_name() == "Subtract":
+            zero_point = _constant(node.input_value(1))
+            node = _through(node.input_value(0).get_node())
+        if scale is None:
+            return None
+    if node.get_type_name() != "Constant":
+        return None
+    return Weight(
+        name=node.get_friendly_name(),
+        element_type=type_name(node),
+        shape=tuple(node.get_output_shape(0)),
+        codes=node,
+        scale=scale,
+        zero_point=zero_point,
+        consumers=(),
+        consumer_names=(),
+    )
+
+
+def constants(graph: ov.Model) -> Iterator[Any]:
+    """The Constant operations of a graph."""
+    return (node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant")
+
+
+def type_name(node: Any) -> str:
+    """Element type of an operation's first output: "f32", "u4", …"""
+    return str(node.get_output_element_type(0).to_string())
+
+
+def constant_bytes(node: Any) -> int:
+    """Bytes a constant takes in the .bin."""
+    bits = int(node.get_output_element_type(0).bitwidth)
+    return -(-int(np.prod(node.get_output_shape(0))) * bits // 8)
+
+
+def raw(node: Any) -> NDArray[np.uint8]:
+    """A constant's bytes, one dimension."""
+    data: NDArray[Any] = node.data
+    return np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+
+
+def unpacked(node: Any) -> NDArray[Any]:
+    """A constant's values in its shape; 4-bit codes one to a byte, uint8 for u4 and int8 for i4."""
+    shape = tuple(node.get_output_shape(0))
+    kind = type_name(node)
+    if kind in ("u4", "i4"):
+        packed = raw(node)
+        codes = np.empty(2 * len(packed), dtype=np.uint8)
+        codes[0::2] = packed & 0x0F
+        codes[1::2] = packed >> 4
+        codes = codes[: int(np.prod(shape))].reshape(shape)
+        return codes if kind == "u4" else ((codes ^ 8).astype(np.int8) - 8)
+    if kind == "bf16":
+        return (raw(node).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    values: NDArray[Any] = node.data
+    return values.reshape(shape)
+
+
+def _weight_inputs(operation: Any) -> list[ov.Output]:
+    kind = operation.get_type_name()
+    if kind == "Gather":
+        source = operation.input_value(0)
+        shape = source.get_partial_shape()
+        floating = source.get_element_type().to_string() in FLOAT_TYPES
+        return [source] if floating and shape.is_static and len(shape) == 2 else []
+    if kind == "MatMul":
+        sources = [operation.input_value(port) for port in (0, 1)]
+        return [
+            source for source in sources if source.get_partial_shape().is_static and len(source.get_partial_shape()) == 2
+        ]
+    return []
+
+
+def _through(node: Any) -> Any:
+    while node.get_type_name() in _LOOK_THROUGH:
+        node = node.input_value(0).get_node()
+    return node
+
+
+def _constant(source: ov.Output) -> Any:
+    node = _through(source.get_node())
+    return node if node.get_type_name() == "Constant" else None

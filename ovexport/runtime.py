@@ -1,0 +1,87 @@
+"""The OpenVINO runtime: pinned settings, and what a compiled model says of itself. Needs openvino only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import openvino as ov
+
+from ovexport.errors import RecipeError
+
+ACCURATE: Mapping[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
+"""Settings under which nothing but the weights is approximate."""
+
+_READ_BACK = (
+    "INFERENCE_PRECISION_HINT",
+    "KV_CACHE_PRECISION",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "EXECUTION_MODE_HINT",
+    "PERFORMANCE_HINT",
+    "NUM_STREAMS",
+    "INFERENCE_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutedNode:
+    """A node of the graph that is executed, copied to plain values.
+
+    Attributes:
+        kind: the layer type, such as "FullyConnected".
+        originals: friendly names of the IR's operations that it carries out.
+        constant_inputs: element type and shape of each input that is a constant.
+    """
+
+    kind: str
+    originals: tuple[str, ...]
+    constant_inputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def check_device(device: str, core: ov.Core | None = None) -> None:
+    """Refuse a device that OpenVINO does not list here.
+
+    Raises:
+        RecipeError: with the devices there are.
+    """
+    devices = (core or ov.Core()).available_devices
+    if device.split(".")[0] not in {name.split(".")[0] for name in devices}:
+        raise RecipeError(f"device={device}: not here; OpenVINO lists {', '.join(devices)}")
+
+
+def properties(compiled: ov.CompiledModel) -> dict[str, str]:
+    """The settings in force, read back from the compiled model."""
+    supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    return {name: _plain(compiled.get_property(name)) for name in _READ_BACK if name in supported}
+
+
+def executed_nodes(compiled: ov.CompiledModel) -> list[ExecutedNode]:
+    """The graph that is executed."""
+    runtime = compiled.get_runtime_model()
+    nodes = []
+    for operation in runtime.get_ordered_ops():
+        info = operation.get_rt_info()
+        originals = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
+        kind = str(info["layerType"].astype(str)) if "layerType" in info else operation.get_type_name()
+        constants = []
+        for port in range(operation.get_input_size()):
+            source = operation.input_value(port)
+            shape = source.get_partial_shape()
+            if _is_constant(source.get_node()) and shape.is_static:
+                constants.append((str(source.get_element_type().to_string()), tuple(shape.to_shape())))
+        nodes.append(
+            ExecutedNode(kind=kind, originals=tuple(originals.split(",")), constant_inputs=tuple(constants))
+        )
+    return nodes
+
+
+def _is_constant(node: Any) -> bool:
+    info = node.get_rt_info()
+    return "layerType" in info and str(info["layerType"].astype(str)) == "Const"
+
+
+def _plain(value: Any) -> str:
+    return value.to_string() if isinstance(value, ov.Type) else str(value).rpartition(".")[2] or str(value)

@@ -1,0 +1,36 @@
+"""`ovexport convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging
+
+
+@reports_errors
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A tuned checkpoint: a folder with checkpoint.json.")],
+    model: Annotated[str, typer.Option(help="The base model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder of the INT4 IR.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A tuned checkpoint to an INT4 IR, its adapters absorbed.
+
+    Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
+    """
+    from ovexport import pipeline
+    from ovexport.artifacts import Checkpoint
+    from ovexport.recipe import ConvertSpec, ModelSpec
+
+    set_up_logging(quiet=quiet or as_json)
+    spec = ModelSpec(id=model, revision=revision)
+    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
+    elif not quiet:
+        typer.echo(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")

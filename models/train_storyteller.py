@@ -79,7 +79,7 @@ def build_model() -> LlamaForCausalLM:
 
 def as_chat(story: str) -> str:
     """The story with its first sentence said by the user and the rest by the assistant."""
-    first, rest = (re.split(r"(?<=[.!?])\s+", story, maxsplit=1) + [""])[:2]
+    first, rest = [*re.split(r"(?<=[.!?])\s+", story, maxsplit=1), ""][:2]
     return f"{USER}{first}{ASSISTANT}{rest}"
 
 

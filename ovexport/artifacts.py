@@ -95,7 +95,7 @@ class CheckpointManifest(Record):
         validation_kl_nats: of the kept step, None when there was no tuning.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     model_id: str
     revision: str | None
     layers: tuple[LayerFormat, ...]
@@ -115,7 +115,7 @@ class CheckpointManifest(Record):
 class PackedManifest(Record):
     """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()

@@ -166,13 +166,11 @@ def _compressed_by_nncf(
     missing = sorted(names - set(ranges))
     if missing:
         raise UnsupportedModelError(f"{missing[0]}: NNCF does not compress this layer; add it to compress.ignored")
-    return {
-        layer.name: (compressed.get_parameter(layer.name).detach(), ranges.get(layer.name)) for layer in layers
-    }
+    return {layer.name: (compressed.get_parameter(layer.name).detach(), ranges.get(layer.name)) for layer in layers}
 
 
 def _parameter_of_hook(hook: str) -> str:
-    """"post_hooks.model:layers:0:mlp:gate_proj:weight__0.0" belongs to model.layers.0.mlp.gate_proj.weight."""
+    """ "post_hooks.model:layers:0:mlp:gate_proj:weight__0.0" belongs to model.layers.0.mlp.gate_proj.weight."""
     _, _, operation = hook.partition(".")
     return operation.rpartition("__")[0].replace(":", ".")
 

@@ -13,13 +13,12 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import IR, LayerFormat, PackedWeights, atomic_folder, bytes_digest
+from ovexport.artifacts import IR, LayerFormat, PackedWeights, atomic_folder
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import constants, raw, read_graph, type_name
+from ovexport.graph import Matrix, matrices_by_digest, read_graph, type_name
 from ovexport.tensorfile import TensorFile
 
 _OPENVINO_TYPES = {"int4_asym": ov.Type.u4, "int4_sym": ov.Type.i4, "int8_asym": ov.Type.u8}
-_FLOATS = {"f32": np.float32, "f16": np.float16}
 
 
 def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
@@ -35,16 +34,15 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     manifest = packed.manifest
     tensors = packed.tensors
     graph = read_graph(base)
-    found = _constants_by_digest(graph, manifest.layers)
+    found = matrices_by_digest(graph, manifest.layers)
     for layer in manifest.layers:
         if layer.mode == "float" and layer.name not in manifest.changed:
             continue
-        nodes = found.get(manifest.weight_digests[layer.name], [])
-        node = _one_of(nodes, layer)
+        matrix = _one_of(found.get(manifest.weight_digests[layer.name], []), layer)
         if layer.mode == "float":
-            _replace_floats(node, tensors.require(layer.name))
+            _replace_floats(matrix, tensors.require(layer.name))
         else:
-            _replace(node, layer, tensors)
+            _replace(matrix, layer, tensors)
     graph.validate_nodes_and_infer_types()
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
@@ -54,56 +52,29 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     return IR(out)
 
 
-def _constants_by_digest(graph: ov.Model, layers: tuple[LayerFormat, ...]) -> dict[str, list[Any]]:
-    """The graph's constants by the digest of their matrix as (output, input)."""
-    straight = {(layer.out_features, layer.in_features) for layer in layers}
-    flipped = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
-    found: dict[str, list[Any]] = {}
-    for node in constants(graph):
-        shape = tuple(node.get_output_shape(0))
-        if shape in straight:
-            found.setdefault(bytes_digest(raw(node)), []).append(node)
-        if shape in flipped:
-            found.setdefault(bytes_digest(_flipped_bytes(node)), []).append(node)
-    return found
-
-
-def _flipped_bytes(node: Any) -> NDArray[np.uint8]:
-    rows, columns = node.get_output_shape(0)
-    width = int(node.get_output_element_type(0).size)
-    return np.ascontiguousarray(raw(node).reshape(rows, columns, width).transpose(1, 0, 2)).reshape(-1)
-
-
-def _one_of(nodes: list[Any], layer: LayerFormat) -> Any:
+def _one_of(matrices: list[Matrix], layer: LayerFormat) -> Matrix:
     """The constant of a layer; where several hold the same values, the one that has the layer's name."""
     module = layer.name.removesuffix(".weight")
-    if len(nodes) > 1:
-        nodes = [node for node in nodes if module in node.get_friendly_name().split("self.")[-1]]
-    if len(nodes) != 1:
+    if len(matrices) > 1:
+        matrices = [matrix for matrix in matrices if f"{module}." in matrix.node.get_friendly_name()]
+    if len(matrices) > 1:  # a square matrix that equals its transpose
+        matrices = [matrix for matrix in matrices if matrix.turned == layer.transposed]
+    if len(matrices) != 1:
         raise UnsupportedModelError(
-            f"{layer.name}: {len(nodes)} constants of the traced graph hold this layer's weights, where one should; "
+            f"{layer.name}: {len(matrices)} constants of the traced graph hold this layer's weights, where one should; "
             "add the layer to compress.ignored"
         )
-    return nodes[0]
+    return matrices[0]
 
 
-def _replace(node: Any, layer: LayerFormat, tensors: TensorFile) -> None:
-    output = _converted(node)
-    matrix = _decompression(layer, tensors, output.get_element_type())
-    stored_as_input_output = tuple(node.get_output_shape(0)) != (layer.out_features, layer.in_features) or (
-        layer.transposed and _flips(output)
-    )
+def _replace(matrix: Matrix, layer: LayerFormat, tensors: TensorFile) -> None:
+    output = _converted(matrix.node)
+    packed = _decompression(layer, tensors, output.get_element_type())
     for target in output.get_target_inputs():
-        if not stored_as_input_output:
-            target.replace_source_output(matrix)
-            continue
-        _flip_matmul(target, matrix, layer)
-
-
-def _flips(output: ov.Output) -> bool:
-    """Whether a square matrix is read as (input, output), that is, by a MatMul that does not transpose it."""
-    users = [target.get_node() for target in output.get_target_inputs()]
-    return all(user.get_type_name() == "MatMul" and not user.get_attributes()["transpose_b"] for user in users)
+        if matrix.turned:
+            _flip_matmul(target, packed, layer)
+        else:
+            target.replace_source_output(packed)
 
 
 def _flip_matmul(target: Any, matrix: ov.Output, layer: LayerFormat) -> None:
@@ -114,9 +85,7 @@ def _flip_matmul(target: Any, matrix: ov.Output, layer: LayerFormat) -> None:
             f"{layer.name}: read as (input, output) by a {user.get_type_name()}; add it to compress.ignored"
         )
     attributes = user.get_attributes()
-    flipped = opset.matmul(
-        user.input_value(0), matrix, attributes["transpose_a"], not attributes["transpose_b"]
-    )
+    flipped = opset.matmul(user.input_value(0), matrix, attributes["transpose_a"], not attributes["transpose_b"])
     flipped.set_friendly_name(user.get_friendly_name())
     for reader in user.output(0).get_target_inputs():
         reader.replace_source_output(flipped.output(0))
@@ -132,7 +101,7 @@ def _converted(node: Any) -> ov.Output:
 
 
 def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type) -> ov.Output:
-    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert, as NNCF's DQ format has it."""
+    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format."""
     kind = _OPENVINO_TYPES[layer.mode]
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
@@ -158,15 +127,16 @@ def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name:
     return node
 
 
-def _replace_floats(node: Any, values: NDArray[np.float32]) -> None:
-    kind = type_name(node)
-    if kind == "bf16":
-        bits = values.view(np.uint32)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        tensor = ov.Tensor(rounded.reshape(-1), ov.Shape(values.shape), ov.Type.bf16)
-        new = ov.op.Constant(tensor, shared_memory=False)
+def _replace_floats(matrix: Matrix, values: NDArray[np.float32]) -> None:
+    """Replace a float constant by other floats of its type."""
+    node = matrix.node
+    stored = np.ascontiguousarray(values.T) if matrix.turned else np.ascontiguousarray(values)
+    if type_name(node) == "bf16":
+        bits = stored.view(np.uint32)
+        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        replaced = ov.op.Constant(ov.Tensor(stored.reshape(-1), ov.Shape(stored.shape), ov.Type.bf16), False)
     else:
-        new = opset.constant(values.astype(_FLOATS[kind]))
-    new.set_friendly_name(node.get_friendly_name())
+        replaced = opset.constant(stored.astype({"f32": np.float32, "f16": np.float16}[type_name(node)]))
+    replaced.set_friendly_name(node.get_friendly_name())
     for target in node.output(0).get_target_inputs():
-        target.replace_source_output(new.output(0))
+        target.replace_source_output(replaced.output(0))

@@ -1,6 +1,6 @@
 """Reading the graph of an IR: which weights it has, how each is stored, who uses it. Needs openvino and NumPy only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR
+from ovexport.artifacts import IR, LayerFormat, bytes_digest
 from ovexport.errors import ArtifactError
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
@@ -156,6 +156,56 @@ def constant_bytes(node: Any) -> int:
     return -(-int(np.prod(node.get_output_shape(0))) * bits // 8)
 
 
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A constant that holds a known matrix; `turned` when it is stored as (input, output)."""
+
+    node: Any
+    turned: bool
+
+    def floats(self) -> NDArray[np.float32]:
+        """The values, (output, input) float32."""
+        values = unpacked(self.node).astype(np.float32)
+        return np.ascontiguousarray(values.T) if self.turned else values
+
+
+def matrices_by_digest(graph: ov.Model, layers: Iterable[LayerFormat]) -> dict[str, list[Matrix]]:
+    """The graph's float constants with a layer's shape, by SHA-256 of their bytes row by row as (output, input).
+
+    A constant that the exporter widened to float32 is found under the digest of the 16-bit values it came from too.
+    """
+    layers = tuple(layers)
+    straight = {(layer.out_features, layer.in_features) for layer in layers}
+    turned = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
+    found: dict[str, list[Matrix]] = {}
+    for node in constants(graph):
+        shape = tuple(node.get_output_shape(0))
+        if type_name(node) not in FLOAT_TYPES or shape not in straight | turned:
+            continue
+        stored = raw(node).reshape(*shape, -1)
+        for values in (stored, *_narrowed(node, stored)):
+            if shape in straight:
+                found.setdefault(bytes_digest(values), []).append(Matrix(node, turned=False))
+            if shape in turned:
+                flipped = np.ascontiguousarray(values.transpose(1, 0, 2))
+                found.setdefault(bytes_digest(flipped), []).append(Matrix(node, turned=True))
+    return found
+
+
+def _narrowed(node: Any, stored: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a float32 constant in each 16-bit type that holds its values exactly, (rows, columns, 2)."""
+    if type_name(node) != "f32":
+        return
+    bits = stored.view(np.uint32)[..., 0]
+    if not (bits & 0xFFFF).any():
+        yield (bits >> 16).astype(np.uint16)[..., None].view(np.uint8)
+    floats = bits.view(np.float32)
+    with np.errstate(over="ignore"):
+        halves = floats.astype(np.float16)
+    if np.array_equal(halves.astype(np.float32), floats):
+        yield halves[..., None].view(np.uint8)
+
+
 def raw(node: Any) -> NDArray[np.uint8]:
     """A constant's bytes, one dimension."""
     data: NDArray[Any] = node.data
@@ -188,9 +238,8 @@ def _weight_inputs(operation: Any) -> list[ov.Output]:
         return [source] if floating and shape.is_static and len(shape) == 2 else []
     if kind == "MatMul":
         sources = [operation.input_value(port) for port in (0, 1)]
-        return [
-            source for source in sources if source.get_partial_shape().is_static and len(source.get_partial_shape()) == 2
-        ]
+        shapes = [source.get_partial_shape() for source in sources]
+        return [source for source, shape in zip(sources, shapes, strict=True) if shape.is_static and len(shape) == 2]
     return []
 
 

@@ -57,6 +57,11 @@ def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
         return _with_rank(matrix, spec, matrix.in_features, note=None)
     if matrix.in_features % spec.group_size == 0:
         return _with_rank(matrix, spec, spec.group_size, note=None)
+    return _fallback(matrix, spec)
+
+
+def _fallback(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
+    """The fate of a matrix that the group size does not divide."""
     reason = f"group size {spec.group_size} does not divide {matrix.in_features}"
     match spec.fallback:
         case "int8":
@@ -65,8 +70,7 @@ def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
             return _with_rank(matrix, spec, matrix.in_features, note=f"{reason}: one scale per channel")
         case "smaller_group" if smaller := divisors(matrix.in_features, below=spec.group_size):
             return _with_rank(matrix, spec, smaller[-1], note=f"{reason}: group size {smaller[-1]}")
-        case _:
-            return None
+    return None
 
 
 def divisors(in_features: int, *, below: int) -> list[int]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 from ovexport.artifacts import bytes_digest
 from ovexport.errors import ArtifactError, UnsupportedModelError
@@ -34,11 +35,11 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
     check_reachable(spec)
-    with _translated(spec):
+    with _translated(spec), _no_bars():
         model, info = AutoModelForCausalLM.from_pretrained(
             spec.id,
             revision=spec.revision,
-            dtype=dtype or DTYPES.get(spec.dtype, "auto"),
+            dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]),
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
@@ -60,13 +61,22 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """
     check_reachable(spec)
     with _translated(spec):
-        config = AutoConfig.from_pretrained(
-            spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
             model.tie_weights()
     return model  # type: ignore[no-any-return]
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The model's transformers configuration.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: as load_model.
+    """
+    check_reachable(spec)
+    with _translated(spec):
+        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
 
 
 def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -149,13 +159,25 @@ def weight_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
 
 def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
     """A parameter's matrix as (output, input): a view, so writing to it writes to the model."""
-    weight = model.get_parameter(name).data
+    weight: Tensor = model.get_parameter(name).data
     return weight.T if transposed else weight
 
 
 def weight_digest(weight: Tensor) -> str:
     """SHA-256 of a matrix's bytes in its own dtype, row by row."""
     return bytes_digest(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a bar of its own while it loads; progress is ours to show."""
+    drawn = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -188,14 +210,3 @@ def _translated_os_error(name: str, spec: ModelSpec, error: OSError) -> Artifact
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-
-
-def load_config(spec: ModelSpec) -> Any:
-    """The model's transformers configuration.
-
-    Raises:
-        ArtifactError, UnsupportedModelError: as load_model.
-    """
-    check_reachable(spec)
-    with _translated(spec):
-        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)

@@ -109,18 +109,14 @@ def run(
     with translated_disk_errors(out):
         folder.path.mkdir(parents=True, exist_ok=True)
     write_text(recipes.dump(recipe), folder.recipe)
-    digests: dict[str, str] = {}
+    results: dict[str, str] = {}
     for stage in STAGES[: names.index(until) + 1 if until else None]:
-        digests[stage.name] = digest = stage_digest(stage, recipe, digests)
-        done = is_done(stage, folder, digest)
-        announce(stage.name, done)
-        if done:
-            continue
-        logger.info("stage %s", stage.name)
-        started = time.monotonic()
-        folder.stage_record(stage.name).unlink(missing_ok=True)
-        stage.run(Context(recipe, folder, digest, listener))
-        _record(stage, folder, digest, time.monotonic() - started)
+        digest = stage_digest(stage, recipe, results)
+        record = finished(stage, folder, digest)
+        announce(stage.name, record is not None)
+        if record is None:
+            record = _carry_out(stage, Context(recipe, folder, digest, listener))
+        results[stage.name] = json_digest([record.digest, record.files])
     return folder
 
 
@@ -174,40 +170,55 @@ def evaluate_candidate(
     return report
 
 
-def stage_digest(stage: Stage, recipe: Recipe, upstream: Mapping[str, str]) -> str:
-    """SHA-256 over all that a stage depends on."""
+def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> str:
+    """SHA-256 over all that a stage depends on.
+
+    Args:
+        results: by upstream stage, a digest of what it was made from and of what it wrote.
+    """
     return json_digest(
         {
             "stage": stage.name,
             "format": FORMAT_VERSION,
             "sections": {path: _section(recipe, path) for path in stage.sections},
-            "upstream": [upstream[name] for name in stage.upstream],
+            "upstream": [results[name] for name in stage.upstream],
             "model": _folder_digests(recipe.model.id) if stage.reads_model else None,
             "text": _text_digests(recipe) if stage.reads_text else None,
         }
     )
 
 
-def is_done(stage: Stage, folder: RunFolder, digest: str) -> bool:
-    """Whether the stage's record is of these inputs and its files are untouched."""
+def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None:
+    """The stage's record, when it is of these inputs and its files are untouched."""
     path = folder.stage_record(stage.name)
     if not path.is_file():
-        return False
+        return None
     try:
         record = read_record(path, StageRecord)
     except ArtifactError:
-        return False
-    return record.digest == digest and not check_files(record.files, folder.path)
+        return None
+    return record if record.digest == digest and not check_files(record.files, folder.path) else None
 
 
-def _record(stage: Stage, folder: RunFolder, digest: str, seconds: float) -> None:
-    files = {
-        file.relative_to(folder.path).as_posix(): file_digest(file)
-        for output in stage.outputs
-        for file in files_in(folder.path / output)
-    }
-    record = StageRecord(stage=stage.name, digest=digest, files=files, seconds=seconds, versions=stack_versions())
+def _carry_out(stage: Stage, context: Context) -> StageRecord:
+    logger.info("stage %s", stage.name)
+    folder = context.folder
+    folder.stage_record(stage.name).unlink(missing_ok=True)
+    started = time.monotonic()
+    stage.run(context)
+    record = StageRecord(
+        stage=stage.name,
+        digest=context.identity,
+        files={
+            file.relative_to(folder.path).as_posix(): file_digest(file)
+            for output in stage.outputs
+            for file in files_in(folder.path / output)
+        },
+        seconds=time.monotonic() - started,
+        versions=stack_versions(),
+    )
     write_record(record, folder.stage_record(stage.name))
+    return record
 
 
 def _claim(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -228,9 +239,7 @@ def _claim(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
         raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
     former = recipes.load(folder.recipe).model
     if former != recipe.model:
-        raise ArtifactError(
-            f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite"
-        )
+        raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
 
 
 def _ours() -> Iterable[str]:
@@ -392,9 +401,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(name="tune", run=_tune, sections=("tune",), upstream=("prepare", "compress"), outputs=("checkpoint",)),
     Stage(name="strip", run=_strip, upstream=("compress", "tune"), outputs=("packed/plain", "packed/int4")),
     Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
-    Stage(
-        name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)
-    ),
+    Stage(name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)),
     Stage(
         name="evaluate",
         run=_evaluate,

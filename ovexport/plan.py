@@ -1,4 +1,4 @@
-"""What a recipe will do, worked out without doing it: the fate of each layer, sizes, memory, time, and every problem."""
+"""What a recipe will do, worked out without doing it: each layer's fate, sizes, memory, time, and every problem."""
 
 import math
 import os

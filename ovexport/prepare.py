@@ -49,9 +49,7 @@ def prepare_test(model: ModelSpec, data: DataSpec, out: Path) -> PreparedData:
     return _write(model, data, {"test": read_documents(data.test or data.train)}, 0, out)
 
 
-def _write(
-    model: ModelSpec, data: DataSpec, splits: Mapping[str, Documents], dropped: int, out: Path
-) -> PreparedData:
+def _write(model: ModelSpec, data: DataSpec, splits: Mapping[str, Documents], dropped: int, out: Path) -> PreparedData:
     tokenizer = load_tokenizer(model, load_config(model).get_text_config().vocab_size)
     sequences = {name: pack(documents, tokenizer, data, name) for name, documents in splits.items()}
     text = tokenizer.decode(sequences["test"].reshape(-1), skip_special_tokens=True)
@@ -160,6 +158,8 @@ def _load(source: SourceSpec) -> datasets.Dataset:
     path = Path(str(source.path))
     if not path.is_file():
         raise DataError(f"{path}: no such file; paths are looked for beside the recipe, then in the working directory")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: holds no text; give a file with some")
     builder = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(path.suffix.lower(), "text")
     return datasets.load_dataset(builder, data_files=str(path), split="train")
 

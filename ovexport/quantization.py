@@ -60,17 +60,23 @@ class FakeQuantizer(nn.Module):
     adapter and are not tuned.
     """
 
-    def __init__(self, layer: LayerFormat, *, device: torch.device | str = "cpu") -> None:
+    scale: nn.Parameter
+    input_low: nn.Parameter
+    input_range: nn.Parameter
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(self, layer: LayerFormat) -> None:
         super().__init__()
         self.layer = layer
         self.level_low, self.level_high = LEVELS[layer.mode]
         grid = (layer.out_features, layer.groups, 1)
         tuned = layer.rank > 0
         for name in self.range_names:
-            setattr(self, name, nn.Parameter(torch.zeros(grid, device=device), requires_grad=tuned))
+            setattr(self, name, nn.Parameter(torch.zeros(grid), requires_grad=tuned))
         if tuned:
-            self.lora_A = nn.Parameter(torch.zeros(layer.rank, layer.in_features, device=device))
-            self.lora_B = nn.Parameter(torch.zeros(layer.out_features, layer.rank, device=device))
+            self.lora_A = nn.Parameter(torch.zeros(layer.rank, layer.in_features))
+            self.lora_B = nn.Parameter(torch.zeros(layer.out_features, layer.rank))
 
     @property
     def symmetric(self) -> bool:
@@ -128,7 +134,7 @@ class FakeQuantizer(nn.Module):
         parameters = [getattr(self, name) for name in self.range_names]
         if self.layer.rank:
             parameters += [self.lora_A, self.lora_B]
-        result: Tensor = _FakeQuantize.apply(self, weight, *parameters)
+        result: Tensor = _FakeQuantize.apply(self, weight, *parameters)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ class ModelEvaluation(Divergence, Similarity):
     perplexity: float
     word_perplexity: float | None
     kl_histogram: tuple[int, ...] | None = None
-    tasks: dict[str, dict[str, float]] = {}
+    tasks: dict[str, dict[str, float]] = Field(default_factory=dict)
     reason: str | None = None
 
 

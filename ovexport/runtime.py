@@ -48,7 +48,7 @@ def check_device(device: str, core: ov.Core | None = None) -> None:
         RecipeError: with the devices there are.
     """
     devices = (core or ov.Core()).available_devices
-    if device.split(".")[0] not in {name.split(".")[0] for name in devices}:
+    if device.split(".", maxsplit=1)[0] not in {name.split(".")[0] for name in devices}:
         raise RecipeError(f"device={device}: not here; OpenVINO lists {', '.join(devices)}")
 
 
@@ -72,9 +72,7 @@ def executed_nodes(compiled: ov.CompiledModel) -> list[ExecutedNode]:
             shape = source.get_partial_shape()
             if _is_constant(source.get_node()) and shape.is_static:
                 constants.append((str(source.get_element_type().to_string()), tuple(shape.to_shape())))
-        nodes.append(
-            ExecutedNode(kind=kind, originals=tuple(originals.split(",")), constant_inputs=tuple(constants))
-        )
+        nodes.append(ExecutedNode(kind=kind, originals=tuple(originals.split(",")), constant_inputs=tuple(constants)))
     return nodes
 
 

@@ -51,9 +51,7 @@ def strip(checkpoint: Checkpoint, model: ModelSpec, out: Path) -> PackedWeights:
                 "the checkpoint was changed, tune again"
             )
         tensors |= {f"{layer.name}.{part}": value for part, value in packed_tensors(codes, layer.mode).items()}
-    packed = PackedManifest(
-        layers=manifest.layers, weight_digests=manifest.weight_digests, changed=manifest.changed
-    )
+    packed = PackedManifest(layers=manifest.layers, weight_digests=manifest.weight_digests, changed=manifest.changed)
     with atomic_folder(out) as folder:
         write_tensors(tensors, folder / "packed.safetensors")
         write_record(packed, folder / "packed.json")
@@ -70,14 +68,16 @@ def packed_tensors(codes: Codes, mode: Mode) -> dict[str, NDArray[np.generic]]:
 
 
 def _nibbles(values: Tensor) -> NDArray[np.uint8]:
-    flat = values.contiguous().view(torch.uint8).reshape(-1).numpy() & 0x0F
+    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy() & np.uint8(0x0F)
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
-    return flat[0::2] | flat[1::2] << 4
+    packed: NDArray[np.uint8] = flat[0::2] | flat[1::2] << np.uint8(4)
+    return packed
 
 
 def _bytes(values: Tensor) -> NDArray[np.uint8]:
-    return values.contiguous().reshape(-1).numpy()
+    flat: NDArray[np.uint8] = values.contiguous().reshape(-1).numpy()
+    return flat
 
 
 def _weight(
@@ -87,7 +87,7 @@ def _weight(
     base = matrix(network, layer.name, transposed=layer.transposed)
     if weight_digest(base) != manifest.weight_digests[layer.name]:
         raise ArtifactError(
-            f"{layer.name}: the weights are not those the checkpoint was tuned on; give the base model {manifest.model_id}"
+            f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
     if changed is None or layer.name not in changed:
         return base

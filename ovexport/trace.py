@@ -1,11 +1,15 @@
 """Stage trace: the IR of the uncompressed model, traced once. The product and its twin are this graph, repacked."""
 
-import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openvino as ov
 import torch
+import transformers
 from openvino_tokenizers import convert_tokenizer
+from optimum.exporters.openvino import model_configs
 from optimum.exporters.openvino.convert import export_from_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,9 +18,10 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.model import load_model, load_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
 
-logger = logging.getLogger(__name__)
-
 TASK = "text-generation-with-past"
+_LIFTED_CAPS = {"gemma2": model_configs.Gemma2OpenVINOConfig}
+"""Architectures that optimum-intel 2.1 refuses beyond transformers 5.0 and exports rightly from 5.5 all the same: the
+logits of its IR are torch's, soft capping and sliding window included (tests/test_architectures.py)."""
 
 
 def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
@@ -53,15 +58,29 @@ def set_runtime_options(graph: ov.Model, convert: ConvertSpec) -> None:
 def _export(network: PreTrainedModel, name: str, folder: Path) -> None:
     half = network.dtype in (torch.bfloat16, torch.float16)
     try:
-        export_from_model(
-            network, folder, task=TASK, device="cpu", patch_16bit_model=half, stateful=True
-        )
+        with _without_cap(network.config.model_type), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of every branch that it fixes
+            export_from_model(network, folder, task=TASK, device="cpu", patch_16bit_model=half, stateful=True)
     except Exception as error:  # the exporter and what it traces raise anything at all
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
             f"{name}: optimum-intel can't export {network.config.model_type} ({first}); "
             "see its list of supported architectures"
         ) from error
+
+
+@contextmanager
+def _without_cap(model_type: str) -> Iterator[None]:
+    config = _LIFTED_CAPS.get(model_type)
+    if config is None:
+        yield
+        return
+    cap = config.MAX_TRANSFORMERS_VERSION
+    config.MAX_TRANSFORMERS_VERSION = transformers.__version__
+    try:
+        yield
+    finally:
+        config.MAX_TRANSFORMERS_VERSION = cap
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -107,7 +108,8 @@ class Tuner:
         self.train = torch.from_numpy(data.tokens("train").astype(np.int64))
         self.validation = torch.from_numpy(data.tokens("validation").astype(np.int64))
         per_step = spec.batch_size * spec.gradient_accumulation_steps
-        self.steps = spec.steps if spec.steps is not None else math.ceil((spec.epochs or 1) * len(self.train) / per_step)
+        epochs = math.ceil((spec.epochs or 1) * len(self.train) / per_step)
+        self.steps = epochs if spec.steps is None else spec.steps
 
         changed = start.weights if manifest.changed else {}
         adapters = start.adapters
@@ -198,8 +200,8 @@ class Tuner:
     @torch.no_grad()
     def validate(self) -> float:
         """Mean KL divergence per token from the teacher on the validation sequences, in nats."""
-        parts = self.validation.split(self.spec.batch_size)
-        losses = [self._divergence(part).item() * len(part) for part in parts]
+        parts = torch.split(self.validation, self.spec.batch_size)
+        losses = [float(self._divergence(part)) * len(part) for part in parts]
         return sum(losses) / len(self.validation)
 
     def _divergence(self, batch: Tensor) -> Tensor:
@@ -208,9 +210,12 @@ class Tuner:
             with torch.no_grad():
                 teacher = _logits(self.teacher, ids)
             student = _logits(self.student, ids)
-        return nn.functional.kl_div(
-            student.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction="sum"
-        ) / ids.numel()
+        return (
+            nn.functional.kl_div(
+                student.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction="sum"
+            )
+            / ids.numel()
+        )
 
     def _backward_through_quantizers(self) -> None:
         for name, quantizer in self.quantizers.items():
@@ -371,6 +376,7 @@ class _Log:
 def _accelerator(spec: TuneSpec, logs: Path) -> Accelerator:
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of an earlier tuning otherwise
     return Accelerator(
         cpu=spec.device == "cpu",
         mixed_precision="bf16" if spec.precision == "bf16" else "no",

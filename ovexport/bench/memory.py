@@ -1,6 +1,6 @@
 """Peak memory of loading and generating, in a process of its own: sampling beside a timed run would disturb it.
 
-    python -m ovexport.bench.memory IR DEVICE OUTPUT_TOKENS PRECISION BACKEND < token ids as JSON
+python -m ovexport.bench.memory IR DEVICE OUTPUT_TOKENS PRECISION BACKEND < token ids as JSON
 """
 
 import json
@@ -49,7 +49,7 @@ def _main() -> None:
     config.ignore_eos = True
     pipeline.generate(openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens))), config)
     peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    print(int(peak.split()[1]) * 1024)
+    sys.stdout.write(f"{int(peak.split()[1]) * 1024}\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ovexport.cli.output import Json, Quiet, print_table, progress, reports_erro
 @reports_errors
 def bench(
     irs: Annotated[list[Path], typer.Argument(help="Folders of the IRs.", metavar="IR...")],
-    reference: Annotated[Path | None, typer.Option(help="The IR the others are divided by.", show_default=False)] = None,
+    reference: Annotated[Path | None, typer.Option(help="What the others are divided by.", show_default=False)] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
     output_tokens: Annotated[int, typer.Option(min=2)] = 64,
     pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once.")] = 20,

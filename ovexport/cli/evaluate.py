@@ -40,9 +40,7 @@ def evaluate(
     from ovexport.report.table import Findings, comparison
 
     set_up_logging(quiet=quiet or as_json)
-    spec = EvaluateSpec(
-        encoder=encoder, prompts=str(prompts) if prompts else None, max_new_tokens=max_new_tokens
-    )
+    spec = EvaluateSpec(encoder=encoder, prompts=str(prompts) if prompts else None, max_new_tokens=max_new_tokens)
     if data is not None:
         source = SourceSpec(path=str(data), column=column)
         text = DataSpec(train=source, test=source, sequence_length=sequence_length, test_sequences=sequences)

@@ -24,12 +24,13 @@ RecipePath = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", sho
 
 _NOISY = ("torchao", "torch.utils._pytree", "nncf", "optimum", "transformers", "openvino_tokenizers", "datasets")
 _PLAIN_LINE_SECONDS = 10.0
+_WIDEST = 1000
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def reports_errors(command: Command) -> Command:
-    """Show an OvexportError as one line with its exit code, and an interruption as exit 130; a bug keeps its traceback."""
+    """Show an OvexportError as one line with its exit code, an interruption as exit 130; a bug keeps its traceback."""
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
@@ -135,5 +136,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum))
+        console = Console(width=Console(width=_WIDEST).measure(table).maximum)
     console.print(table)

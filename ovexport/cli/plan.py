@@ -54,8 +54,9 @@ def _show(found) -> None:  # type: ignore[no-untyped-def]  # the type lives in a
     ]
     print_table(("layer", "mode", "shape", "group", "rank", "note"), rows)
     typer.echo(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
-    typer.echo(f"weights            {found.baseline_bytes / 1e6:,.1f} MB before, {found.product_bytes / 1e6:,.1f} MB in INT4")
+    before, after = found.baseline_bytes / 1e6, found.product_bytes / 1e6
+    typer.echo(f"weights            {before:,.1f} MB before, {after:,.1f} MB in INT4")
     typer.echo(f"tuning memory      {found.tuning_memory_bytes / 1e9:,.2f} GB and the activations")
     typer.echo(f"disk               {found.disk_bytes / 1e9:,.2f} GB")
     if found.tuning_steps is not None:
-        typer.echo(f"tuning             {found.tuning_steps} steps, at least {found.tuning_seconds:,.0f} s on this machine")
+        typer.echo(f"tuning             {found.tuning_steps} steps, at least {found.tuning_seconds:,.0f} s here")

@@ -76,7 +76,8 @@ def _run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from ovexport import pipeline, recipe as recipes
+    from ovexport import pipeline
+    from ovexport import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
     folder = out or Path("runs") / recipe.stem

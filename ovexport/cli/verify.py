@@ -15,9 +15,9 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="What was tuned.", show_default=False)] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="IR of the uncompressed model, for the base weights.  [default: bf16 beside the checkpoint]"),
+        typer.Option(help="IR of the uncompressed model.  [default: bf16 beside the checkpoint]", show_default=False),
     ] = None,
-    twin: Annotated[Path | None, typer.Option(help="IR of the same compression, not tuned.", show_default=False)] = None,
+    twin: Annotated[Path | None, typer.Option(help="The same compression, not tuned.", show_default=False)] = None,
     runtime: Annotated[bool, typer.Option(help="Compile the IR and look at what is executed.")] = True,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -50,9 +50,12 @@ def verify(
         print_table(("layer", "type", "group", "count"), rows)
         failed = [check for check in report.checks if not check.passed]
         for check in failed:
-            typer.echo(f"FAILED  {check.name}: {check.subject}: {check.value}, not {check.limit}  {check.detail}".rstrip())
-        passed = len(report.checks) - len(failed)
-        typer.echo(f"{passed} of {len(report.checks)} checks passed; {report.summary.bits_per_weight:.3f} bits per weight")
+            found = f"{check.name}: {check.subject}: {check.value}, not {check.limit}"
+            typer.echo(f"FAILED  {found}  {check.detail}".rstrip())
+        passed, bits = len(report.checks) - len(failed), report.summary.bits_per_weight
+        typer.echo(
+            f"{passed} of {len(report.checks)} checks passed" + (f"; {bits:.3f} bits per weight" if bits else "")
+        )
         if report.summary.reason:
             typer.echo(f"not proven: {report.summary.reason}")
     if not report.passed:

@@ -29,7 +29,7 @@ class TokenFigures:
     true token's probability."""
 
     nll: list[Floats] = field(default_factory=list)
-    kl: list[Floats] = field(default_factory=list)
+    kl: list[NDArray[np.float64]] = field(default_factory=list)
     same_top1: list[NDArray[np.bool_]] = field(default_factory=list)
     probability_change: list[Floats] = field(default_factory=list)
 
@@ -50,7 +50,9 @@ class LogitsRunner:
         self._request = compiled.create_infer_request()
         self._inputs = {port.get_any_name() for port in compiled.inputs}
         self.properties = properties(compiled)
-        if "input_ids" not in self._inputs or "logits" not in {name for port in compiled.outputs for name in port.names}:
+        if "input_ids" not in self._inputs or "logits" not in {
+            name for port in compiled.outputs for name in port.names
+        }:
             raise UnsupportedModelError(f"{ir.path}: no causal LM, it lacks the input input_ids or the output logits")
 
     def __call__(self, tokens: NDArray[np.int64]) -> Floats:
@@ -98,12 +100,12 @@ def compare(
 
 def log_softmax(logits: Floats) -> Floats:
     """Logarithm of the softmax over the last axis, float32."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted: Floats = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
 
 
-def token_kl(reference: Floats, candidate: Floats) -> Floats:
+def token_kl(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
     """KL(reference ‖ candidate) of every token, in nats.
 
     Args:
@@ -120,12 +122,12 @@ def token_kl(reference: Floats, candidate: Floats) -> Floats:
     """
     if reference.shape != candidate.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {candidate.shape}")
-    divergence: Floats = np.sum(np.exp(reference) * (reference - candidate), axis=-1, dtype=np.float64)
+    divergence: NDArray[np.float64] = np.sum(np.exp(reference) * (reference - candidate), axis=-1, dtype=np.float64)
     return divergence
 
 
 def summarize(figures: TokenFigures) -> tuple[Divergence, tuple[int, ...]]:
-    """Order statistics over all tokens, and the histogram over HISTOGRAM_EDGES_NATS (values outside in the end bins)."""
+    """Order statistics over all tokens, and the histogram over HISTOGRAM_EDGES_NATS (values outside: end bins)."""
     kl = figures.joined("kl").reshape(-1)
     change = figures.joined("probability_change").reshape(-1)
     p90, p95, p99, p999 = np.percentile(kl, [90, 95, 99, 99.9])

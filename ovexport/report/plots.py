@@ -8,11 +8,11 @@ import matplotlib
 
 matplotlib.use("svg")
 
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
-from ovexport.report.table import TITLES  # noqa: E402
-from ovexport.reports import BenchmarkReport, EvaluationReport  # noqa: E402
+from ovexport.report.table import TITLES
+from ovexport.reports import BenchmarkReport, EvaluationReport
 
 COLOURS = {"bf16": "#5b6770", "plain": "#d08c2e", "int4": "#0068b5"}
 _SIZE_INCHES = (5.2, 3.0)

@@ -85,6 +85,9 @@ def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[Co
     def milliseconds(field: str) -> tuple[str, ...]:
         return tuple(f"{getattr(models[name], field).median:.2f}" if name in models else NOT_MEASURED for name in names)
 
+    def whole(field: str) -> tuple[str, ...]:
+        return tuple(f"{getattr(models[name], field):.0f}" if name in models else NOT_MEASURED for name in names)
+
     def over_first(field: str) -> tuple[str, ...]:
         return tuple(_ratio(ratio, field) for ratio in ratios)
 
@@ -94,8 +97,8 @@ def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[Co
         ComparisonRow(f"  over {base} (95 % interval)", over_first("time_to_first_token")),
         ComparisonRow("time per output token, ms", milliseconds("time_per_output_token_ms")),
         ComparisonRow(f"  over {base} (95 % interval)", over_first("time_per_output_token")),
-        ComparisonRow("tokens per second", tuple(_plain(models.get(name), "throughput_tokens_per_s") for name in names)),
-        ComparisonRow("load time, ms", tuple(_plain(models.get(name), "load_time_ms") for name in names)),
+        ComparisonRow("tokens per second", whole("throughput_tokens_per_s")),
+        ComparisonRow("load time, ms", whole("load_time_ms")),
         ComparisonRow("peak memory, MB", tuple(_peak(models.get(name)) for name in names)),
     ]
 
@@ -103,10 +106,6 @@ def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[Co
 def _text(model: ModelEvaluation | None, field: str, form: str) -> str:
     value = getattr(model, field) if model else None
     return NOT_MEASURED if value is None else format(value, form)
-
-
-def _plain(model: ModelBenchmark | None, field: str) -> str:
-    return NOT_MEASURED if model is None else f"{getattr(model, field):.0f}"
 
 
 def _megabytes(model: ModelBenchmark | None) -> str:

@@ -40,18 +40,22 @@ def expected_codes(layer: LayerFormat, weight: NDArray[np.float32], adapters: Te
         weight = weight + (up @ down).astype(np.float32)
     grouped = weight.reshape(rows, groups, layer.group_size)
     if layer.mode == "int4_sym":
-        scale = _float16_grid(adapters.require(f"{layer.name}.scale").reshape(rows, groups) / np.float32(8))
+        scale = _float16_grid(_floats(adapters, f"{layer.name}.scale", (rows, groups)) / np.float32(8))
         codes = np.clip(np.round(grouped / scale[..., None]), -8, 7).astype(np.int8)
         return ExpectedCodes(codes.reshape(rows, -1), scale.astype(np.float16), None)
-    top = np.float32(15 if layer.mode == "int4_asym" else 255)
-    span = np.abs(adapters.require(f"{layer.name}.input_range").reshape(rows, groups))
-    low = adapters.require(f"{layer.name}.input_low").reshape(rows, groups)
-    scale = _float16_grid(span / top)
+    top = np.float32({"int4_asym": 15, "int8_asym": 255}[layer.mode])
+    span = np.abs(_floats(adapters, f"{layer.name}.input_range", (rows, groups)))
+    low = _floats(adapters, f"{layer.name}.input_low", (rows, groups))
+    scale = _float16_grid((span / top).astype(np.float32))
     zero_point = np.clip(np.round(-low / scale), 0, top)
     codes = np.clip(np.round(grouped / scale[..., None]) + zero_point[..., None], 0, top)
     return ExpectedCodes(
         codes.astype(np.uint8).reshape(rows, -1), scale.astype(np.float16), zero_point.astype(np.uint8)
     )
+
+
+def _floats(adapters: TensorFile, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    return adapters.require(name).astype(np.float32).reshape(shape)
 
 
 def _float16_grid(step: NDArray[np.float32]) -> NDArray[np.float32]:

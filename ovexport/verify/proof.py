@@ -10,7 +10,6 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import (
-    BITS,
     IR,
     Checkpoint,
     CheckpointManifest,
@@ -20,7 +19,17 @@ from ovexport.artifacts import (
     files_in,
 )
 from ovexport.errors import ArtifactError
-from ovexport.graph import FLOAT_TYPES, Weight, constants, raw, read_graph, type_name, unpacked, weights
+from ovexport.graph import (
+    FLOAT_TYPES,
+    Weight,
+    constants,
+    matrices_by_digest,
+    raw,
+    read_graph,
+    type_name,
+    unpacked,
+    weights,
+)
 from ovexport.progress import Listener, Progress, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.runtime import executed_nodes
@@ -28,6 +37,7 @@ from ovexport.verify.arithmetic import ExpectedCodes, expected_codes
 from ovexport.versions import stack_versions
 
 ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
+RUNTIME_PACKED = frozenset({"u4", "i4", "u8", "i8"})
 _ADAPTER_MARKS = ("lora", "adapter")
 _GRAPH_ONLY = frozenset({"openvino_model.xml", "openvino_model.bin"})
 
@@ -77,7 +87,9 @@ def verify(
         checks += _structure(found, manifest)
         checks += _trained_codes(found, manifest)
         if base is None:
-            reasons.append("codes were compared by digest only: the BF16 IR, which holds the base weights, is not given")
+            reasons.append(
+                "codes were compared by digest only: the BF16 IR, which holds the base weights, is not given"
+            )
         else:
             mismatches = _arithmetic(found, checkpoint, manifest, read_graph(base), listener)
             checks += _arithmetic_checks(mismatches)
@@ -196,28 +208,16 @@ def _arithmetic(
 
 def _base_weights(base: ov.Model, manifest: CheckpointManifest) -> Callable[[LayerFormat], NDArray[np.float32]]:
     """A reader of the base weights, (output, input) float32, each known by the digest that the checkpoint holds."""
-    straight = {(layer.out_features, layer.in_features) for layer in manifest.layers}
-    flipped = {(layer.in_features, layer.out_features) for layer in manifest.layers if layer.transposed}
-    nodes: dict[str, tuple[Any, bool]] = {}
-    for node in constants(base):
-        shape = tuple(node.get_output_shape(0))
-        if shape in straight:
-            nodes.setdefault(bytes_digest(raw(node)), (node, False))
-        if shape in flipped:
-            width = int(node.get_output_element_type(0).size)
-            turned = raw(node).reshape(*shape, width).transpose(1, 0, 2)
-            nodes.setdefault(bytes_digest(np.ascontiguousarray(turned)), (node, True))
+    matrices = matrices_by_digest(base, manifest.layers)
 
     def read(layer: LayerFormat) -> NDArray[np.float32]:
-        found = nodes.get(manifest.weight_digests[layer.name])
-        if found is None:
+        found = matrices.get(manifest.weight_digests[layer.name])
+        if not found:
             raise ArtifactError(
                 f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
                 f"give the IR of {manifest.model_id}"
             )
-        node, turned = found
-        values = unpacked(node).astype(np.float32)
-        return np.ascontiguousarray(values.T) if turned else values
+        return found[0].floats()
 
     return read
 
@@ -225,7 +225,8 @@ def _base_weights(base: ov.Model, manifest: CheckpointManifest) -> Callable[[Lay
 def _compare(layer: LayerFormat, weight: Weight, expected: ExpectedCodes) -> Mismatches:
     try:
         codes = unpacked(weight.codes).reshape(layer.out_features, layer.in_features) != expected.codes
-        scales = unpacked(weight.scale).reshape(layer.out_features, -1).view(np.uint16) != expected.scale.view(np.uint16)
+        actual = unpacked(weight.scale).reshape(layer.out_features, -1)
+        scales = actual.view(np.uint16) != expected.scale.view(np.uint16)
         if expected.zero_point is None or weight.zero_point is None:
             zero_points = np.full((1, 1), (expected.zero_point is None) != (weight.zero_point is None))
         else:
@@ -251,9 +252,7 @@ def _arithmetic_checks(mismatches: dict[str, Mismatches]) -> list[Check]:
     return checks
 
 
-def _other_constants(
-    graph: ov.Model, found: tuple[Weight, ...], base: ov.Model, manifest: CheckpointManifest
-) -> Check:
+def _other_constants(graph: ov.Model, found: tuple[Weight, ...], base: ov.Model, manifest: CheckpointManifest) -> Check:
     """Norms, biases and tables: the floats beside the matrices are those of the base IR, bit for bit."""
     left = _other_floats(graph, found)
     expected = _other_floats(base, weights(base))
@@ -324,21 +323,30 @@ def _runtime(graph: ov.Model, found: tuple[Weight, ...]) -> tuple[int, list[str]
     packed_nodes = {
         original
         for node in executed_nodes(compiled)
-        if node.kind == "FullyConnected" and any(kind in ("u4", "i4", "u8", "i8") for kind, _ in node.constant_inputs)
+        if node.kind == "FullyConnected" and any(kind in RUNTIME_PACKED for kind, _ in node.constant_inputs)
         for original in node.originals
     }
+    biased = _bias_additions(graph)
     running, missing = 0, []
     for weight in found:
         if not weight.packed or weight.kind != "linear":
             continue
-        users = [
-            name for name, kind in zip(weight.consumer_names, weight.consumers, strict=True) if kind == "MatMul"
-        ]
-        if all(name in packed_nodes for name in users):
+        users = [name for name, kind in zip(weight.consumer_names, weight.consumers, strict=True) if kind == "MatMul"]
+        if all(packed_nodes & {name, biased.get(name, name)} for name in users):
             running += 1
         else:
             missing.append(f"{weight.name} is decompressed to floating point")
     return running, missing
+
+
+def _bias_additions(graph: ov.Model) -> dict[str, str]:
+    """By MatMul, the Add that reads it alone: the runtime fuses the two and keeps the name of the second."""
+    additions = {}
+    for node in graph.get_ordered_ops():
+        readers = [target.get_node() for target in node.output(0).get_target_inputs()] if node.outputs() else []
+        if node.get_type_name() == "MatMul" and len(readers) == 1 and readers[0].get_type_name() == "Add":
+            additions[node.get_friendly_name()] = readers[0].get_friendly_name()
+    return additions
 
 
 def _summary(

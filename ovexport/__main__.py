@@ -1,0 +1,6 @@
+"""`python -m ovexport`."""
+
+from ovexport.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Real parts, made small: a tiny Llama with the bundled tokenizer, the bundled text, and one whole run of them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from ovexport import pipeline, recipe
+from ovexport.artifacts import RunFolder
+from ovexport.recipe import Recipe
+
+REPOSITORY = Path(__file__).parent.parent
+STORYTELLER = REPOSITORY / "models" / "storyteller-4m"
+STORIES = REPOSITORY / "models" / "stories" / "stories.jsonl"
+
+COMMON = {
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+
+def save_tiny_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A random model of that configuration, norms and biases included, with the bundled tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.to(dtype).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(STORYTELLER / name, folder / name)
+    return folder
+
+
+def tiny_values(model: Path) -> dict:
+    """A recipe's sections for a run that takes seconds."""
+    return {
+        "model": {"id": str(model)},
+        "data": {
+            "train": {"path": str(STORIES)},
+            "sequence_length": 64,
+            "train_sequences": 32,
+            "validation_sequences": 4,
+            "test_sequences": 8,
+        },
+        "compress": {"group_size": 32, "rank": 8},
+        "tune": {"steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2, "validate_every": 2, "save_every": 2},
+        "evaluate": {"encoder": "offline", "prompt_count": 3, "prompt_words": 8, "max_new_tokens": 8},
+        "bench": {"prompt_tokens": 16, "output_tokens": 4, "pairs": 5, "warmup": 1},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = LlamaConfig(**COMMON, tie_word_embeddings=True, initializer_range=0.1)
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", config)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_model: Path) -> Recipe:
+    return recipe.parse(tiny_values(tiny_model), base=REPOSITORY, origin="tiny")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that went the whole way; nobody may write to it, copy it instead."""
+    return pipeline.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """The finished run, to be damaged."""
+    return RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))

@@ -1,0 +1,84 @@
+"""Each supported family, random and tiny, goes compress → 2 steps → strip → convert → verify; the IRs say what torch
+says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
+
+from ovexport import pipeline, recipe
+from ovexport.artifacts import RunFolder
+from ovexport.errors import UnsupportedModelError
+from ovexport.evaluate.divergence import LogitsRunner
+from ovexport.model import load_model, weight_matrices
+from ovexport.quantization import load_quantizer
+from ovexport.recipe import ModelSpec
+
+GPT2 = {
+    "vocab_size": 2048,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+FAMILIES = {
+    "llama": ("LlamaConfig", COMMON),
+    "qwen2": ("Qwen2Config", COMMON),
+    "qwen3": ("Qwen3Config", COMMON | {"head_dim": 16}),
+    "mistral": ("MistralConfig", COMMON),
+    "phi3": ("Phi3Config", COMMON),
+    "gemma2": ("Gemma2Config", COMMON | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gpt2": ("GPT2Config", GPT2),
+    "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in COMMON.items() if k != "num_key_value_heads"}),
+    "starcoder2": ("Starcoder2Config", COMMON),
+}
+
+
+def logits_of_quantized_torch_model(folder: RunFolder, model: ModelSpec, tokens: np.ndarray) -> np.ndarray:
+    """The torch model in float32 with each weight replaced by what the checkpoint de-quantizes to."""
+    network = load_model(model, dtype=torch.float32)
+    checkpoint = folder.checkpoint
+    for layer in checkpoint.manifest.packed:
+        weight = network.get_parameter(layer.name).data
+        view = weight.T if layer.transposed else weight
+        view.copy_(load_quantizer(layer, checkpoint.adapters)(view))
+    return network(input_ids=torch.from_numpy(tokens)).logits.detach().numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_the_whole_way(family: str, tied: bool, tmp_path: Path) -> None:
+    kind, values = FAMILIES[family]
+    config = getattr(transformers, kind)(**values, tie_word_embeddings=tied)
+    dtype = torch.bfloat16 if tied else torch.float32
+    folder = save_tiny_model(tmp_path / "model", config, dtype)
+    sections = tiny_values(folder)
+    sections["compress"]["mode"] = "int4_asym" if tied else "int4_sym"
+    sections["tune"] |= {"steps": 2, "learning_rate": 1e-4, "validate_every": 1}
+    resolved = recipe.parse(sections, base=REPOSITORY, origin=family)
+
+    run = pipeline.run(resolved, tmp_path / "run", until="verify")  # raises when verification fails
+
+    assert run.checkpoint.manifest.steps > 0
+    assert run.checkpoint.manifest.digests != run.compressed.manifest.digests
+    tokens = run.data.tokens("test")[:2].astype(np.int64)
+    reference = load_model(resolved.model, dtype=torch.float32)(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    quantized = logits_of_quantized_torch_model(run, resolved.model, tokens)
+    for name, expected in (("bf16", reference), ("int4", quantized)):
+        actual = LogitsRunner(run.ir(name))(tokens)
+        assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max(), name
+    assert np.abs(quantized - reference).max() > 1e-3 * np.abs(reference).max()
+
+
+def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(**COMMON, num_local_experts=2)
+    folder = save_tiny_model(tmp_path / "mixtral", config)
+    with pytest.raises(UnsupportedModelError, match=r"experts.*mixtures of experts and convolutions can't be done"):
+        weight_matrices(load_model(ModelSpec(id=str(folder))))

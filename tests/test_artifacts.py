@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovexport import artifacts
+from ovexport.artifacts import StageRecord, atomic_folder, read_record, write_record
+from ovexport.errors import ArtifactError
+from ovexport.tensorfile import TensorFile, write_tensors
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(RuntimeError, match="half way"), atomic_folder(target) as folder:
+        (folder / "a").write_text("second")
+        raise RuntimeError("half way")
+    assert (target / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_full_disk_is_one_clear_line_whatever_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_FULL_DISK_BYTES", 1 << 62)
+    with pytest.raises(ArtifactError, match="no space left"), atomic_folder(tmp_path / "artifact"):
+        raise RuntimeError("a library's own words for ENOSPC")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    tensors = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.zeros((0,), np.uint8)}
+    write_tensors(tensors, tmp_path / "t.safetensors")
+    read = TensorFile(tmp_path / "t.safetensors")
+    assert {name: read[name].tolist() for name in read} == {name: value.tolist() for name, value in tensors.items()}
+    with pytest.raises(ArtifactError, match="holds no tensor c"):
+        read.require("c")
+
+
+def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    values = torch.randn(5, 7).bfloat16()
+    save_file({"w": values}, tmp_path / "w.safetensors")
+    assert np.array_equal(TensorFile(tmp_path / "w.safetensors")["w"], values.float().numpy())
+
+
+@pytest.mark.parametrize("kept", [0, 4, 20, 60])
+def test_a_truncated_tensor_file_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "t.safetensors"
+    write_tensors({"a": np.arange(100, dtype=np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ArtifactError, match=r"t\.safetensors"):
+        TensorFile(path)
+
+
+def test_a_record_with_a_stranger_in_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record = StageRecord(stage="tune", digest="d", files={}, seconds=1.0, versions={})
+    write_record(record, path)
+    assert read_record(path, StageRecord) == record
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))
+    with pytest.raises(ArtifactError, match="not a StageRecord"):
+        read_record(path, StageRecord)

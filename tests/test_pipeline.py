@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, tiny_values
+
+from ovexport import pipeline, recipe
+from ovexport.artifacts import RunFolder
+from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
+from ovexport.recipe import Recipe
+
+LAYOUT = [
+    "recipe.toml",
+    "bf16/openvino_model.xml",
+    "bf16/openvino_tokenizer.xml",
+    "plain/openvino_model.bin",
+    "int4/openvino_model.xml",
+    "int4/openvino_model.bin",
+    "int4/openvino_tokenizer.xml",
+    "int4/openvino_detokenizer.xml",
+    "int4/config.json",
+    "int4/generation_config.json",
+    "checkpoint/checkpoint.json",
+    "checkpoint/adapters.safetensors",
+    "verification.json",
+    "evaluation.json",
+    "benchmark.json",
+    "evaluation/reference.csv",
+    "evaluation/int4/target.csv",
+    "evaluation/int4/metrics.csv",
+    "report.html",
+    "README.md",
+    "logs/tuning.jsonl",
+]
+
+
+def redone(resolved: Recipe, folder: RunFolder) -> list[str]:
+    """The stages that a resumed run does again."""
+    stages: list[str] = []
+    pipeline.run(
+        resolved, folder.path, resume=True, announce=lambda name, skipped: None if skipped else stages.append(name)
+    )
+    return stages
+
+
+def changed(model: Path, section: str, **values) -> Recipe:
+    sections = tiny_values(model)
+    sections[section] |= values
+    return recipe.parse(sections, base=REPOSITORY, origin="changed")
+
+
+def test_a_run_leaves_what_the_interface_promises(finished_run: RunFolder) -> None:
+    missing = [name for name in LAYOUT if not (finished_run.path / name).is_file()]
+    assert not missing
+    assert recipe.load(finished_run.recipe).compress.mode == "int4_asym"
+
+
+def test_every_ir_of_a_run_carries_the_same_runtime_options(finished_run: RunFolder) -> None:
+    import openvino as ov
+
+    for name in pipeline.MODELS:
+        graph = ov.Core().read_model(finished_run.ir(name).xml)
+        assert graph.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).astype(str) == "u8"
+        assert not graph.has_rt_info(["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+
+
+def test_a_finished_run_is_not_done_again(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    assert redone(tiny_recipe, run_copy) == []
+
+
+def test_an_edit_of_bench_invalidates_no_checkpoint(run_copy: RunFolder, tiny_model: Path) -> None:
+    assert redone(changed(tiny_model, "bench", output_tokens=5), run_copy) == ["bench", "report"]
+
+
+def test_an_edit_of_tune_redoes_what_follows_from_it(run_copy: RunFolder, tiny_model: Path) -> None:
+    again = redone(changed(tiny_model, "tune", steps=1), run_copy)
+    assert again == ["tune", "strip", "convert", "verify", "evaluate", "bench", "report"]
+
+
+def test_a_file_changed_behind_the_runs_back_is_made_again(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    path = run_copy.ir("int4").bin
+    path.write_bytes(path.read_bytes()[:-1])
+    assert redone(tiny_recipe, run_copy)[0] == "convert"
+
+
+def test_an_interrupted_run_is_taken_up_where_it_stopped(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    def interrupt(stage: str, skipped: bool) -> None:
+        if stage == "compress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(tiny_recipe, tmp_path / "run", announce=interrupt)
+    stages: list[str] = []
+    pipeline.run(
+        tiny_recipe,
+        tmp_path / "run",
+        resume=True,
+        until="tune",
+        announce=lambda name, skipped: None if skipped else stages.append(name),
+    )
+    assert stages == ["compress", "tune"]
+
+
+def test_an_output_folder_of_another_run_is_refused(run_copy: RunFolder, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds a run; --resume to go on with it, --overwrite"):
+        pipeline.run(tiny_recipe, run_copy.path)
+    text = run_copy.recipe.read_text().replace(tiny_recipe.model.id, "/another/model")
+    run_copy.recipe.write_text(text)
+    with pytest.raises(ArtifactError, match="a run of another model, /another/model"):
+        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+    assert (run_copy.path / "verification.json").is_file()
+
+
+def test_overwriting_removes_the_run_and_nothing_else(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    (run_copy.path / "my-notes.txt").write_text("mine")
+    pipeline.run(tiny_recipe, run_copy.path, overwrite=True, until="prepare")
+    assert (run_copy.path / "my-notes.txt").read_text() == "mine"
+    assert not (run_copy.path / "int4").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_touched(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match="files that are no run's"):
+        pipeline.run(tiny_recipe, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--until polish: no such stage; they are prepare, trace"):
+        pipeline.run(tiny_recipe, tmp_path / "run", until="polish")
+
+
+def test_too_small_a_disk_is_refused_before_work_starts(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ovexport import plan
+
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ArtifactError, match="GB free on the disk, and the run needs about"):
+        pipeline.run(tiny_recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_verification_is_written_down_and_raised(
+    run_copy: RunFolder, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ovexport.convert as stage
+
+    monkeypatch.setattr(stage, "_decompression", _with_one_layer_off(stage._decompression))
+    (run_copy.path / "stages" / "convert.json").unlink()
+    with pytest.raises(VerificationFailed, match=r"checks failed; first: layer packed as promised|first: as the last"):
+        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+    report = json.loads((run_copy.path / "verification.json").read_text())
+    assert report["passed"] is False
+    assert not (run_copy.path / "stages" / "verify.json").exists()
+
+
+def _with_one_layer_off(original):
+    """A converter with a defect: one layer's codes are all one step off."""
+
+    def defective(layer, tensors, result_type):
+        if layer.name.endswith("0.mlp.down_proj.weight"):
+            shifted = {name: tensors[name] for name in tensors if name.startswith(layer.name)}
+            shifted[f"{layer.name}.codes"] = shifted[f"{layer.name}.codes"] ^ 1
+            tensors = type("Shifted", (), {"require": lambda self, name: shifted[name]})()
+        return original(layer, tensors, result_type)
+
+    return defective
+
+
+def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
+    ir = pipeline.convert_checkpoint(
+        finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, tmp_path / "converted"
+    )
+    assert ir.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+
+
+def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:
+    from optimum.intel import OVModelForCausalLM
+    from transformers import AutoTokenizer
+
+    folder = str(finished_run.ir("int4").path)
+    model = OVModelForCausalLM.from_pretrained(folder)
+    ids = AutoTokenizer.from_pretrained(folder)("Once upon a time", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+
+from ovexport.artifacts import LayerFormat
+from ovexport.quantization import FakeQuantizer
+from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.verify.arithmetic import expected_codes
+
+MODES = ["int4_asym", "int4_sym", "int8_asym"]
+
+
+def layer_format(mode: str, *, group_size: int = 16, rank: int = 4) -> LayerFormat:
+    rank = 0 if mode == "int8_asym" else rank
+    return LayerFormat(
+        name="w", kind="linear", mode=mode, out_features=24, in_features=32, group_size=group_size, rank=rank
+    )
+
+
+def tuned_quantizer(layer: LayerFormat, weight: torch.Tensor, seed: int = 0) -> FakeQuantizer:
+    """A quantizer as tuning leaves it: adapters and ranges moved off their starting point."""
+    generator = torch.Generator().manual_seed(seed)
+    quantizer = FakeQuantizer(layer)
+    quantizer.initialize(weight, generator)
+    with torch.no_grad():
+        for name, parameter in quantizer.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * (0.02 if name.startswith("lora") else 0.05 * parameter.abs().mean()))
+    return quantizer
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rounding_to_nearest_is_off_by_half_a_step_at_most(mode: str) -> None:
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(1))
+    quantizer = FakeQuantizer(layer_format(mode))
+    quantizer.initialize(weight, torch.Generator().manual_seed(0))
+    step = quantizer.grid()[0].abs().expand(24, 2, 16).reshape(24, 32)
+    # The zero point is rounded and the step lies on the float16 grid: the outermost value may be clipped by as much.
+    assert ((quantizer(weight) - weight).abs() <= step * 1.01).all()
+    assert ((quantizer(weight) - weight).abs() <= step * 0.5001).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group_size", [8, 32])
+def test_trained_values_packed_codes_and_numpy_agree_bit_for_bit(mode, dtype, group_size, tmp_path) -> None:
+    layer = layer_format(mode, group_size=group_size)
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
+    quantizer = tuned_quantizer(layer, weight)
+    codes = quantizer.quantize(weight)
+
+    zero_point = 0 if codes.zero_point is None else codes.zero_point.float()
+    grouped = codes.codes.float().reshape(24, layer.groups, group_size)
+    dequantized = ((grouped - zero_point) * codes.scale.float()).reshape(24, 32)
+    assert torch.equal(dequantized, quantizer(weight).detach())
+
+    write_tensors({f"w.{k}": v.detach().numpy() for k, v in quantizer.named_parameters()}, tmp_path / "a.safetensors")
+    expected = expected_codes(layer, weight.float().numpy(), TensorFile(tmp_path / "a.safetensors"))
+    assert np.array_equal(expected.codes, codes.codes.numpy())
+    assert np.array_equal(expected.scale, codes.scale.reshape(24, -1).numpy())
+    if codes.zero_point is not None:
+        assert np.array_equal(expected.zero_point, codes.zero_point.reshape(24, -1).numpy())
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_a_negative_scale_survives(mode: str, tmp_path) -> None:
+    layer = layer_format(mode)
+    weight = torch.randn(24, 32)
+    quantizer = tuned_quantizer(layer, weight)
+    with torch.no_grad():
+        getattr(quantizer, quantizer.range_names[-1]).neg_()
+    assert torch.isfinite(quantizer(weight)).all()
+    write_tensors({f"w.{k}": v.detach().numpy() for k, v in quantizer.named_parameters()}, tmp_path / "a.safetensors")
+    expected = expected_codes(layer, weight.numpy(), TensorFile(tmp_path / "a.safetensors"))
+    assert np.array_equal(expected.codes, quantizer.quantize(weight).codes.numpy())
+
+
+def straight_through(quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:
+    """The same function built of differentiable steps; rounding and the float16 grid pass gradients unchanged."""
+
+    def passing(value: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
+        return value + (replaced - value).detach()
+
+    adapted = weight + quantizer.lora_B @ quantizer.lora_A
+    grouped = adapted.reshape(24, -1, quantizer.layer.group_size)
+    fixed_step, fixed_zero = quantizer.grid()
+    if quantizer.symmetric:
+        step = passing(quantizer.scale / 8, fixed_step)
+    else:
+        step = passing(quantizer.input_range / 15, fixed_step)
+    low = -8 * step if quantizer.symmetric else passing(quantizer.input_low, -fixed_zero * fixed_step)
+    high = low + 15 * step
+    position = grouped / step
+    inside = passing(position, position.round()) * step
+    below, above = position < (low / step).detach(), position > (high / step).detach()
+    return torch.where(below, low, torch.where(above, high, inside)).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_gradients_are_those_of_straight_through_estimation(mode: str) -> None:
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(3))
+    layer = layer_format(mode)
+    ours, reference = tuned_quantizer(layer, weight), tuned_quantizer(layer, weight)
+    with torch.no_grad():  # some values are clipped on both sides
+        for quantizer in (ours, reference):
+            getattr(quantizer, quantizer.range_names[-1]).mul_(0.8)
+    gradient = torch.randn(24, 32, generator=torch.Generator().manual_seed(4))
+    ours(weight).backward(gradient)
+    straight_through(reference, weight).backward(gradient)
+    for name, parameter in ours.named_parameters():
+        expected = dict(reference.named_parameters())[name].grad
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-4), name
+
+
+def test_gradient_of_clipped_and_inside_values_by_hand() -> None:
+    layer = LayerFormat(name="w", kind="linear", mode="int4_asym", out_features=1, in_features=4, group_size=4, rank=1)
+    quantizer = FakeQuantizer(layer)
+    with torch.no_grad():
+        quantizer.set_grid(torch.full((1, 1, 1), 0.125), torch.full((1, 1, 1), -0.5))  # zero point 4, range 1.875
+    weight = torch.tensor([[-1.0, 0.26, 0.5, 9.0]])  # below, inside and off the grid, on the grid, above
+    quantizer(weight).backward(torch.ones(1, 4))
+    assert float(quantizer.input_low.grad) == 2.0
+    assert float(quantizer.input_range.grad) == pytest.approx(1.0 + (0.25 - 0.26) / 1.875)
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_the_range_is_found_again_by_descent(mode: str) -> None:
+    """Gradients point the right way: with the adapters frozen, descent on the range lowers the error of a bad one."""
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
+    quantizer = FakeQuantizer(layer_format(mode))
+    quantizer.initialize(weight, torch.Generator())
+    with torch.no_grad():
+        getattr(quantizer, quantizer.range_names[-1]).mul_(1.5)
+    ranges = [getattr(quantizer, name) for name in quantizer.range_names]
+    optimizer = torch.optim.Adam(ranges, lr=0.02)
+    errors = []
+    for _ in range(60):
+        error = ((quantizer(weight) - weight) ** 2).mean()
+        errors.append(float(error))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert min(errors[-10:]) < 0.75 * errors[0]

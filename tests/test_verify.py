@@ -1,0 +1,188 @@
+"""Nothing passes that should not: each damage is found and named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as opset
+
+from ovexport.artifacts import IR, Checkpoint, RunFolder
+from ovexport.convert import convert
+from ovexport.errors import ArtifactError
+from ovexport.graph import raw, read_graph, type_name, weights
+from ovexport.reports import VerificationReport
+from ovexport.verify import verify
+
+LAYER = "model.layers.0.mlp.down_proj.weight"
+
+
+def proof(run: RunFolder, **changes) -> VerificationReport:
+    given = {"checkpoint": run.checkpoint, "base": run.ir("bf16"), "twin": run.ir("plain"), "runtime": False}
+    return verify(run.ir("int4"), **(given | changes))
+
+
+def failures(report: VerificationReport) -> str:
+    return "\n".join(f"{check.name}: {check.subject}: {check.detail}" for check in report.checks if not check.passed)
+
+
+def rewrite(ir: IR, change: Callable[[ov.Model], None]) -> None:
+    """Change the graph of an IR in place."""
+    graph = read_graph(ir)
+    change(graph)
+    ov.save_model(graph, ir.path / "changed.xml", compress_to_fp16=False)
+    del graph
+    for suffix in ("xml", "bin"):
+        (ir.path / f"changed.{suffix}").replace(ir.path / f"openvino_model.{suffix}")
+
+
+def test_a_finished_run_is_proven(finished_run: RunFolder) -> None:
+    report = proof(finished_run, runtime=True)
+    assert report.passed, failures(report)
+    summary = report.summary
+    assert (summary.linear_layers, summary.packed_int4, summary.packed_int8, summary.float) == (15, 14, 1, 0)
+    assert (summary.code_mismatches, summary.scale_mismatches, summary.zero_point_mismatches) == (0, 0, 0)
+    assert (summary.adapter_nodes, summary.operators_beyond_twin) == (0, 0)
+    assert summary.runtime_packed_linears == 15
+    assert summary.weight_bytes == summary.predicted_weight_bytes
+    assert summary.reason is None
+
+
+def flip_bit(ir: IR, choose: Callable[[ov.Model], Any]) -> None:
+    """Flip one bit in the middle of a constant, in the .bin."""
+    graph = read_graph(ir)
+    needle = raw(choose(graph)).tobytes()
+    del graph
+    content = bytearray(ir.bin.read_bytes())
+    assert content.count(needle) == 1
+    content[content.index(needle) + len(needle) // 2] ^= 0x01
+    ir.bin.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["codes", "scale", "zero_point"])
+def test_a_flipped_bit_in_the_weights_is_found_and_named(run_copy: RunFolder, part: str) -> None:
+    flip_bit(
+        run_copy.ir("int4"),
+        lambda graph: next(getattr(weight, part) for weight in weights(graph) if weight.name == LAYER),
+    )
+    report = proof(run_copy)
+    assert not report.passed
+    assert f"as the last tuning step used it: {LAYER} {part}" in failures(report)
+    assert f"codes recomputed from the checkpoint: {LAYER}" in failures(report)
+
+
+def test_a_flipped_bit_in_a_norm_is_found(run_copy: RunFolder) -> None:
+    flip_bit(
+        run_copy.ir("int4"),
+        lambda graph: next(
+            node
+            for node in graph.get_ordered_ops()
+            if node.get_type_name() == "Constant"
+            and type_name(node) in ("f32", "bf16")
+            and tuple(node.get_output_shape(0)) == (1, 1, 64)
+        ),
+    )
+    assert "all other constants as in the base IR" in failures(proof(run_copy))
+
+
+def test_a_layer_left_float_is_found(run_copy: RunFolder) -> None:
+    def change(graph: ov.Model) -> None:
+        weight = next(weight for weight in weights(graph) if weight.name == LAYER)
+        multiply = weight.codes
+        while multiply.get_type_name() != "MatMul":
+            source, multiply = multiply, next(iter(multiply.output(0).get_target_inputs())).get_node()
+        floats = opset.constant(np.ones((64, 128), np.float32))
+        floats.set_friendly_name("left_float")
+        multiply.input(1).replace_source_output(floats.output(0))
+        assert source is not None
+
+    rewrite(run_copy.ir("int4"), change)
+    text = failures(proof(run_copy))
+    assert f"layer packed as promised: {LAYER}" in text
+    assert "matrices left in floating point: model: left_float" in text
+
+
+def test_an_adapter_left_in_the_graph_is_found(run_copy: RunFolder) -> None:
+    def change(graph: ov.Model) -> None:
+        weight = next(weight for weight in weights(graph) if weight.name == LAYER)
+        user = next(node for node in graph.get_ordered_ops() if node.get_friendly_name() == weight.consumer_names[0])
+        down = opset.matmul(user.input_value(0), opset.constant(np.ones((8, 128), np.float32)), False, True)
+        up = opset.matmul(down, opset.constant(np.zeros((64, 8), np.float32)), False, True)
+        added = opset.add(user.output(0), up)
+        for target in user.output(0).get_target_inputs():
+            if target.get_node() != added:
+                target.replace_source_output(added.output(0))
+
+    rewrite(run_copy.ir("int4"), change)
+    report = proof(run_copy)
+    assert report.summary.adapter_nodes >= 2
+    assert report.summary.operators_beyond_twin == 3
+    assert "no adapter in the graph" in failures(report)
+    assert "same operators as the twin" in failures(report)
+
+
+def test_two_swapped_layers_are_found(run_copy: RunFolder) -> None:
+    def change(graph: ov.Model) -> None:
+        by_name = {weight.name: weight for weight in weights(graph)}
+        first, second = (by_name[f"model.layers.{index}.mlp.down_proj.weight"] for index in (0, 1))
+        first.codes.set_friendly_name("swap")
+        second.codes.set_friendly_name(first.name)
+        first.codes.set_friendly_name(second.name)
+
+    rewrite(run_copy.ir("int4"), change)
+    text = failures(proof(run_copy))
+    assert "model.layers.0.mlp.down_proj.weight" in text
+    assert "model.layers.1.mlp.down_proj.weight" in text
+
+
+def test_the_twin_passed_off_as_the_product_is_found(finished_run: RunFolder) -> None:
+    report = verify(finished_run.ir("plain"), checkpoint=finished_run.checkpoint, base=finished_run.ir("bf16"))
+    changed = finished_run.checkpoint.manifest.digests != finished_run.compressed.manifest.digests
+    assert report.passed != changed
+
+
+def test_a_changed_tokenizer_is_found(run_copy: RunFolder) -> None:
+    path = run_copy.ir("int4").path / "tokenizer.json"
+    path.write_text(path.read_text().replace("Once", "Ounce", 1))
+    assert "tokenizer and configurations as the twin's: files: tokenizer.json" in failures(proof(run_copy))
+
+
+@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_truncated_ir_is_refused(run_copy: RunFolder, name: str, kept: float) -> None:
+    path = run_copy.ir("int4").path / name
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ArtifactError, match="not a readable OpenVINO IR"):
+        proof(run_copy)
+
+
+def test_a_missing_or_corrupt_checkpoint_is_refused(run_copy: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"checkpoint\.json: missing"):
+        proof(run_copy, checkpoint=Checkpoint(tmp_path / "none"))
+    path = run_copy.checkpoint.path / "adapters.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="truncated"):
+        proof(run_copy)
+
+
+def test_weights_of_another_base_model_are_refused(run_copy: RunFolder) -> None:
+    with pytest.raises(ArtifactError, match="does not hold the weights this checkpoint was tuned on"):
+        proof(run_copy, base=run_copy.ir("plain"))
+
+
+def test_without_a_checkpoint_the_graph_alone_is_judged_and_the_report_says_so(finished_run: RunFolder) -> None:
+    report = verify(finished_run.ir("int4"))
+    assert report.passed
+    assert report.summary.code_mismatches is None
+    assert "no checkpoint is given" in (report.summary.reason or "")
+    assert {row.element_type for row in report.layers} == {"u4", "u8"}
+    baseline = verify(finished_run.ir("bf16"), runtime=False)
+    assert baseline.summary.float == baseline.summary.linear_layers
+    assert baseline.summary.bits_per_weight == 16
+
+
+def test_converting_twice_gives_the_same_bytes(finished_run: RunFolder, tmp_path: Path) -> None:
+    again = convert(finished_run.ir("bf16"), finished_run.packed("int4"), tmp_path / "again")
+    assert again.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()

@@ -73,7 +73,7 @@ def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
     Test takes precedence over validation, and validation over train, so what is measured is as it was asked for.
 
     Raises:
-        DataError: a source can't be read or is empty.
+        DataError: a source can't be read, is empty, or holds nothing that another split does not hold.
     """
     train = read_documents(spec.train)
     splits: dict[str, Documents] = {}
@@ -96,6 +96,10 @@ def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
         digests = [hashlib.sha256(text.strip().encode()).digest() for text in splits[name].texts]
         kept = [text for text, digest in zip(splits[name].texts, digests, strict=True) if digest not in seen]
         dropped += len(digests) - len(kept)
+        if not kept:
+            raise DataError(
+                f"data.{name}: each of its {len(digests)} documents is in another split too; give other text"
+            )
         seen.update(digests)
         splits[name] = Documents(kept, splits[name].running)
     return splits, dropped
@@ -123,7 +127,8 @@ def read_documents(source: SourceSpec) -> Documents:
 def pack(documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str) -> NDArray[np.int32]:
     """Tokens of the documents, one after the other, cut to (sequences, sequence_length) int32.
 
-    Documents that stand alone end with the end-of-sequence token; parts of a running text are joined by line ends.
+    Documents that stand alone begin as the tokenizer begins a text; where it adds nothing of its own, they end with the
+    end-of-sequence token. Parts of a running text are joined by line ends.
 
     Raises:
         DataError: there is too little text for the sequences asked for.
@@ -135,10 +140,13 @@ def pack(documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpe
     }[split]
     needed = None if wanted is None else wanted * spec.sequence_length
     stream: list[int] = []
+    marked = bool(tokenizer("")["input_ids"])
     for text in documents.texts:
-        stream += tokenizer(text + "\n" if documents.running else text, verbose=False)["input_ids"]
-        if not documents.running and tokenizer.eos_token_id is not None:
-            stream.append(tokenizer.eos_token_id)
+        if documents.running:
+            stream += tokenizer(text + "\n", add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            stream += tokenizer(text, verbose=False)["input_ids"]
+            stream += [] if marked or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         if needed is not None and len(stream) >= needed:
             break
     available = len(stream) // spec.sequence_length

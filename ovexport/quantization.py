@@ -24,7 +24,7 @@ from ovexport.artifacts import LEVELS, CodeDigest, LayerFormat, bytes_digest
 from ovexport.errors import ArtifactError
 from ovexport.tensorfile import TensorFile
 
-SMALLEST_STEP = 2.0**-14
+SMALLEST_STEP = 2.0**-24
 LARGEST_STEP = 65504.0
 
 
@@ -214,6 +214,6 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _on_float16_grid(step: Tensor) -> Tensor:
-    """The nearest float16 values, in float32; magnitudes from the smallest normal number up, signs kept."""
+    """The nearest float16 values, in float32; magnitudes from its smallest number up, signs kept."""
     magnitude = step.abs().clamp(SMALLEST_STEP, LARGEST_STEP)
     return torch.where(step < 0, -magnitude, magnitude).half().float()

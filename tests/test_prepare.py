@@ -95,3 +95,35 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tiny_model: Pat
     spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=16)
     with pytest.raises(UnsupportedModelError, match="token ids up to 2047, the model embeds 512"):
         prepare(ModelSpec(id=str(folder)), spec, tmp_path / "data")
+
+
+def test_a_text_given_for_two_splits_is_refused(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "t.jsonl", TEXTS)
+    with pytest.raises(DataError, match=r"data\.validation: each of its 2 documents is in another split too"):
+        split_documents(DataSpec(train=source, test=source))
+
+
+def test_a_document_is_marked_once_by_the_tokenizer_or_by_an_end(tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from ovexport.prepare import Documents, pack
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=16)
+    alone = pack(Documents(["a dog", "a cat"] * 20, running=False), tokenizer, spec, "train")
+    begun = pack(Documents(["a dog", "a cat"] * 20, running=False), _Begins(tokenizer), spec, "train")
+    running = pack(Documents(["a dog", "a cat"] * 20, running=True), tokenizer, spec, "train")
+    assert (alone == tokenizer.eos_token_id).any()
+    assert (begun == tokenizer.bos_token_id).any()
+    assert not (begun == tokenizer.eos_token_id).any()
+    assert not (running == tokenizer.eos_token_id).any()
+
+
+class _Begins:
+    """The tokenizer with a beginning of its own."""
+
+    def __init__(self, tokenizer) -> None:
+        self._tokenizer, self.eos_token_id = tokenizer, tokenizer.eos_token_id
+
+    def __call__(self, text: str, **options):
+        return {"input_ids": [self._tokenizer.bos_token_id, *self._tokenizer(text, **options)["input_ids"]]}

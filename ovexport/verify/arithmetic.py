@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ovexport.artifacts import LayerFormat
 from ovexport.tensorfile import TensorFile
 
-_SMALLEST, _LARGEST = np.float32(2.0**-14), np.float32(65504.0)
+_SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,120 @@
+"""The README's tables, from the committed results: what a run measured is copied here, never typed.
+
+python benchmarks/tables.py                    rewrite the tables in README.md
+python benchmarks/tables.py --check            exit 1 when README.md does not show the committed results
+python benchmarks/tables.py --add NAME RUN     commit a run's results under benchmarks/results/NAME first
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from ovexport.artifacts import RunFolder
+from ovexport.report.table import Findings, comparison, read_findings
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+README = REPOSITORY / "README.md"
+REPORTS = ("verification.json", "evaluation.json", "benchmark.json", "recipe.toml")
+MODELS = ("wikilm-16m", "stories260k", "babyllama-105")
+
+
+def add(name: str, run: Path) -> None:
+    """Copy a run's reports to the results."""
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for report in REPORTS:
+        shutil.copyfile(run / report, folder / report)
+    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in (run / "stages").glob("*.json")}
+    (folder / "seconds.json").write_text(json.dumps(dict(sorted(seconds.items())), indent=2) + "\n")
+
+
+def demo_table() -> str:
+    """The whole table of the demo run."""
+    findings = read_findings(RunFolder(RESULTS / "demo"))
+    names, rows = comparison(findings)
+    lines = ["| |" + "".join(f" {name} |" for name in names), "|---|" + "---:|" * len(names)]
+    lines += [f"| {row.figure.strip()} |" + "".join(f" {value} |" for value in row.values) for row in rows]
+    return "\n".join([*lines, "", _conditions("demo", findings)])
+
+
+def models_table() -> str:
+    """A line per model."""
+    lines = [
+        "| model | group size | KL, not tuned | KL, tuned | recovered (95 %) | same likeliest token | checks passed |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in MODELS:
+        findings = read_findings(RunFolder(RESULTS / name))
+        lines.append(_model_row(name, findings))
+    return "\n".join(lines)
+
+
+def _model_row(name: str, findings: Findings) -> str:
+    evaluation, proof = findings.evaluation, findings.verification
+    assert evaluation is not None, name
+    assert proof is not None, name
+    plain, tuned = evaluation.models["plain"], evaluation.models["int4"]
+    low, high = evaluation.recovered_gap_ci95 or (float("nan"), float("nan"))
+    group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
+    passed = sum(check.passed for check in proof.checks)
+    cells = (
+        name,
+        str(group),
+        f"{plain.kl_mean_nats:.5f} ± {plain.kl_standard_error_nats:.5f}",
+        f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
+        f"{evaluation.recovered_gap:.0%} ({low:.0%}–{high:.0%})",
+        f"{plain.same_top1:.1%} → {tuned.same_top1:.1%}",
+        f"{passed} of {len(proof.checks)}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _conditions(name: str, findings: Findings) -> str:
+    evaluation, benchmark = findings.evaluation, findings.benchmark
+    assert evaluation is not None, name
+    assert benchmark is not None, name
+    seconds = json.loads((RESULTS / name / "seconds.json").read_text())
+    tested, timed = evaluation.conditions, benchmark.conditions
+    runtime = timed["runtime"]["int4"]
+    return (
+        f"{timed['device_name']}, {runtime['INFERENCE_NUM_THREADS']} threads; latency with "
+        f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {timed['pairs']} interleaved "
+        f"rounds, inference in {runtime['INFERENCE_PRECISION_HINT']}, KV cache {runtime['KV_CACHE_PRECISION']}; "
+        f"quality in f32 over {tested['test_sequences']} x {tested['sequence_length']} held-out tokens and "
+        f"{tested['prompts']} prompts, encoder {tested['encoder']}; openvino {benchmark.versions['openvino']}. "
+        f"The whole run took {sum(seconds.values()):.0f} s, tuning {seconds['tune']:.0f} s of them."
+    )
+
+
+TABLES = {"demo": demo_table, "models": models_table}
+
+
+def filled(text: str) -> str:
+    """The README with each table between its marks made anew."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- table: {name} -->\n", f"<!-- end of table: {name} -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{table()}\n\n{end}{tail}"
+    return text
+
+
+def main() -> None:
+    """Rewrite or check the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is behind")
+    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="copy a run's results here first")
+    options = parser.parse_args()
+    if options.add:
+        add(options.add[0], Path(options.add[1]))
+    text = README.read_text(encoding="utf-8")
+    if options.check:
+        sys.exit(0 if filled(text) == text else f"{README}: its tables are not the committed results; run me")
+    README.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

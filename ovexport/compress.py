@@ -7,6 +7,7 @@ format, and the weights and quantization ranges that it found are read out of it
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,19 +38,19 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
 
     Raises:
         RecipeError: a layer's in-features can't be grouped as asked.
-        UnsupportedModelError: a layer can't be compressed.
+        UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite.
     """
     network = load_model(model)
     layers = plan_layers(weight_matrices(network), spec)
-    for layer in layers:
-        if layer.note:
-            logger.info("%s: %s", layer.name, layer.note)
+    _tell(layers)
     packed = [layer for layer in layers if layer.mode != "float"]
     generator = torch.Generator().manual_seed(seed)
     quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
     digests = {name: weight_digest(weight) for name, weight in weights.items()}
     for layer in packed:
+        if not torch.isfinite(weights[layer.name]).all():
+            raise UnsupportedModelError(f"{layer.name}: holds weights that are not finite; give a sound checkpoint")
         quantizers[layer.name].initialize(weights[layer.name], generator)
     changed: dict[str, Tensor] = {}
     if spec.awq or spec.scale_estimation:
@@ -79,6 +80,13 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
             write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
         write_record(manifest, folder / "checkpoint.json")
     return Checkpoint(out)
+
+
+def _tell(layers: tuple[LayerFormat, ...]) -> None:
+    """Say which layers are not as the recipe asked, a line per reason."""
+    for note, count in Counter(layer.note for layer in layers if layer.note).items():
+        first = next(layer.name for layer in layers if layer.note == note).removesuffix(".weight")
+        logger.info("  %s: %s", first if count == 1 else f"{first} and {count - 1} more", note)
 
 
 def _initialize_with_nncf(

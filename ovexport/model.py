@@ -42,6 +42,7 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
             dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]),
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
+            use_safetensors=True,  # a pickle is never loaded
         )
     missing = sorted(info["missing_keys"])
     if missing:

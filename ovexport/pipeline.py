@@ -201,7 +201,7 @@ def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None
 
 
 def _carry_out(stage: Stage, context: Context) -> StageRecord:
-    logger.info("stage %s", stage.name)
+    logger.debug("stage %s", stage.name)
     folder = context.folder
     folder.stage_record(stage.name).unlink(missing_ok=True)
     started = time.monotonic()

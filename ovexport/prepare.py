@@ -96,6 +96,8 @@ def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
         digests = [hashlib.sha256(text.strip().encode()).digest() for text in splits[name].texts]
         kept = [text for text, digest in zip(splits[name].texts, digests, strict=True) if digest not in seen]
         dropped += len(digests) - len(kept)
+        if not digests:
+            raise DataError(f"data.{name}: no document is left for it; give more text, or a source of its own")
         if not kept:
             raise DataError(
                 f"data.{name}: each of its {len(digests)} documents is in another split too; give other text"

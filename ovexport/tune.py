@@ -92,7 +92,7 @@ class Tuner:
     """Teacher, student and the quantizers between them.
 
     Attributes:
-        steps: optimizer steps in all.
+        steps: optimizer steps in all; 0 where no layer has an adapter.
         parameters: every trained tensor by "LAYER.PARAMETER".
     """
 
@@ -109,7 +109,8 @@ class Tuner:
         self.validation = torch.from_numpy(data.tokens("validation").astype(np.int64))
         per_step = spec.batch_size * spec.gradient_accumulation_steps
         epochs = math.ceil((spec.epochs or 1) * len(self.train) / per_step)
-        self.steps = epochs if spec.steps is None else spec.steps
+        tunable = any(layer.rank for layer in manifest.layers)
+        self.steps = 0 if not tunable else epochs if spec.steps is None else spec.steps
 
         changed = start.weights if manifest.changed else {}
         adapters = start.adapters

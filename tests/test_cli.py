@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,30 @@ def test_a_corrupt_safetensors(values: dict, write, tiny_model: Path, tmp_path: 
     assert (tmp_path / "out" / "recipe.toml").is_file()
 
 
+def test_weights_that_are_not_finite(values: dict, write, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    values["model"]["id"] = str(broken)
+    line = refused(ovexport("compress", write(values), "--out", tmp_path / "out"), 5)
+    assert "model.layers.1.mlp.up_proj.weight: holds weights that are not finite" in line
+
+
+def test_pickled_weights_are_not_loaded(values: dict, write, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    pickled = shutil.copytree(tiny_model, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    values["model"]["id"] = str(pickled)
+    assert "safetensors" in refused(ovexport("compress", write(values), "--out", tmp_path / "out"), 4)
+
+
 def test_no_text(values: dict, write, tmp_path: Path) -> None:
     values["data"]["train"]["path"] = str(tmp_path / "none.txt")
     assert "none.txt: no such file" in refused(ovexport("run", write(values), "--out", tmp_path / "out"), 5)
@@ -250,6 +276,31 @@ def test_bench_and_evaluate_take_any_two_irs(finished_run: RunFolder, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["models"]["int4"]["kl_mean_nats"] > 0
     assert (tmp_path / "evaluation" / "evaluation.json").is_file()
+
+
+def test_a_fallback_is_said_on_the_way(values: dict, write, tmp_path: Path) -> None:
+    values["compress"] |= {"group_size": 48, "fallback": "smaller_group"}
+    done = ovexport("compress", write(values), "--out", tmp_path / "out")
+    assert "and 11 more: group size 48 does not divide 64: group size 32" in done.stderr
+
+
+def test_an_interrupted_command_exits_130_and_resumes(values: dict, write, tmp_path: Path) -> None:
+    values["tune"] |= {"steps": 100_000, "save_every": 1}
+    command = [sys.executable, "-m", "ovexport", "tune", str(write(values)), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    state = tmp_path / "out" / "tuning" / "state.json"
+    for _ in range(1200):
+        if state.is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted; --resume goes on" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads(state.read_text())["step"] >= 1
+    again = ovexport("run", *command[4:], "--resume", "--until", "compress")
+    assert "compress  (done before)" in again.stderr
 
 
 def test_report_is_rebuilt(run_copy: RunFolder) -> None:

@@ -105,4 +105,4 @@ def test_nncfs_strip_gives_the_codes_that_ours_gives(compressed, tiny_model: Pat
         # NNCF divides and rounds twice; a value half way between two codes may fall to the other side.
         assert differing < 2e-3, (name, differing)
         scale = decompressors[name]._scale.float().reshape(-1)
-        assert torch.allclose(scale, quantizer.grid()[0].reshape(-1), rtol=2**-10), name
+        assert torch.allclose(scale, quantizer.grid()[0].reshape(-1), rtol=2**-10, atol=2**-22), name

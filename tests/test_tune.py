@@ -133,3 +133,14 @@ def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp
     assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(manifest.changed)
     plain = shutil.copytree(run.compressed.path, tmp_path / "copy")
     assert Checkpoint(plain).weights.require(manifest.changed[0]).dtype == np.float32
+
+
+def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
+    from ovexport import pipeline
+
+    sections = tiny_values(Path(tiny_recipe.model.id))
+    sections["compress"] |= {"group_size": 48, "fallback": "int8"}
+    resolved = recipe.parse(sections, base=tmp_path, origin="int8")
+    run = pipeline.run(resolved, tmp_path / "run", until="verify")
+    assert run.checkpoint.manifest.steps == 0
+    assert {layer.mode for layer in run.checkpoint.manifest.layers} == {"int8_asym"}

@@ -36,6 +36,7 @@ def evaluate(
     """
     from ovexport import pipeline
     from ovexport.artifacts import IR, RunFolder
+    from ovexport.errors import RecipeError
     from ovexport.recipe import DataSpec, EvaluateSpec, SourceSpec
     from ovexport.report.table import Findings, comparison
 
@@ -47,6 +48,8 @@ def evaluate(
         prepared = pipeline.prepare_test(IR(reference), text, out / "data")
     else:
         prepared = RunFolder(reference.absolute().parent).data
+        if not prepared.path.is_dir():
+            raise RecipeError(f"{reference}: not in a run's folder, which would hold the test text; give --data")
     with progress(quiet=quiet or as_json) as listener:
         report = pipeline.evaluate_candidate(IR(candidate), IR(reference), prepared, spec, out, listener)
     if as_json:

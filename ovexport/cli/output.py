@@ -51,8 +51,10 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("ovexport")
-    logger.setLevel(logging.INFO)
-    logger.handlers.clear()
+    logger.setLevel(logging.DEBUG)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
     logger.propagate = False
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.ERROR if quiet else logging.INFO)
@@ -60,9 +62,9 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
+        log = logging.FileHandler(file, encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(log)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _run(
 
     def announce(stage: str, skipped: bool) -> None:
         if stage == "prepare":
-            set_up_logging(quiet=True, file=folder / "logs" / "run.log")
+            set_up_logging(quiet=quiet, file=folder / "logs" / "run.log")
         if not quiet:
             typer.echo(f"{stage}{'  (done before)' if skipped else ''}", err=True)
 

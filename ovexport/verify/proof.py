@@ -1,5 +1,6 @@
 """The checks, one function each, put together to a VerificationReport."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from ovexport.versions import stack_versions
 
 ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
 RUNTIME_PACKED = frozenset({"u4", "i4", "u8", "i8"})
-_ADAPTER_MARKS = ("lora", "adapter")
+_ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
 _GRAPH_ONLY = frozenset({"openvino_model.xml", "openvino_model.bin"})
 
 
@@ -302,9 +303,7 @@ def _companions(ir: IR, twin: IR) -> Check:
 def _adapter_nodes(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:
     """Operations of an adapter: LoRA states and names, and MatMuls with weights that the checkpoint does not know."""
     named = [
-        node.get_friendly_name()
-        for node in graph.get_ordered_ops()
-        if any(mark in node.get_friendly_name().lower() for mark in _ADAPTER_MARKS)
+        node.get_friendly_name() for node in graph.get_ordered_ops() if _ADAPTER_NAME.search(node.get_friendly_name())
     ]
     if manifest is None:
         return named

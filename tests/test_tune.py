@@ -8,11 +8,10 @@ import torch
 from conftest import tiny_values
 
 from ovexport import recipe
-from ovexport import tune as tuning
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import TuningDivergedError
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.tune import tune
+from ovexport.tune import tune, tuner
 
 
 def tuned(run: RunFolder, model: Recipe, spec: TuneSpec, out: Path, **options) -> Checkpoint:
@@ -88,7 +87,7 @@ def test_the_state_of_another_tuning_is_not_taken_up(finished_run, tiny_recipe, 
 
 
 def test_a_loss_that_is_not_finite_keeps_the_best_checkpoint(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
-    true_logits = tuning._logits
+    true_logits = tuner._logits
     calls = {"count": 0}
 
     def spoiled(network, ids):
@@ -96,7 +95,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_checkpoint(finished_run, tiny_
         logits = true_logits(network, ids)
         return logits * float("nan") if calls["count"] > 20 and torch.is_grad_enabled() else logits
 
-    monkeypatch.setattr(tuning, "_logits", spoiled)
+    monkeypatch.setattr(tuner, "_logits", spoiled)
     with pytest.raises(TuningDivergedError, match=r"at step \d+; the best checkpoint so far is kept, lower"):
         tuned(finished_run, tiny_recipe, spec(steps=50), tmp_path)
     kept = Checkpoint(tmp_path / "checkpoint")

@@ -1,6 +1,7 @@
 """The loop: steps, validation, saving, and the checkpoint of the best step."""
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ovexport.errors import RecipeError, TuningDivergedError
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tensorfile import write_tensors
-from ovexport.tune.store import StateStore, TunerState, TuningLog
+from ovexport.tune.store import StateStore, TuningLog
 from ovexport.tune.tuner import Tuner
 from ovexport.versions import stack_versions
 
@@ -61,39 +62,34 @@ def tune(
 
 
 def _run(tuner: Tuner, store: StateStore, log: TuningLog, spec: TuneSpec, listener: Listener) -> None:
-    state = store.load(tuner)
-    if state is None:
-        kl = tuner.validate()
-        state = TunerState(identity=store.identity, step=0, best_step=0, best_kl_nats=kl)
-        store.save_best(tuner)
-        log.write(0, validation_kl_nats=kl)
+    """The steps from where the store stands to the end."""
+    if store.restore(tuner):
+        logger.info("  tuning goes on after step %d of %d", store.state.step, tuner.steps)
+        log.forget_after(store.state.step)
     else:
-        logger.info("tuning goes on after step %d of %d", state.step, tuner.steps)
-    log.forget_after(state.step)
+        log.forget_after(-1)
+        store.begin(tuner, tuner.validate())
+        log.write(0, validation_kl_nats=store.state.best_kl_nats)
     tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.train.shape[1]
-    for index in range(state.step, tuner.steps):
+    for index in range(store.state.step, tuner.steps):
         started = time.monotonic()
         rate = tuner.optimizer.param_groups[0]["lr"]
         loss, norm = tuner.step(index)
-        done = index + 1
         figures = {
             "loss_kl_nats": loss,
             "gradient_norm": norm,
             "learning_rate": rate,
             "tokens_per_s": tokens / (time.monotonic() - started),
         }
+        done = index + 1
         last = done == tuner.steps
         if last or done % spec.validate_every == 0:
-            kl = figures["validation_kl_nats"] = tuner.validate()
-            if kl < state.best_kl_nats:
-                state = state.model_copy(update={"best_step": done, "best_kl_nats": kl})
-                store.save_best(tuner)
-        state = state.model_copy(update={"step": done})
+            figures["validation_kl_nats"] = tuner.validate()
+        store.advance(tuner, figures.get("validation_kl_nats"))
         log.write(done, **figures)
         if last or done % spec.save_every == 0:
-            store.save(tuner, state)
+            store.save(tuner)
         listener(Progress(task="tune", done=done, total=tuner.steps, figures=figures))
-    store.state = state
 
 
 def _accelerator(spec: TuneSpec, logs: Path) -> Accelerator:
@@ -125,8 +121,8 @@ def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, out: P
             manifest.model_copy(
                 update={
                     "digests": digests,
-                    "steps": store.state.best_step if store.state else 0,
-                    "validation_kl_nats": store.state.best_kl_nats if store.state else None,
+                    "steps": store.state.best_step,
+                    "validation_kl_nats": store.state.best_kl_nats if math.isfinite(store.state.best_kl_nats) else None,
                     "versions": stack_versions(),
                 }
             ),

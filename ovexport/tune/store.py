@@ -1,6 +1,7 @@
 """What a tuning leaves behind while it runs: the state it can go on from, and its log."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from ovexport.artifacts import Record, atomic_folder, read_record, write_record
+from ovexport.errors import TuningDivergedError
 from ovexport.tensorfile import TensorFile, write_tensors
 from ovexport.tune.tuner import Tuner
 
@@ -28,45 +30,67 @@ class TunerState(Record):
 
 
 class StateStore:
-    """The folder that an interrupted tuning goes on from."""
+    """The state of a tuning and its best parameters, and the folder that an interrupted tuning goes on from.
+
+    Attributes:
+        state: of the step that was taken last.
+        best: the parameters with the least validation divergence, by name.
+    """
 
     def __init__(self, path: Path, identity: str) -> None:
-        self.path = path
-        self.identity = identity
+        self._path = path
+        self.state = TunerState(identity=identity, step=0, best_step=0, best_kl_nats=math.inf)
         self.best: dict[str, NDArray[np.float32]] = {}
-        self.state: TunerState | None = None
 
-    def load(self, tuner: Tuner) -> TunerState | None:
-        """Restore the tuner from the saved state, when there is one of this very tuning."""
-        if not (self.path / "state.json").is_file():
-            return None
-        state = read_record(self.path / "state.json", TunerState)
-        if state.identity != self.identity:
-            return None
-        tuner.restore(TensorFile(self.path / "state.safetensors"), state.step)
-        best = TensorFile(self.path / "best.safetensors")
+    def restore(self, tuner: Tuner) -> bool:
+        """Bring the tuner to the saved state, when there is one of this very tuning."""
+        if not (self._path / "state.json").is_file():
+            return False
+        saved = read_record(self._path / "state.json", TunerState)
+        if saved.identity != self.state.identity:
+            return False
+        tuner.restore(TensorFile(self._path / "state.safetensors"), saved.step)
+        best = TensorFile(self._path / "best.safetensors")
         self.best = {key: np.array(best[key]) for key in best}
-        self.state = state
-        return state
+        self.state = saved
+        return True
 
-    def save_best(self, tuner: Tuner) -> None:
-        """Keep the present parameters as the best so far."""
-        self.best = {key: value.detach().cpu().numpy().copy() for key, value in tuner.parameters.items()}
+    def begin(self, tuner: Tuner, kl_nats: float) -> None:
+        """Take the starting point for the best so far.
 
-    def save(self, tuner: Tuner, state: TunerState) -> None:
+        Raises:
+            TuningDivergedError: its divergence is not finite.
+        """
+        self._keep(tuner, 0, kl_nats)
+        if not math.isfinite(kl_nats):
+            raise TuningDivergedError(
+                f"tune: the starting point's divergence is {kl_nats}; the model's logits are not finite on this text"
+            )
+
+    def advance(self, tuner: Tuner, kl_nats: float | None) -> None:
+        """Count a step, and keep its parameters when its validation divergence is the least so far."""
+        step = self.state.step + 1
+        if kl_nats is not None and kl_nats < self.state.best_kl_nats:
+            self._keep(tuner, step, kl_nats)
+        self.state = self.state.model_copy(update={"step": step})
+
+    def save(self, tuner: Tuner) -> None:
         """Write the present state and the best parameters, all or nothing."""
-        self.state = state
-        with atomic_folder(self.path) as folder:
+        with atomic_folder(self._path) as folder:
             write_tensors(tuner.state(), folder / "state.safetensors")
             write_tensors(self.best, folder / "best.safetensors")
-            write_record(state, folder / "state.json")
+            write_record(self.state, folder / "state.json")
+
+    def _keep(self, tuner: Tuner, step: int, kl_nats: float) -> None:
+        self.best = {key: value.detach().cpu().numpy().copy() for key, value in tuner.parameters.items()}
+        self.state = self.state.model_copy(update={"best_step": step, "best_kl_nats": kl_nats})
 
     def clear(self) -> None:
         """Remove the folder; the checkpoint holds what is worth keeping."""
-        if self.path.is_dir():
-            for file in self.path.iterdir():
+        if self._path.is_dir():
+            for file in self._path.iterdir():
                 file.unlink()
-            self.path.rmdir()
+            self._path.rmdir()
 
 
 class TuningLog:
@@ -93,6 +117,15 @@ class TuningLog:
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be taken again, and those of an earlier tuning."""
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        starts = [index for index, line in enumerate(lines) if json.loads(line)["step"] == 0]
-        kept = [line for line in lines[starts[-1] if starts else 0 :] if json.loads(line)["step"] <= step]
+        steps = [_step(line) for line in lines]
+        begin = len(steps) - 1 - steps[::-1].index(0) if 0 in steps else 0
+        kept = [line for line, taken in zip(lines[begin:], steps[begin:], strict=True) if taken <= step]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that a kill cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

@@ -11,13 +11,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import tomli_w
+
+from ovexport import recipe
 from ovexport.artifacts import RunFolder
 from ovexport.report.table import Findings, comparison, read_findings
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
-REPORTS = ("verification.json", "evaluation.json", "benchmark.json", "recipe.toml")
+REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
 MODELS = ("wikilm-16m", "stories260k", "babyllama-105")
 
 
@@ -27,8 +30,18 @@ def add(name: str, run: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for report in REPORTS:
         shutil.copyfile(run / report, folder / report)
+    (folder / "recipe.toml").write_text(_without_folders(recipe.load(run / "recipe.toml")), encoding="utf-8")
     seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in (run / "stages").glob("*.json")}
     (folder / "seconds.json").write_text(json.dumps(dict(sorted(seconds.items())), indent=2) + "\n")
+
+
+def _without_folders(resolved: recipe.Recipe) -> str:
+    """The recipe with the names of model and text in place of where they lay on this machine."""
+    values = resolved.model_dump(mode="json", exclude_none=True)
+    values["model"]["id"] = Path(resolved.model.id).name
+    for source in (values["data"][name] for name in ("train", "validation", "test") if name in values["data"]):
+        source["path"] = Path(source["path"]).name
+    return tomli_w.dumps(values)
 
 
 def demo_table() -> str:
@@ -82,7 +95,8 @@ def _conditions(name: str, findings: Findings) -> str:
     return (
         f"{timed['device_name']}, {runtime['INFERENCE_NUM_THREADS']} threads; latency with "
         f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {timed['pairs']} interleaved "
-        f"rounds, inference in {runtime['INFERENCE_PRECISION_HINT']}, KV cache {runtime['KV_CACHE_PRECISION']}; "
+        f"rounds in {timed['sessions']} sessions, inference in {runtime['INFERENCE_PRECISION_HINT']}, "
+        f"KV cache {runtime['KV_CACHE_PRECISION']}; "
         f"quality in f32 over {tested['test_sequences']} x {tested['sequence_length']} held-out tokens and "
         f"{tested['prompts']} prompts, encoder {tested['encoder']}; openvino {benchmark.versions['openvino']}. "
         f"The whole run took {sum(seconds.values()):.0f} s, tuning {seconds['tune']:.0f} s of them."

@@ -226,7 +226,9 @@ class BenchSpec(Spec):
 
     Attributes:
         prompt_tokens, output_tokens: fixed lengths, end-of-sequence ignored.
-        pairs: rounds in which every model runs once, one after the other; `warmup` more are dropped first.
+        pairs: rounds in which every model runs once, one after the other.
+        sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
+            are dropped first.
         inference_precision: pinned; "default" leaves it to the device.
         attention_backend: of openvino-genai.
     """
@@ -234,6 +236,7 @@ class BenchSpec(Spec):
     prompt_tokens: Positive = 128
     output_tokens: Annotated[int, Field(ge=2)] = 64
     pairs: Annotated[int, Field(ge=5)] = 20
+    sessions: Positive = 4
     warmup: Positive = 2
     device: str = "CPU"
     inference_precision: Literal["default", "f32", "bf16", "f16"] = "default"

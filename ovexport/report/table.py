@@ -80,7 +80,6 @@ def comparison(findings: Findings) -> tuple[tuple[str, ...], tuple[ComparisonRow
 
 def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[ComparisonRow]:
     models, first = benchmark.models, next(iter(benchmark.models))
-    ratios = [benchmark.ratios.get(f"{name}/{first}") for name in names]
 
     def milliseconds(field: str) -> tuple[str, ...]:
         return tuple(f"{getattr(models[name], field).median:.2f}" if name in models else NOT_MEASURED for name in names)
@@ -88,15 +87,17 @@ def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[Co
     def whole(field: str) -> tuple[str, ...]:
         return tuple(f"{getattr(models[name], field):.0f}" if name in models else NOT_MEASURED for name in names)
 
-    def over_first(field: str) -> tuple[str, ...]:
-        return tuple(_ratio(ratio, field) for ratio in ratios)
+    def over(reference: str, field: str) -> ComparisonRow:
+        ratios = [benchmark.ratios.get(f"{name}/{reference}") for name in names]
+        title = f"  over {TITLES.get(reference, reference)} (95 % interval)"
+        return ComparisonRow(title, tuple(_ratio(ratio, field) for ratio in ratios))
 
-    base = TITLES.get(first, first)
+    references = [name for name in (first, "plain") if name in models and name != names[-1]]
     return [
         ComparisonRow("time to first token, ms", milliseconds("time_to_first_token_ms")),
-        ComparisonRow(f"  over {base} (95 % interval)", over_first("time_to_first_token")),
+        *(over(reference, "time_to_first_token") for reference in dict.fromkeys(references)),
         ComparisonRow("time per output token, ms", milliseconds("time_per_output_token_ms")),
-        ComparisonRow(f"  over {base} (95 % interval)", over_first("time_per_output_token")),
+        *(over(reference, "time_per_output_token") for reference in dict.fromkeys(references)),
         ComparisonRow("tokens per second", whole("throughput_tokens_per_s")),
         ComparisonRow("load time, ms", whole("load_time_ms")),
         ComparisonRow("peak memory, MB", tuple(_peak(models.get(name)) for name in names)),

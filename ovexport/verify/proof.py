@@ -85,7 +85,7 @@ def verify(
         evidence.reasons.append("the runtime was not looked at")
     return VerificationReport(
         passed=all(check.passed for check in evidence.checks),
-        subject=str(ir.path),
+        subject=ir.path.absolute().name,
         checks=tuple(evidence.checks),
         summary=_summary(found, evidence),
         layers=tuple(_row(weight) for weight in found),

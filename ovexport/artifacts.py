@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ovexport.errors import ArtifactError
 from ovexport.tensorfile import TensorFile
@@ -58,6 +58,12 @@ class LayerFormat(Record):
     group_size: int
     rank: int = 0
     note: str | None = None
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.group_size < 1 or self.in_features % self.group_size:
+            raise ValueError(f"group_size={self.group_size} does not divide in_features={self.in_features}")
+        return self
 
     @property
     def groups(self) -> int:
@@ -105,6 +111,13 @@ class CheckpointManifest(Record):
     steps: int = 0
     validation_kl_nats: float | None = None
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        names = {layer.name for layer in self.layers}
+        if set(self.weight_digests) != names or set(self.digests) != {layer.name for layer in self.packed}:
+            raise ValueError("its digests are not of its layers")
+        return self
 
     @property
     def packed(self) -> tuple[LayerFormat, ...]:
@@ -281,9 +294,14 @@ class RunFolder:
         """The IR of "bf16", "plain" or "int4"."""
         return IR(self.path / name)
 
+    @property
+    def stages(self) -> Path:
+        """A record per finished stage; the folder marks a run as ours."""
+        return self.path / "stages"
+
     def stage_record(self, stage: str) -> Path:
         """The record of a finished stage."""
-        return self.path / "stages" / f"{stage}.json"
+        return self.stages / f"{stage}.json"
 
     @property
     def logs(self) -> Path:
@@ -307,6 +325,16 @@ class StageRecord(Record):
 
 
 _FULL_DISK_BYTES = 1 << 20
+_NO_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+)
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
@@ -333,19 +361,20 @@ def write_record(record: BaseModel, path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file atomically: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    with translated_disk_errors(path), temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    with translated_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write into, which takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f"{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     with translated_disk_errors(path):
         temporary.mkdir(parents=True)
@@ -359,7 +388,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
         for file in files_in(temporary):
             _fsync(file)
-        replaced = path.with_name(f"{path.name}.replaced")
+        replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
             path.rename(replaced)
@@ -379,7 +408,7 @@ def translated_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ArtifactError(f"{path}: no space left on the disk; free some, then --resume") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NO_PLACE:
             raise ArtifactError(f"{path}: can't be written ({error.strerror}); choose another --out") from error
         raise
 

@@ -35,15 +35,18 @@ def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[L
         if not any(_matches(matrix.name, pattern) for matrix in matrices):
             names = ", ".join(matrix.name.removesuffix(".weight") for matrix in matrices[:3])
             raise RecipeError(f"compress.ignored={pattern!r}: no layer has such a name; they read like {names}")
-    formats, problems = [], []
+    formats: list[LayerFormat] = []
+    undivided: dict[int, list[WeightMatrix]] = {}
     for matrix in matrices:
         layer = _format(matrix, spec)
         if layer is None:
-            problems.append(_problem(matrix, spec))
+            undivided.setdefault(matrix.in_features, []).append(matrix)
         else:
             formats.append(layer)
-    if problems:
-        raise RecipeError("; ".join(problems))
+    if undivided:
+        raise RecipeError("; ".join(_problem(group, spec) for group in undivided.values()))
+    if all(layer.mode == "float" for layer in formats):
+        raise RecipeError(f"compress.ignored={list(spec.ignored)} leaves nothing to compress; name fewer layers")
     return tuple(formats)
 
 
@@ -107,12 +110,15 @@ def _layer(
     )
 
 
-def _problem(matrix: WeightMatrix, spec: CompressSpec) -> str:
-    sizes = [str(size) for size in divisors(matrix.in_features, below=matrix.in_features)]
+def _problem(matrices: list[WeightMatrix], spec: CompressSpec) -> str:
+    """What to say of layers with the same in-features, which the group size does not divide."""
+    first, others = matrices[0], len(matrices) - 1
+    sizes = [str(size) for size in divisors(first.in_features, below=first.in_features)]
     cure = f"use {' or '.join(sizes[-3:])}, or set" if sizes else "set"
+    more = f" and {others} more" if others else ""
     return (
-        f"compress.group_size={spec.group_size} does not divide in_features={matrix.in_features} of "
-        f'{matrix.name.removesuffix(".weight")}; {cure} compress.fallback = "int8"'
+        f"compress.group_size={spec.group_size} does not divide in_features={first.in_features} of "
+        f'{first.name.removesuffix(".weight")}{more}; {cure} compress.fallback = "int8"'
     )
 
 

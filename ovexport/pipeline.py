@@ -104,10 +104,12 @@ def run(
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
     folder = RunFolder(out)
-    _claim(folder, recipe, resume=resume, overwrite=overwrite)
+    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
     check_runnable(recipe, out)
     with translated_disk_errors(out):
-        folder.path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _clear(folder)
+        folder.stages.mkdir(parents=True, exist_ok=True)
     write_text(recipes.dump(recipe), folder.recipe)
     results: dict[str, str] = {}
     for stage in STAGES[: names.index(until) + 1 if until else None]:
@@ -134,7 +136,7 @@ def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSp
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ArtifactError(f"{out}: holds something already; choose another --out")
     _ = checkpoint.manifest
-    with TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-") as temporary:
+    with translated_disk_errors(out), TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-") as temporary:
         packed = strip(checkpoint, model, Path(temporary) / "packed")
         base = trace(model, spec, Path(temporary) / "bf16")
         return convert(base, packed, out)
@@ -221,25 +223,37 @@ def _carry_out(stage: Stage, context: Context) -> StageRecord:
     return record
 
 
-def _claim(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make sure that the folder is ours to write in."""
     path = folder.path
     if path.is_file():
         raise ArtifactError(f"{path}: a file; choose another --out")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not folder.recipe.is_file():
+    if not folder.stages.is_dir():
         raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
     if overwrite:
-        for name in _ours():
-            target = path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         return
     if not resume:
         raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
-    former = recipes.load(folder.recipe).model
+    if not folder.recipe.is_file():
+        return
+    try:
+        former = recipes.load(folder.recipe).model
+    except RecipeError as error:
+        raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to begin anew") from error
     if former != recipe.model:
         raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in _ours():
+        target = folder.path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
 
 
 def _ours() -> Iterable[str]:

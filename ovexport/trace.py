@@ -62,11 +62,22 @@ def _export(network: PreTrainedModel, name: str, folder: Path) -> None:
             warnings.simplefilter("ignore")  # tracing warns of every branch that it fixes
             export_from_model(network, folder, task=TASK, device="cpu", patch_16bit_model=half, stateful=True)
     except Exception as error:  # the exporter and what it traces raise anything at all
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
             f"{name}: optimum-intel can't export {network.config.model_type} ({first}); "
             "see its list of supported architectures"
         ) from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a KeyboardInterrupt is behind an error, as tracing wraps it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

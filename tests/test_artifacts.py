@@ -63,3 +63,19 @@ def test_a_record_with_a_stranger_in_it_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))
     with pytest.raises(ArtifactError, match="not a StageRecord"):
         read_record(path, StageRecord)
+
+
+@pytest.mark.parametrize("header", ["[]", '{"a": 1}', '{"a": {}}', '{"a": {"dtype": "F32", "data_offsets": []}}'])
+def test_a_header_of_another_shape_is_refused(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ArtifactError, match="not a readable safetensors file"):
+        TensorFile(path)
+
+
+def test_a_place_that_can_not_be_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="can't be written"), atomic_folder(tmp_path / "file" / "artifact"):
+        pass
+    with pytest.raises(ArtifactError, match="can't be written"):
+        artifacts.write_text("", tmp_path / "file" / "record.json")

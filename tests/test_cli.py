@@ -303,6 +303,31 @@ def test_an_interrupted_command_exits_130_and_resumes(values: dict, write, tmp_p
     assert "compress  (done before)" in again.stderr
 
 
+def test_evaluate_never_writes_over_the_users_text(finished_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(STORIES, tmp_path / "data" / "mine.jsonl")
+    done = ovexport(
+        "evaluate", finished_run.ir("int4").path, "--reference", finished_run.ir("bf16").path, "--quiet",
+        "--data", tmp_path / "data" / "mine.jsonl", "--sequence-length", "32", "--sequences", "2",
+        "--encoder", "offline", "--max-new-tokens", "2", "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("override", "exit_code", "text"),
+    [
+        ("tune.seed=99999999999999999999", 2, "tune.seed"),
+        ('compress.ignored=["*"]', 2, "leaves nothing to compress"),
+        ("bench.device=NPU", 2, "OpenVINO lists CPU"),
+        ("evaluate.encoder=/tmp", 4, "has no modules.json"),
+    ],
+)
+def test_what_would_fail_late_is_told_by_plan(values: dict, write, tmp_path, override, exit_code, text) -> None:
+    assert text in refused(ovexport("plan", write(values), "--out", tmp_path / "o", "--set", override), exit_code)
+
+
 def test_report_is_rebuilt(run_copy: RunFolder) -> None:
     (run_copy.path / "report.html").unlink()
     assert ovexport("report", run_copy.path).returncode == 0

@@ -125,6 +125,26 @@ def test_a_folder_that_is_no_run_is_never_touched(tiny_recipe: Recipe, tmp_path:
     assert (tmp_path / "thesis.tex").is_file()
 
 
+def test_a_project_with_a_recipe_of_its_own_is_no_run(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(recipe.dump(tiny_recipe))
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ArtifactError, match="files that are no run's"):
+            pipeline.run(tiny_recipe, tmp_path, **options)
+    assert (tmp_path / "recipe.toml").is_file()
+
+
+def test_nothing_is_removed_for_a_recipe_that_can_not_run(run_copy: RunFolder, tiny_model: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such folder"):
+        pipeline.run(changed(tiny_model, "model", id="/nowhere/at/all"), run_copy.path, overwrite=True)
+    assert run_copy.ir("int4").bin.is_file()
+
+
+def test_a_damaged_recipe_of_a_run_says_what_to_do(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    run_copy.recipe.write_text("[model\n")
+    with pytest.raises(ArtifactError, match="--overwrite to begin anew"):
+        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+
+
 def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--until polish: no such stage; they are prepare, trace"):
         pipeline.run(tiny_recipe, tmp_path / "run", until="polish")

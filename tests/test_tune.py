@@ -86,6 +86,22 @@ def test_the_state_of_another_tuning_is_not_taken_up(finished_run, tiny_recipe, 
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_damaged_state_is_left_and_tuning_begins_anew(finished_run, tiny_recipe, tmp_path) -> None:
+    def kill(moment) -> None:
+        if moment.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=kill)
+    state = tmp_path / "tuning" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-50])
+    with (tmp_path / "logs" / "tuning.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss_')
+    checkpoint = tuned(finished_run, tiny_recipe, spec(), tmp_path)
+    assert checkpoint.manifest.digests == tuned(finished_run, tiny_recipe, spec(), tmp_path / "b").manifest.digests
+    assert [line["step"] for line in log(tmp_path)] == list(range(7))
+
+
 def test_a_loss_that_is_not_finite_keeps_the_best_checkpoint(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
     true_logits = tuner._logits
     calls = {"count": 0}

@@ -1,5 +1,6 @@
 """Nothing passes that should not: each damage is found and named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,39 @@ def test_without_a_checkpoint_the_graph_alone_is_judged_and_the_report_says_so(f
 def test_converting_twice_gives_the_same_bytes(finished_run: RunFolder, tmp_path: Path) -> None:
     again = convert(finished_run.ir("bf16"), finished_run.packed("int4"), tmp_path / "again")
     assert again.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
+
+
+def exchange_inputs(graph: ov.Model, kind: str, first: str, second: str) -> None:
+    """Let two operations of a kind, known by a part of their names, read each other's second input."""
+    nodes = [node for node in graph.get_ordered_ops() if node.get_type_name() == kind]
+    one, other = (next(node for node in nodes if part in node.get_friendly_name()) for part in (first, second))
+    left, right = one.input_value(1), other.input_value(1)
+    one.input(1).replace_source_output(right)
+    other.input(1).replace_source_output(left)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("layers.0.self_attn.k_proj", "layers.0.self_attn.v_proj"),
+        ("layers.0.self_attn.o_proj", "layers.1.self_attn.o_proj"),
+    ],
+)
+def test_weights_that_feed_the_wrong_place_are_found(run_copy: RunFolder, first: str, second: str) -> None:
+    rewrite(run_copy.ir("int4"), lambda graph: exchange_inputs(graph, "MatMul", first, second))
+    assert "wired as the twin: model: first at" in failures(proof(run_copy))
+
+
+def test_a_stranger_among_the_files_is_found(run_copy: RunFolder) -> None:
+    (run_copy.ir("int4").path / "adapter_model.safetensors").write_bytes(b"")
+    assert "tokenizer and configurations as the twin's: files: adapter_model.safetensors" in failures(proof(run_copy))
+
+
+@pytest.mark.parametrize("damage", ["digests", "weight_digests"])
+def test_a_manifest_without_a_layer_is_refused(run_copy: RunFolder, damage: str) -> None:
+    path = run_copy.checkpoint.path / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    del manifest[damage][LAYER]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="its digests are not of its layers"):
+        proof(run_copy)

@@ -46,12 +46,14 @@ def bench(
     Raises:
         DataError: the prompt is too short.
         RecipeError: the device is not there.
+        ArtifactError: an IR is missing or unreadable.
         UnsupportedModelError: openvino-genai can't load an IR.
     """
     if len(prompt) < spec.prompt_tokens:
         raise DataError(f"bench.prompt_tokens={spec.prompt_tokens}: the prompt has {len(prompt)} tokens; lower it")
     check_device(spec.device)
     settings = runtime_settings(spec)
+    runtime = {name: read_back(ir, spec) for name, ir in models.items()}
     memory = {name: peak_rss_bytes(ir, settings, spec, prompt) for name, ir in models.items()}
     conditions = {
         "prompt_tokens": spec.prompt_tokens,
@@ -63,7 +65,7 @@ def bench(
         "attention_backend": spec.attention_backend,
         "prefix_caching": False,
         "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
-        "runtime": {name: read_back(ir, spec) for name, ir in models.items()},
+        "runtime": runtime,
     }
     timed = _measure_sessions(models, spec, settings, prompt, listener)
     return BenchmarkReport(

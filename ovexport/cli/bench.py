@@ -12,8 +12,8 @@ from ovexport.cli.output import Json, Quiet, print_table, progress, reports_erro
 def bench(
     irs: Annotated[list[Path], typer.Argument(help="Folders of the IRs.", metavar="IR...")],
     reference: Annotated[Path | None, typer.Option(help="What the others are divided by.", show_default=False)] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    output_tokens: Annotated[int, typer.Option(min=2)] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 128,
+    output_tokens: Annotated[int, typer.Option(min=2, max=1_000_000)] = 64,
     pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once.")] = 20,
     device: Annotated[str, typer.Option()] = "CPU",
     as_json: Json = False,
@@ -25,14 +25,15 @@ def bench(
     """
     import numpy as np
 
+    from ovexport import recipe as recipes
     from ovexport.artifacts import IR
     from ovexport.bench import bench as measure
     from ovexport.errors import RecipeError
-    from ovexport.recipe import BenchSpec
     from ovexport.report.table import Findings, comparison
 
     set_up_logging(quiet=quiet or as_json)
-    spec = BenchSpec(prompt_tokens=prompt_tokens, output_tokens=output_tokens, pairs=pairs, device=device)
+    lengths = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "pairs": pairs}
+    spec = recipes.section(recipes.BenchSpec, device=device, **lengths)
     folders = ([reference] if reference else []) + list(irs)
     models = {folder.name: IR(folder).require() for folder in folders}
     if len(models) < len(folders):

@@ -34,24 +34,31 @@ def evaluate(
 
     Example: ovexport evaluate runs/demo/int4 --reference runs/demo/bf16 --encoder offline
     """
+    from tempfile import TemporaryDirectory
+
     from ovexport import pipeline
+    from ovexport import recipe as recipes
     from ovexport.artifacts import IR, RunFolder
-    from ovexport.errors import RecipeError
-    from ovexport.recipe import DataSpec, EvaluateSpec, SourceSpec
+    from ovexport.errors import ArtifactError, RecipeError
     from ovexport.report.table import Findings, comparison
 
     set_up_logging(quiet=quiet or as_json)
-    spec = EvaluateSpec(encoder=encoder, prompts=str(prompts) if prompts else None, max_new_tokens=max_new_tokens)
-    if data is not None:
-        source = SourceSpec(path=str(data), column=column)
-        text = DataSpec(train=source, test=source, sequence_length=sequence_length, test_sequences=sequences)
-        prepared = pipeline.prepare_test(IR(reference), text, out / "data")
-    else:
-        prepared = RunFolder(reference.absolute().parent).data
-        if not prepared.path.is_dir():
-            raise RecipeError(f"{reference}: not in a run's folder, which would hold the test text; give --data")
-    with progress(quiet=quiet or as_json) as listener:
-        report = pipeline.evaluate_candidate(IR(candidate), IR(reference), prepared, spec, out, listener)
+    given = {"encoder": encoder, "prompts": str(prompts) if prompts else None, "max_new_tokens": max_new_tokens}
+    spec = recipes.section(recipes.EvaluateSpec, **given)
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out}: a file; choose another --out")
+    models = (IR(candidate).require(), IR(reference).require())
+    with TemporaryDirectory() as temporary, progress(quiet=quiet or as_json) as listener:
+        if data is not None:
+            source = recipes.section(recipes.SourceSpec, path=str(data), column=column)
+            lengths = {"sequence_length": sequence_length, "test_sequences": sequences}
+            text = recipes.section(recipes.DataSpec, train=source, test=source, **lengths)
+            prepared = pipeline.prepare_test(models[1], text, Path(temporary) / "data")
+        else:
+            prepared = RunFolder(reference.absolute().parent).data
+            if not prepared.path.is_dir():
+                raise RecipeError(f"{reference}: not in a run's folder, which would hold the test text; give --data")
+        report = pipeline.evaluate_candidate(*models, prepared, spec, out, listener)
     if as_json:
         typer.echo(report.model_dump_json())
     elif not quiet:

@@ -37,7 +37,8 @@ def plan(
     elif not quiet:
         _show(found)
     if found.problems:
-        raise RecipeError("; ".join(found.problems))
+        typer.echo(f"error: {'; '.join(found.problems)}", err=True)
+        raise typer.Exit(found.exit_code)
 
 
 def _show(found) -> None:  # type: ignore[no-untyped-def]  # the type lives in a module that imports torch
@@ -58,5 +59,5 @@ def _show(found) -> None:  # type: ignore[no-untyped-def]  # the type lives in a
     typer.echo(f"weights            {before:,.1f} MB before, {after:,.1f} MB in INT4")
     typer.echo(f"tuning memory      {found.tuning_memory_bytes / 1e9:,.2f} GB and the activations")
     typer.echo(f"disk               {found.disk_bytes / 1e9:,.2f} GB")
-    if found.tuning_steps is not None:
+    if found.tuning_steps is not None and not found.problems:
         typer.echo(f"tuning             {found.tuning_steps} steps, at least {found.tuning_seconds:,.0f} s here")

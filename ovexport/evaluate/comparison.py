@@ -50,6 +50,8 @@ def evaluate(
     manifest = data.manifest
     tokens = data.tokens("test")
     prompts = choose_prompts(data.test_documents, spec)
+    for ir in models.values():
+        ir.require()
     figures, properties = compare(models, reference, tokens, spec.batch_size, listener)
     answers = {name: generate(name, ir, prompts, spec, listener) for name, ir in models.items()}
     write_answers(prompts, answers[reference], out / "reference.csv")
@@ -111,6 +113,9 @@ def load_encoder(name: str) -> Encoder:
             )
         location = str(Path(package.origin).parent / "model")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
     try:
         model = SentenceTransformer(location, device="cpu", trust_remote_code=False)

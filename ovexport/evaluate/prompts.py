@@ -19,6 +19,8 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> tuple[s
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"evaluate.prompts={spec.prompts}: can't be read ({error})") from error
         prompts = [line.strip() for line in lines if line.strip()]
+        if not prompts:
+            raise DataError(f"evaluate.prompts={spec.prompts}: holds no prompt; write one on each line")
     else:
         words = [text.split() for text in test_documents]
         enough = [text for text in words if len(text) >= 2 * spec.prompt_words]

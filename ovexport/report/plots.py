@@ -26,7 +26,7 @@ def tuning_curve(log: Path) -> str | None:
     """Training and validation divergence over the steps; None when there was no tuning."""
     if not log.is_file():
         return None
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [figures for line in log.read_text(encoding="utf-8").splitlines() if (figures := _parsed(line))]
     steps = [(line["step"], line["loss_kl_nats"]) for line in lines if "loss_kl_nats" in line]
     checks = [(line["step"], line["validation_kl_nats"]) for line in lines if "validation_kl_nats" in line]
     if not steps:
@@ -37,6 +37,14 @@ def tuning_curve(log: Path) -> str | None:
     axes.set(xlabel="optimizer step", ylabel="KL from BF16, nats", yscale="log")
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def _parsed(line: str) -> dict[str, float]:
+    """A line of the log; empty for one that a kill cut short."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}
 
 
 def divergence_distribution(evaluation: EvaluationReport) -> str:

@@ -1,6 +1,7 @@
 """What a tuning leaves behind while it runs: the state it can go on from, and its log."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from ovexport.artifacts import Record, atomic_folder, read_record, write_record
-from ovexport.errors import TuningDivergedError
+from ovexport.errors import ArtifactError, TuningDivergedError
 from ovexport.tensorfile import TensorFile, write_tensors
 from ovexport.tune.tuner import Tuner
+
+logger = logging.getLogger(__name__)
 
 
 class TunerState(Record):
@@ -46,12 +49,16 @@ class StateStore:
         """Bring the tuner to the saved state, when there is one of this very tuning."""
         if not (self._path / "state.json").is_file():
             return False
-        saved = read_record(self._path / "state.json", TunerState)
-        if saved.identity != self.state.identity:
+        try:
+            saved = read_record(self._path / "state.json", TunerState)
+            if saved.identity != self.state.identity:
+                return False
+            best = TensorFile(self._path / "best.safetensors")
+            self.best = {key: np.array(best.require(key)) for key in tuner.parameters}
+            tuner.restore(TensorFile(self._path / "state.safetensors"), saved.step)
+        except ArtifactError as error:
+            logger.warning("  tuning begins anew, its saved state is damaged: %s", error)
             return False
-        tuner.restore(TensorFile(self._path / "state.safetensors"), saved.step)
-        best = TensorFile(self._path / "best.safetensors")
-        self.best = {key: np.array(best[key]) for key in best}
         self.state = saved
         return True
 

@@ -186,16 +186,19 @@ class Tuner:
 
     @torch.no_grad()
     def restore(self, tensors: TensorFile, step: int) -> None:
-        """Go on from a state saved after `step` steps."""
+        """Go on from a state saved after `step` steps.
+
+        Raises:
+            ArtifactError: the state lacks a tensor; nothing was changed.
+        """
+        values = {key: tensors.require(key) for key in self.parameters}
         for key, parameter in self.parameters.items():
-            parameter.copy_(torch.from_numpy(np.array(tensors.require(key))))
+            parameter.copy_(torch.from_numpy(np.array(values[key])))
             if f"exp_avg/{key}" in tensors:
+                moments = {name: tensors[f"{name}/{key}"] for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(step)),
-                    **{
-                        moment: torch.from_numpy(np.array(tensors[f"{moment}/{key}"])).to(self.device)
-                        for moment in ("exp_avg", "exp_avg_sq")
-                    },
+                    **{name: torch.from_numpy(np.array(value)).to(self.device) for name, value in moments.items()},
                 }
         for group, base_rate in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
             group["lr"] = base_rate * self._learning_rate_factor(step)

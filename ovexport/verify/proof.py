@@ -18,6 +18,7 @@ from ovexport.verify.structure import (
     operators_beyond,
     other_constants,
     packed_bytes,
+    same_wiring,
     structure,
 )
 from ovexport.versions import stack_versions
@@ -74,9 +75,10 @@ def verify(
         beyond = evidence.beyond_twin = operators_beyond(graph, read_graph(twin))
         names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
         evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
+        evidence.checks.append(same_wiring(graph, read_graph(twin)))
         evidence.checks.append(companions(ir, twin))
     else:
-        evidence.reasons.append("no twin is given: operators can't be compared")
+        evidence.reasons.append("no twin is given: wiring, tokenizer and configurations can't be compared")
     if runtime:
         check = runs_packed(graph, found)
         evidence.checks.append(check)

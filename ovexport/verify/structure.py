@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import openvino as ov
 
@@ -76,12 +78,48 @@ def _other_floats(graph: ov.Model, found: tuple[Weight, ...]) -> Counter[str]:
 def companions(ir: IR, twin: IR) -> Check:
     """Tokenizer, templates and configurations are the twin's."""
     differing = [
-        file.name
-        for file in files_in(twin.path)
-        if file.name not in _GRAPH_ONLY
-        and (not (ir.path / file.name).is_file() or file_digest(ir.path / file.name) != file_digest(file))
+        name
+        for name in sorted(
+            {file.relative_to(folder).as_posix() for folder in (ir.path, twin.path) for file in files_in(folder)}
+        )
+        if name not in _GRAPH_ONLY and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
     ]
     return zero("tokenizer and configurations as the twin's", "files", len(differing), ", ".join(differing))
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
+
+
+def same_wiring(graph: ov.Model, twin: ov.Model) -> Check:
+    """Operation by operation in execution order: type, attributes, where each input comes from, and every constant
+    that is not a packed weight are the twin's."""
+    own, other = list(_wiring(graph)), list(_wiring(twin))
+    pairs = zip(own, other, strict=False)
+    differing = [name for (name, ours), (_, theirs) in pairs if ours != theirs]
+    count = len(differing) + abs(len(own) - len(other))
+    return zero("wired as the twin", "model", count, f"first at {differing[0]}" if differing else "other lengths")
+
+
+def _wiring(graph: ov.Model) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """Each operation's name and what identifies it but for names and packed values."""
+    packed = {
+        node.get_friendly_name()
+        for weight in weights(graph)
+        if weight.packed
+        for node in (weight.codes, weight.scale, weight.zero_point)
+        if node is not None
+    }
+    order: dict[str, int] = {}
+    for index, node in enumerate(graph.get_ordered_ops()):
+        order[node.get_name()] = index
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        sources = tuple((order[value.get_node().get_name()], value.get_index()) for value in node.input_values())
+        if kind == "Constant":
+            content = name if name in packed else bytes_digest(raw(node))
+            yield name, (kind, type_name(node), tuple(node.get_output_shape(0)), content)
+        else:
+            yield name, (kind, sources, str(sorted(node.get_attributes().items(), key=str)))
 
 
 def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:
@@ -92,9 +130,9 @@ def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: Che
     if manifest is None:
         return named
     names = {layer.name for layer in manifest.layers}
-    allowed = sum(1 for layer in manifest.layers if layer.mode == "float" and layer.kind != "embedding")
+    allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
     linears = [weight for weight in found if weight.kind == "linear"]
-    floats = [weight for weight in linears if not weight.packed]
+    floats = [weight for weight in found if not weight.packed]
     strangers = [weight for weight in linears if weight.packed and weight.name not in names]
     strangers += floats if len(floats) > allowed else []
     return named + [name for weight in strangers for name in weight.consumer_names]

@@ -56,8 +56,9 @@ def demo_table() -> str:
 def models_table() -> str:
     """A line per model."""
     lines = [
-        "| model | group size | KL, not tuned | KL, tuned | recovered (95 %) | same likeliest token | checks passed |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| model | group size | KL, not tuned | KL, tuned | recovered (95 %) | same likeliest token "
+        "| time per token over BF16 (95 %) | checks passed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in MODELS:
         findings = read_findings(RunFolder(RESULTS / name))
@@ -66,9 +67,11 @@ def models_table() -> str:
 
 
 def _model_row(name: str, findings: Findings) -> str:
-    evaluation, proof = findings.evaluation, findings.verification
+    evaluation, proof, benchmark = findings.evaluation, findings.verification, findings.benchmark
     assert evaluation is not None, name
     assert proof is not None, name
+    assert benchmark is not None, name
+    speed = benchmark.ratios["int4/bf16"].time_per_output_token
     plain, tuned = evaluation.models["plain"], evaluation.models["int4"]
     low, high = evaluation.recovered_gap_ci95 or (float("nan"), float("nan"))
     group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
@@ -80,6 +83,7 @@ def _model_row(name: str, findings: Findings) -> str:
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
         f"{evaluation.recovered_gap:.0%} ({low:.0%}–{high:.0%})",
         f"{plain.same_top1:.1%} → {tuned.same_top1:.1%}",
+        f"{speed.median:.2f} ({speed.ci95[0]:.2f}–{speed.ci95[1]:.2f})",
         f"{passed} of {len(proof.checks)}",
     )
     return "| " + " | ".join(cells) + " |"

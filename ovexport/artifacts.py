@@ -1,7 +1,7 @@
 """What a stage leaves on disk: the layout of a run, layer formats, atomic writes, integrity.
 
 A finished stage has a record in `stages/` that holds the digest of all that was upstream of it and of each file it
-wrote. A stage whose record matches is not done again; one whose files changed behind its back is refused.
+wrote. A stage whose record matches is not done again; one whose files changed behind its back is.
 """
 
 import errno
@@ -378,14 +378,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     with translated_disk_errors(path):
         temporary.mkdir(parents=True)
-        try:
-            yield temporary
-        except BaseException as error:
-            full = shutil.disk_usage(temporary).free < _FULL_DISK_BYTES
-            shutil.rmtree(temporary, ignore_errors=True)
-            if full and isinstance(error, Exception):  # openvino and safetensors hide ENOSPC in errors of their own
-                raise OSError(errno.ENOSPC, "no space left") from error
-            raise
+    try:
+        yield temporary
+    except BaseException as error:
+        full = shutil.disk_usage(temporary).free < _FULL_DISK_BYTES
+        shutil.rmtree(temporary, ignore_errors=True)
+        if full and isinstance(error, Exception):  # openvino and safetensors hide ENOSPC in errors of their own
+            raise _full_disk(path) from error
+        raise
+    with translated_disk_errors(path):
         for file in files_in(temporary):
             _fsync(file)
         replaced = path.with_name(f".{path.name}.replaced")
@@ -398,7 +399,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def translated_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line.
+    """Turn a full disk, or a place that can't be written, into one clear line.
 
     Raises:
         ArtifactError: the disk is full, or the folder can't be written.
@@ -407,10 +408,14 @@ def translated_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ArtifactError(f"{path}: no space left on the disk; free some, then --resume") from error
+            raise _full_disk(path) from error
         if error.errno in _NO_PLACE:
             raise ArtifactError(f"{path}: can't be written ({error.strerror}); choose another --out") from error
         raise
+
+
+def _full_disk(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: no space left on the disk; free some, then --resume")
 
 
 def existing_parent(path: Path) -> Path:

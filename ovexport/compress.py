@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     changed: dict[str, Tensor] = {}
     if spec.awq or spec.scale_estimation:
         calibration = torch.from_numpy(data.tokens("train")[: spec.calibration_sequences]).long()
-        changed = _initialize_with_nncf(network, layers, spec, calibration, quantizers)
+        changed = _initialize_with_nncf(network, layers, spec, calibration, quantizers, generator)
 
     tensors = {
         f"{name}.{key}": parameter.detach().numpy()
@@ -95,6 +94,7 @@ def _initialize_with_nncf(
     spec: CompressSpec,
     calibration: Tensor,
     quantizers: dict[str, FakeQuantizer],
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Take over the ranges that NNCF finds; returns the weights that AWQ changed, (output, input) float32 by name."""
     if any(layer.transposed for layer in layers):
@@ -113,7 +113,7 @@ def _initialize_with_nncf(
         if quantizer is None:
             continue
         if ranges is None:
-            quantizer.initialize(weight, torch.Generator().manual_seed(0))
+            quantizer.initialize(weight, generator)
             continue
         shape = (layer.out_features, layer.groups, 1)
         with torch.no_grad():
@@ -178,14 +178,13 @@ def _compressed_by_nncf(
 
 
 def _parameter_of_hook(hook: str) -> str:
-    """ "post_hooks.model:layers:0:mlp:gate_proj:weight__0.0" belongs to model.layers.0.mlp.gate_proj.weight."""
+    """The parameter that a hook is on: "post_hooks.model:norm:weight__0.0" is on model.norm.weight."""
     _, _, operation = hook.partition(".")
     return operation.rpartition("__")[0].replace(":", ".")
 
 
 @contextmanager
-def _translated_nncf(network: PreTrainedModel) -> Iterator[Any]:
-
+def _translated_nncf(network: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NNCF raises many kinds, not all of them its own

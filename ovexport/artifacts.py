@@ -46,6 +46,8 @@ class LayerFormat(Record):
         transposed: the PyTorch parameter is stored as (input, output), as GPT-2's Conv1D does.
         group_size: input channels per scale; in_features when there is one scale per output channel.
         rank: of its adapter; 0 without one.
+        active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
+            all of them when None.
         note: why it is not as the recipe asked, None when it is.
     """
 
@@ -57,13 +59,21 @@ class LayerFormat(Record):
     transposed: bool = False
     group_size: int
     rank: int = 0
+    active_rank: int | None = None
     note: str | None = None
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _consistent(self) -> Self:
         if self.group_size < 1 or self.in_features % self.group_size:
             raise ValueError(f"group_size={self.group_size} does not divide in_features={self.in_features}")
+        if self.active_rank is not None and not 0 <= self.active_rank <= self.rank:
+            raise ValueError(f"active_rank={self.active_rank} is not within its adapter's rank={self.rank}")
         return self
+
+    @property
+    def used_rank(self) -> int:
+        """Rank of the product B·A that is added to the weight."""
+        return self.rank if self.active_rank is None else self.active_rank
 
     @property
     def groups(self) -> int:

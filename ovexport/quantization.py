@@ -125,9 +125,10 @@ class FakeQuantizer(nn.Module):
     @torch.no_grad()
     def adapted(self, weight: Tensor) -> Tensor:
         """W + B·A, (output, input) float32."""
-        if not self.layer.rank:
+        rank = self.layer.used_rank
+        if not rank:
             return weight.float()
-        return weight.float() + (self.lora_B.double() @ self.lora_A.double()).float()
+        return weight.float() + (self.lora_B[:, :rank].double() @ self.lora_A[:rank].double()).float()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The de-quantized matrix, (output, input) float32, differentiable in the parameters (not in `weight`)."""
@@ -208,8 +209,10 @@ class _FakeQuantize(torch.autograd.Function):
         if not quantizer.layer.rank:
             return None, None, *ranges
         passed = (gradient * inside).reshape(quantizer.layer.out_features, quantizer.layer.in_features)
-        lora_a = quantizer.lora_B.detach().T @ passed
-        lora_b = passed @ quantizer.lora_A.detach().T
+        rank = quantizer.layer.used_rank
+        lora_a, lora_b = torch.zeros_like(quantizer.lora_A), torch.zeros_like(quantizer.lora_B)
+        lora_a[:rank] = quantizer.lora_B.detach()[:, :rank].T @ passed
+        lora_b[:, :rank] = passed @ quantizer.lora_A.detach()[:rank].T
         return None, None, *ranges, lora_a, lora_b
 
 

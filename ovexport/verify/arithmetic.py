@@ -34,9 +34,10 @@ def expected_codes(layer: LayerFormat, weight: NDArray[np.float32], adapters: Te
         ArtifactError: the checkpoint lacks a tensor of the layer.
     """
     rows, groups = layer.out_features, layer.groups
-    if layer.rank:
-        up = adapters.require(f"{layer.name}.lora_B").astype(np.float64)
-        down = adapters.require(f"{layer.name}.lora_A").astype(np.float64)
+    rank = layer.used_rank
+    if rank:
+        up = adapters.require(f"{layer.name}.lora_B")[:, :rank].astype(np.float64)
+        down = adapters.require(f"{layer.name}.lora_A")[:rank].astype(np.float64)
         weight = weight + (up @ down).astype(np.float32)
     grouped = weight.reshape(rows, groups, layer.group_size)
     if layer.mode == "int4_sym":

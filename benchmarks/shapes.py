@@ -1,0 +1,87 @@
+"""Random models in the shapes of real ones, for benchmarks that measure time and memory, which do not depend on values."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ovexport.artifacts import Checkpoint, atomic_folder, write_record
+from ovexport.model import load_model, matrix
+from ovexport.quantization import load_quantizer
+from ovexport.recipe import ModelSpec
+from ovexport.tensorfile import write_tensors
+
+REPOSITORY = Path(__file__).parent.parent
+TOKENIZER = REPOSITORY / "models" / "storyteller-4m"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A Llama's sizes."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    intermediate_size: int
+    vocabulary: int
+
+
+M360 = Shape(
+    hidden_size=960, layers=32, heads=15, key_value_heads=5, intermediate_size=2560, vocabulary=49152
+)  # SmolLM2-360M's
+M30 = Shape(hidden_size=512, layers=8, heads=8, key_value_heads=4, intermediate_size=1408, vocabulary=8192)
+
+
+def save_random_llama(folder: Path, shape: Shape, seed: int = 0) -> Path:
+    """A Llama with random BF16 weights and tied embeddings, norms included, with the bundled tokenizer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    return folder
+
+
+def moved(start: Checkpoint, model: ModelSpec, out: Path, seed: int = 0) -> Checkpoint:
+    """A starting point with every adapter moved at random, as tuning would leave it: other codes, the same shapes."""
+    manifest = start.manifest
+    network = load_model(model)
+    adapters = start.adapters
+    generator = np.random.default_rng(seed)
+    with atomic_folder(out) as folder:
+        tensors = {name: np.array(adapters[name]) for name in adapters}
+        for name, value in tensors.items():
+            if name.endswith(".lora_B"):
+                value[...] = generator.normal(scale=2e-3, size=value.shape)
+        write_tensors(tensors, folder / "adapters.safetensors")
+        write_record(manifest, folder / "checkpoint.json")
+        written = Checkpoint(folder).adapters
+        digests = {
+            layer.name: load_quantizer(layer, written)
+            .quantize(matrix(network, layer.name, transposed=layer.transposed))
+            .digest()
+            for layer in manifest.packed
+        }
+        write_record(manifest.model_copy(update={"digests": digests, "steps": 1}), folder / "checkpoint.json")
+    return Checkpoint(out)

@@ -121,8 +121,8 @@ def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type
 
 
 def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name: str) -> Any:
-    tensor = ov.Tensor(np.array(values).reshape(-1), ov.Shape(shape), kind)
-    node = ov.op.Constant(tensor, shared_memory=False)  # by default it would keep a pointer to freed memory
+    """A constant that points into the file of packed weights, which stays mapped as long as its TensorFile lives."""
+    node = ov.op.Constant(ov.Tensor(values.reshape(-1), ov.Shape(shape), kind), shared_memory=True)
     node.set_friendly_name(name)
     return node
 

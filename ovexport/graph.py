@@ -14,6 +14,7 @@ from ovexport.errors import ArtifactError
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
 PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
+_STORED_AS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 _LOOK_THROUGH = {"Convert", "Reshape", "Transpose"}
 
 
@@ -163,10 +164,14 @@ class Matrix:
     node: Any
     turned: bool
 
-    def floats(self) -> NDArray[np.float32]:
-        """The values, (output, input) float32."""
-        values = unpacked(self.node).astype(np.float32)
-        return np.ascontiguousarray(values.T) if self.turned else values
+    def floats(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """The values of some rows, (output, input) float32."""
+        kind, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
+        stored = raw(self.node).view(_STORED_AS[kind]).reshape(shape)
+        block = stored[:, rows].T if self.turned else stored[rows]
+        if kind == "bf16":
+            return np.left_shift(block, 16, dtype=np.uint32, order="C").view(np.float32)
+        return block.astype(np.float32, order="C")
 
 
 def matrices_by_digest(graph: ov.Model, layers: Iterable[LayerFormat]) -> dict[str, list[Matrix]]:

@@ -139,8 +139,8 @@ def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSp
     with translated_disk_errors(out):
         scratch = TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-")
     with scratch as temporary:
-        packed = strip(checkpoint, model, Path(temporary) / "packed")
         base = trace(model, spec, Path(temporary) / "bf16")
+        packed = strip(checkpoint, base, Path(temporary) / "packed")
         return convert(base, packed, out)
 
 
@@ -322,8 +322,8 @@ def _strip(context: Context) -> None:
     from ovexport.strip import strip
 
     folder = context.folder
-    strip(folder.compressed, context.recipe.model, folder.packed("plain").path)
-    strip(folder.checkpoint, context.recipe.model, folder.packed("int4").path)
+    strip(folder.compressed, folder.ir("bf16"), folder.packed("plain").path)
+    strip(folder.checkpoint, folder.ir("bf16"), folder.packed("int4").path)
 
 
 def _convert(context: Context) -> None:
@@ -415,7 +415,7 @@ STAGES: tuple[Stage, ...] = (
         reads_model=True,
     ),
     Stage(name="tune", run=_tune, sections=("tune",), upstream=("prepare", "compress"), outputs=("checkpoint",)),
-    Stage(name="strip", run=_strip, upstream=("compress", "tune"), outputs=("packed/plain", "packed/int4")),
+    Stage(name="strip", run=_strip, upstream=("trace", "compress", "tune"), outputs=("packed/plain", "packed/int4")),
     Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
     Stage(name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)),
     Stage(

@@ -13,8 +13,9 @@ tunes, adds B·A in the weight's dtype, and rounds the scale to float16 only on 
 between training and export.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ from ovexport.tensorfile import TensorFile
 
 SMALLEST_STEP = 2.0**-24
 LARGEST_STEP = 65504.0
+_BLOCK_ELEMENTS = 2**20
+
+
+class Rows(Protocol):
+    """A matrix that is read block by block: a tensor, or weights that lie in a file."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Some rows, (rows, input)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +132,12 @@ class FakeQuantizer(nn.Module):
         return step, torch.round(-self.input_low.detach() / step).clamp(0, self.level_high)
 
     @torch.no_grad()
-    def adapted(self, weight: Tensor) -> Tensor:
-        """W + B·A, (output, input) float32."""
+    def adapted(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """W + B·A, (output, input) float32; of some rows when `weight` holds only these."""
         rank = self.layer.used_rank
         if not rank:
             return weight.float()
-        return weight.float() + (self.lora_B[:, :rank].double() @ self.lora_A[:rank].double()).float()
+        return weight.float() + (self.lora_B[rows, :rank].double() @ self.lora_A[:rank].double()).float()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The de-quantized matrix, (output, input) float32, differentiable in the parameters (not in `weight`)."""
@@ -139,17 +148,21 @@ class FakeQuantizer(nn.Module):
         return result
 
     @torch.no_grad()
-    def quantize(self, weight: Tensor) -> Codes:
-        """The codes of W + B·A, as they ship."""
+    def quantize(self, weight: Rows) -> Codes:
+        """The codes of W + B·A, as they ship; of `weight`, (output, input), a block of rows is read at a time."""
         step, zero_point = self.grid()
-        adapted = self.adapted(weight).reshape(*step.shape[:2], self.layer.group_size)
-        codes = self._codes(adapted, step, zero_point)
         integer = torch.int8 if self.symmetric else torch.uint8
+        codes = torch.empty(self.layer.out_features, self.layer.in_features, dtype=integer, device=step.device)
+        for rows in self._blocks():
+            adapted = self.adapted(weight[rows], rows).reshape(-1, self.layer.groups, self.layer.group_size)
+            codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
         return Codes(
-            codes=codes.reshape(self.layer.out_features, self.layer.in_features).to(integer),
-            scale=step.half(),
-            zero_point=None if self.symmetric else zero_point.to(torch.uint8),
+            codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8)
         )
+
+    def _blocks(self) -> Iterator[slice]:
+        height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
+        return (slice(begin, begin + height) for begin in range(0, self.layer.out_features, height))
 
     def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
         return (torch.round(adapted / step) + zero_point).clamp(self.level_low, self.level_high)

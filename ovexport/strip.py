@@ -1,15 +1,20 @@
-"""Stage strip: a checkpoint's adapters and scales become 4-bit codes, scales and zero points (the DQ format)."""
+"""Stage strip: a checkpoint's adapters and scales become 4-bit codes, scales and zero points (the DQ format).
 
+The weights that the adapters are added to are read from the traced IR, a block of rows at a time, and the packed ones
+are written layer by layer: no copy of the model is in memory.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ovexport.artifacts import (
     BITS,
+    IR,
     Checkpoint,
     CheckpointManifest,
     LayerFormat,
@@ -20,42 +25,56 @@ from ovexport.artifacts import (
     write_record,
 )
 from ovexport.errors import ArtifactError
-from ovexport.model import load_model, matrix, weight_digest
-from ovexport.quantization import Codes, load_quantizer
-from ovexport.recipe import ModelSpec
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.graph import Matrix, matrices_by_digest, read_graph
+from ovexport.quantization import Codes, Rows, load_quantizer
+from ovexport.tensorfile import TensorFile, TensorWriter
 
 
-def strip(checkpoint: Checkpoint, model: ModelSpec, out: Path) -> PackedWeights:
+def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     """Absorb the adapters: compute every layer's codes and pack them.
+
+    Args:
+        base: the traced IR of the model that the checkpoint was tuned on.
 
     Raises:
         ArtifactError: the checkpoint is corrupt or of another base model, or its codes are not those that tuning
             ended with.
     """
     manifest = checkpoint.manifest
-    network = load_model(model)
+    matrices = matrices_by_digest(read_graph(base), manifest.layers)
     adapters = checkpoint.adapters
-    changed = checkpoint.weights if manifest.changed else None
-    tensors: dict[str, NDArray[np.generic]] = {}
-    for layer in manifest.layers:
-        weight = _weight(network, layer, manifest, changed)
-        if layer.mode == "float":
-            if layer.name in manifest.changed:
-                tensors[layer.name] = weight.float().numpy()
-            continue
-        codes = load_quantizer(layer, adapters).quantize(weight)
-        if codes.digest() != manifest.digests[layer.name]:
-            raise ArtifactError(
-                f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
-                "the checkpoint was changed, tune again"
-            )
-        tensors |= {f"{layer.name}.{part}": value for part, value in packed_tensors(codes, layer.mode).items()}
+    changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.changed else {}
     packed = PackedManifest(layers=manifest.layers, weight_digests=manifest.weight_digests, changed=manifest.changed)
     with atomic_folder(out) as folder:
-        write_tensors(tensors, folder / "packed.safetensors")
+        with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
+            for layer in manifest.layers:
+                if layer.mode == "float":
+                    if layer.name in manifest.changed:
+                        writer.write(layer.name, changed[layer.name])
+                    continue
+                codes = load_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
+                if codes.digest() != manifest.digests[layer.name]:
+                    raise ArtifactError(
+                        f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
+                        "the checkpoint was changed, tune again"
+                    )
+                for part, value in packed_tensors(codes, layer.mode).items():
+                    writer.write(f"{layer.name}.{part}", value)
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
+
+
+def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor of packed.safetensors."""
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for layer in manifest.packed:
+        bits, scales = BITS[layer.mode], layer.out_features * layer.groups
+        layout[f"{layer.name}.codes"] = ("U8", (-(-layer.out_features * layer.in_features * bits // 8),))
+        layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
+        if layer.mode != "int4_sym":
+            layout[f"{layer.name}.zero_point"] = ("U8", (-(-scales * bits // 8),))
+    floats = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
+    return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
 
 
 def packed_tensors(codes: Codes, mode: Mode) -> dict[str, NDArray[np.generic]]:
@@ -68,10 +87,10 @@ def packed_tensors(codes: Codes, mode: Mode) -> dict[str, NDArray[np.generic]]:
 
 
 def _nibbles(values: Tensor) -> NDArray[np.uint8]:
-    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy() & np.uint8(0x0F)
+    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy()
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
-    packed: NDArray[np.uint8] = flat[0::2] | flat[1::2] << np.uint8(4)
+    packed: NDArray[np.uint8] = flat[0::2] & np.uint8(0x0F) | flat[1::2] << np.uint8(4)
     return packed
 
 
@@ -80,15 +99,27 @@ def _bytes(values: Tensor) -> NDArray[np.uint8]:
     return flat
 
 
+class _FileRows:
+    """Rows of a matrix in the traced IR or in the checkpoint, read when they are asked for."""
+
+    def __init__(self, source: Matrix | NDArray[np.float32]) -> None:
+        self._source = source
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        source = self._source
+        return torch.from_numpy(source.floats(rows) if isinstance(source, Matrix) else np.array(source[rows]))
+
+
 def _weight(
-    network: PreTrainedModel, layer: LayerFormat, manifest: CheckpointManifest, changed: TensorFile | None
-) -> Tensor:
-    """The weight that the adapters are added to, (output, input), once it is known to be the one that was tuned."""
-    base = matrix(network, layer.name, transposed=layer.transposed)
-    if weight_digest(base) != manifest.weight_digests[layer.name]:
+    layer: LayerFormat,
+    manifest: CheckpointManifest,
+    matrices: Mapping[str, list[Matrix]],
+    changed: Mapping[str, NDArray[np.float32]],
+) -> Rows:
+    """The weight that the adapters are added to, known by its digest to be the one that was tuned."""
+    found = matrices.get(manifest.weight_digests[layer.name])
+    if not found:
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
-    if changed is None or layer.name not in changed:
-        return base
-    return torch.from_numpy(np.array(changed[layer.name]))
+    return _FileRows(changed[layer.name] if layer.name in changed else found[0])

@@ -5,9 +5,11 @@ the data. Source: the safetensors format description.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,3 +80,44 @@ class TensorFile(Mapping[str, NDArray[Any]]):
 def write_tensors(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
     """Write the tensors, sorted by name so that equal tensors give equal files."""
     save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
+
+
+class TensorWriter:
+    """A safetensors file written tensor by tensor, so that no more than one has to be in memory.
+
+    Args:
+        layout: dtype (as the format names it: "U8", "F16", …) and shape of each tensor to come.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        widths = {name: np.dtype(_DTYPES[kind]).itemsize for name, (kind, _) in layout.items()}
+        header, end = {}, 0
+        for name in sorted(layout, key=lambda name: (-widths[name], name)):  # the widest first: all are aligned
+            kind, shape = layout[name]
+            begin, end = end, end + widths[name] * math.prod(shape)
+            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 64)
+        self._header = header
+        self._start = 8 + len(encoded)
+        self._file = path.open("wb")
+        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._file.truncate(self._start + end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Write one tensor.
+
+        Raises:
+            ValueError: it is not of the dtype and shape that the layout gave it.
+        """
+        entry = self._header[name]
+        if values.dtype != np.dtype(_DTYPES[entry["dtype"]]) or list(values.shape) != entry["shape"]:
+            raise ValueError(f"{name}: {values.dtype} {values.shape} where the layout has {entry}")
+        self._file.seek(self._start + entry["data_offsets"][0])
+        self._file.write(np.ascontiguousarray(values).data)

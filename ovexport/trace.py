@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import openvino as ov
 import torch
@@ -33,26 +34,27 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
     network = load_model(model)
     tokenizer = load_tokenizer(model, network.config.get_text_config().vocab_size)
     with atomic_folder(out) as folder:
-        _export(network, model.id, folder / "traced")
-        for file in (folder / "traced").iterdir():
-            if not file.name.startswith("openvino_model."):
-                file.rename(folder / file.name)
-        graph = ov.Core().read_model(folder / "traced" / "openvino_model.xml")
-        set_runtime_options(graph, convert)
-        ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
-        del graph
-        for file in (folder / "traced").iterdir():
-            file.unlink()
-        (folder / "traced").rmdir()
+        _export(network, model.id, folder)
+        del network
+        set_runtime_options(folder / "openvino_model.xml", convert)
         _write_tokenizer(tokenizer, folder)
     return IR(out)
 
 
-def set_runtime_options(graph: ov.Model, convert: ConvertSpec) -> None:
-    """Pin what the runtime reads from the IR, and drop what the exporter put there on its own account."""
-    if graph.has_rt_info("runtime_options"):
-        graph.set_rt_info({}, "runtime_options")
-    graph.set_rt_info(convert.kv_cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
+def set_runtime_options(xml: Path, convert: ConvertSpec) -> None:
+    """Pin what the runtime reads from an IR, and drop what the exporter put there on its own account.
+
+    The graph's file alone is edited: a model saved anew would be read and written once more, weights and all.
+    """
+    tree = ElementTree.parse(xml)
+    info = tree.getroot().find("rt_info")
+    if info is None:
+        info = ElementTree.SubElement(tree.getroot(), "rt_info")
+    for former in info.findall("runtime_options"):
+        info.remove(former)
+    options = ElementTree.SubElement(info, "runtime_options")
+    ElementTree.SubElement(options, "KV_CACHE_PRECISION", value=convert.kv_cache_precision)
+    tree.write(xml, encoding="utf-8", xml_declaration=True)
 
 
 def _export(network: PreTrainedModel, name: str, folder: Path) -> None:

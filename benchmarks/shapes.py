@@ -1,4 +1,4 @@
-"""Random models in the shapes of real ones, for benchmarks that measure time and memory, which do not depend on values."""
+"""Random models in the shapes of real ones, for benchmarks of time and memory, which do not depend on values."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ovexport.artifacts import Checkpoint, atomic_folder, write_record
+from ovexport.artifacts import Checkpoint, PreparedData, RunFolder, atomic_folder, write_record
+from ovexport.compress import compress
+from ovexport.convert import convert
 from ovexport.model import load_model, matrix
 from ovexport.quantization import load_quantizer
-from ovexport.recipe import ModelSpec
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
+from ovexport.strip import strip
 from ovexport.tensorfile import write_tensors
+from ovexport.trace import trace
 
 REPOSITORY = Path(__file__).parent.parent
 TOKENIZER = REPOSITORY / "models" / "storyteller-4m"
@@ -34,6 +38,7 @@ class Shape:
 M360 = Shape(
     hidden_size=960, layers=32, heads=15, key_value_heads=5, intermediate_size=2560, vocabulary=49152
 )  # SmolLM2-360M's
+TINY = Shape(hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=128, vocabulary=2048)
 M30 = Shape(hidden_size=512, layers=8, heads=8, key_value_heads=4, intermediate_size=1408, vocabulary=8192)
 
 
@@ -85,3 +90,16 @@ def moved(start: Checkpoint, model: ModelSpec, out: Path, seed: int = 0) -> Chec
         }
         write_record(manifest.model_copy(update={"digests": digests, "steps": 1}), folder / "checkpoint.json")
     return Checkpoint(out)
+
+
+def build_run(folder: Path, shape: Shape, spec: CompressSpec) -> RunFolder:
+    """A run's BF16 IR, plain twin and product of a random model, its adapters moved at random instead of tuned."""
+    model = ModelSpec(id=str(save_random_llama(folder / "model", shape)))
+    run = RunFolder(folder / "run")
+    trace(model, ConvertSpec(), run.ir("bf16").path)
+    compress(model, spec, PreparedData(folder), 0, run.compressed.path)
+    moved(run.compressed, model, run.checkpoint.path)
+    for name, checkpoint in (("plain", run.compressed), ("int4", run.checkpoint)):
+        packed = strip(checkpoint, run.ir("bf16"), run.packed(name).path)
+        convert(run.ir("bf16"), packed, run.ir(name).path)
+    return run

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ovexport.errors import ArtifactError
 from ovexport.tensorfile import TensorFile
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+IR_MANIFEST = "ovexport.json"
 
 Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
 BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8}
@@ -136,12 +137,37 @@ class CheckpointManifest(Record):
 
 
 class PackedManifest(Record):
-    """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from."""
+    """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
+    """
 
     format_version: Literal[1] = 1
+    model_id: str
+    revision: str | None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()
+    checkpoint_files: dict[str, str]
+
+
+class IRManifest(Record):
+    """ovexport.json in a product's folder: what it was made from, and what it was when it was made.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
+        files: SHA-256 of each other file of the folder.
+    """
+
+    format_version: Literal[1] = 1
+    model_id: str
+    revision: str | None
+    checkpoint_files: dict[str, str]
+    files: dict[str, str]
+    versions: dict[str, str]
 
 
 class DataManifest(Record):
@@ -192,10 +218,13 @@ class PreparedData:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder with checkpoint.json, adapters.safetensors and, where a method changed weights, weights.safetensors.
+    """A folder with checkpoint.json, adapters.safetensors, reference.safetensors when it was tuned here, and
+    weights.safetensors where a method changed weights.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
     `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32.
+    reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
+    (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
     """
 
     path: Path
@@ -214,6 +243,17 @@ class Checkpoint:
     def weights(self) -> TensorFile:
         """The weights that the method changed."""
         return TensorFile(self.path / "weights.safetensors")
+
+    @property
+    def reference(self) -> TensorFile | None:
+        """The tuned model's logits of held-out text; None where none were recorded."""
+        path = self.path / "reference.safetensors"
+        return TensorFile(path) if path.exists() else None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file, by name."""
+        return {file.relative_to(self.path).as_posix(): file_digest(file) for file in files_in(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +297,12 @@ class IR:
     def weight_bytes(self) -> int:
         """Size of the .bin."""
         return self.bin.stat().st_size
+
+    @property
+    def manifest(self) -> IRManifest | None:
+        """ovexport.json, checked; None for an IR that another tool made."""
+        path = self.path / IR_MANIFEST
+        return read_record(path, IRManifest) if path.exists() else None
 
     def require(self) -> "IR":
         """Itself, when its graph and weights are there.

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, PreparedData, atomic_folder, write_record
 from ovexport.errors import UnsupportedModelError
 from ovexport.layers import plan_layers
-from ovexport.model import load_model, matrix, weight_digest, weight_matrices
+from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
 from ovexport.quantization import FakeQuantizer
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.tensorfile import write_tensors
@@ -163,7 +163,7 @@ def _compressed_by_nncf(
         )
     ranges: dict[str, dict[str, Tensor]] = {}
     for hook, module in get_hook_storage(compressed).named_hooks():
-        parameter = _parameter_of_hook(hook)
+        parameter = parameter_of_hook(hook)
         if isinstance(module, AsymmetricLoraQuantizer | SymmetricLoraQuantizer):
             ranges[parameter] = {name: value.detach() for name, value in module.get_trainable_params().items()}
         elif type(module).__name__ == "SQMultiply":
@@ -175,12 +175,6 @@ def _compressed_by_nncf(
     if missing:
         raise UnsupportedModelError(f"{missing[0]}: NNCF does not compress this layer; add it to compress.ignored")
     return {layer.name: (compressed.get_parameter(layer.name).detach(), ranges.get(layer.name)) for layer in layers}
-
-
-def _parameter_of_hook(hook: str) -> str:
-    """The parameter that a hook is on: "post_hooks.model:norm:weight__0.0" is on model.norm.weight."""
-    _, _, operation = hook.partition(".")
-    return operation.rpartition("__")[0].replace(":", ".")
 
 
 @contextmanager

@@ -13,10 +13,21 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import IR, LayerFormat, PackedWeights, atomic_folder
+from ovexport.artifacts import (
+    IR,
+    IR_MANIFEST,
+    IRManifest,
+    LayerFormat,
+    PackedWeights,
+    atomic_folder,
+    file_digest,
+    files_in,
+    write_record,
+)
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import Matrix, matrices_by_digest, read_graph, type_name
+from ovexport.graph import Matrix, bfloat16_bits, matrices_by_digest, read_graph, type_name
 from ovexport.tensorfile import TensorFile
+from ovexport.versions import stack_versions
 
 _OPENVINO_TYPES = {"int4_asym": ov.Type.u4, "int4_sym": ov.Type.i4, "int8_asym": ov.Type.u8}
 
@@ -49,6 +60,14 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
         for file in base.path.iterdir():
             if file.is_file() and not file.name.startswith("openvino_model."):
                 shutil.copy2(file, folder / file.name)
+        record = IRManifest(
+            model_id=manifest.model_id,
+            revision=manifest.revision,
+            checkpoint_files=manifest.checkpoint_files,
+            files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},
+            versions=stack_versions(),
+        )
+        write_record(record, folder / IR_MANIFEST)
     return IR(out)
 
 
@@ -132,9 +151,8 @@ def _replace_floats(matrix: Matrix, values: NDArray[np.float32]) -> None:
     node = matrix.node
     stored = np.ascontiguousarray(values.T) if matrix.turned else np.ascontiguousarray(values)
     if type_name(node) == "bf16":
-        bits = stored.view(np.uint32)
-        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        replaced = ov.op.Constant(ov.Tensor(stored.reshape(-1), ov.Shape(stored.shape), ov.Type.bf16), False)
+        bits = bfloat16_bits(stored)
+        replaced = ov.op.Constant(ov.Tensor(bits.reshape(-1), ov.Shape(bits.shape), ov.Type.bf16), False)
     else:
         replaced = opset.constant(stored.astype({"f32": np.float32, "f16": np.float16}[type_name(node)]))
     replaced.set_friendly_name(node.get_friendly_name())

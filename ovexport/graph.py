@@ -27,6 +27,7 @@ class Weight:
         element_type: of that constant, as OpenVINO writes it: "u4", "i4", "u8", "bf16", …
         shape: of that constant: (output, groups, group) or (output, input) when packed.
         codes, scale, zero_point: the constants; scale and zero_point None where there is none.
+        transposed: a Transpose stands between the constant and its users.
         consumers: operation types that use the matrix: "MatMul", "Gather".
         consumer_names: their friendly names.
     """
@@ -37,6 +38,7 @@ class Weight:
     codes: Any
     scale: Any
     zero_point: Any
+    transposed: bool
     consumers: tuple[str, ...]
     consumer_names: tuple[str, ...]
 
@@ -51,9 +53,19 @@ class Weight:
         return self.element_type in PACKED_TYPES and self.scale is not None
 
     @property
+    def bits(self) -> int:
+        """Bits of a code, or of a float."""
+        return int(self.codes.get_output_element_type(0).bitwidth)
+
+    @property
     def elements(self) -> int:
         """Entries of the matrix."""
         return int(np.prod(self.shape))
+
+    @property
+    def in_features(self) -> int:
+        """Terms of the dot products it is used in, when stored as (output, …)."""
+        return self.elements // self.shape[0]
 
     @property
     def group_size(self) -> int:
@@ -93,10 +105,7 @@ def weights(graph: ov.Model) -> tuple[Weight, ...]:
     """Every weight matrix that a MatMul or a Gather reads, in the order of execution, each once."""
     found: dict[str, Weight] = {}
     for operation in graph.get_ordered_ops():
-        for source in _weight_inputs(operation):
-            weight = decompression(source)
-            if weight is None:
-                continue
+        for _, weight in weight_inputs(operation):
             known = found.get(weight.name)
             found[weight.name] = Weight(
                 name=weight.name,
@@ -105,10 +114,27 @@ def weights(graph: ov.Model) -> tuple[Weight, ...]:
                 codes=weight.codes,
                 scale=weight.scale,
                 zero_point=weight.zero_point,
+                transposed=weight.transposed,
                 consumers=(*(known.consumers if known else ()), operation.get_type_name()),
                 consumer_names=(*(known.consumer_names if known else ()), operation.get_friendly_name()),
             )
     return tuple(found.values())
+
+
+def weight_inputs(operation: Any) -> Iterator[tuple[int, Weight]]:
+    """The ports of a MatMul or Gather that read a weight matrix, with the matrix as `decompression` finds it."""
+    kind = operation.get_type_name()
+    ports = {"MatMul": (0, 1), "Gather": (0,)}.get(kind, ())
+    for port in ports:
+        source = operation.input_value(port)
+        shape = source.get_partial_shape()
+        if shape.is_dynamic or len(shape) != 2:
+            continue
+        if kind == "Gather" and source.get_element_type().to_string() not in FLOAT_TYPES:
+            continue
+        weight = decompression(source)
+        if weight is not None:
+            yield port, weight
 
 
 def decompression(source: ov.Output) -> Weight | None:
@@ -117,14 +143,15 @@ def decompression(source: ov.Output) -> Weight | None:
     Returns:
         The weight without consumers; None when the source does not come from a constant in this way.
     """
-    node = _through(source.get_node())
+    passed: list[str] = []
+    node = _through(source.get_node(), passed)
     scale = zero_point = None
     if node.get_type_name() == "Multiply":
         scale = _constant(node.input_value(1))
-        node = _through(node.input_value(0).get_node())
+        node = _through(node.input_value(0).get_node(), passed)
         if node.get_type_name() == "Subtract":
             zero_point = _constant(node.input_value(1))
-            node = _through(node.input_value(0).get_node())
+            node = _through(node.input_value(0).get_node(), passed)
         if scale is None:
             return None
     if node.get_type_name() != "Constant":
@@ -136,6 +163,7 @@ def decompression(source: ov.Output) -> Weight | None:
         codes=node,
         scale=scale,
         zero_point=zero_point,
+        transposed="Transpose" in passed,
         consumers=(),
         consumer_names=(),
     )
@@ -172,6 +200,20 @@ class Matrix:
         if kind == "bf16":
             return np.left_shift(block, 16, dtype=np.uint32, order="C").view(np.float32)
         return block.astype(np.float32, order="C")
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Other values in the type of this constant, as float32."""
+        kind = type_name(self.node)
+        if kind == "bf16":
+            return (bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
+        return values.astype(_STORED_AS[kind]).astype(np.float32)
+
+
+def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The nearest bfloat16 values, ties to even, as their bits."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
 
 
 def matrices_by_digest(graph: ov.Model, layers: Iterable[LayerFormat]) -> dict[str, list[Matrix]]:
@@ -217,16 +259,20 @@ def raw(node: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(data).view(np.uint8).reshape(-1)
 
 
+def nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The 4-bit values of packed bytes, low nibble first, one to a byte."""
+    values = np.empty(2 * len(packed), dtype=np.uint8)
+    np.bitwise_and(packed, 0x0F, out=values[0::2])
+    np.right_shift(packed, 4, out=values[1::2])
+    return values
+
+
 def unpacked(node: Any) -> NDArray[Any]:
     """A constant's values in its shape; 4-bit codes one to a byte, uint8 for u4 and int8 for i4."""
     shape = tuple(node.get_output_shape(0))
     kind = type_name(node)
     if kind in ("u4", "i4"):
-        packed = raw(node)
-        codes = np.empty(2 * len(packed), dtype=np.uint8)
-        codes[0::2] = packed & 0x0F
-        codes[1::2] = packed >> 4
-        codes = codes[: int(np.prod(shape))].reshape(shape)
+        codes = nibbles(raw(node))[: int(np.prod(shape))].reshape(shape)
         return codes if kind == "u4" else ((codes ^ 8).astype(np.int8) - 8)
     if kind == "bf16":
         return (raw(node).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
@@ -234,26 +280,14 @@ def unpacked(node: Any) -> NDArray[Any]:
     return values.reshape(shape)
 
 
-def _weight_inputs(operation: Any) -> list[ov.Output]:
-    kind = operation.get_type_name()
-    if kind == "Gather":
-        source = operation.input_value(0)
-        shape = source.get_partial_shape()
-        floating = source.get_element_type().to_string() in FLOAT_TYPES
-        return [source] if floating and shape.is_static and len(shape) == 2 else []
-    if kind == "MatMul":
-        sources = [operation.input_value(port) for port in (0, 1)]
-        shapes = [source.get_partial_shape() for source in sources]
-        return [source for source, shape in zip(sources, shapes, strict=True) if shape.is_static and len(shape) == 2]
-    return []
-
-
-def _through(node: Any) -> Any:
+def _through(node: Any, passed: list[str]) -> Any:
+    """The first operation towards the constants that changes values; those looked through are added to `passed`."""
     while node.get_type_name() in _LOOK_THROUGH:
+        passed.append(node.get_type_name())
         node = node.input_value(0).get_node()
     return node
 
 
 def _constant(source: ov.Output) -> Any:
-    node = _through(source.get_node())
+    node = _through(source.get_node(), [])
     return node if node.get_type_name() == "Constant" else None

@@ -162,6 +162,12 @@ def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
     return weight.T if transposed else weight
 
 
+def parameter_of_hook(hook: str) -> str:
+    """The parameter that a hook of NNCF's is on: "post_hooks.model:norm:weight__0.0" is on model.norm.weight."""
+    _, _, operation = hook.partition(".")
+    return operation.rpartition("__")[0].replace(":", ".")
+
+
 def weight_digest(weight: Tensor) -> str:
     """SHA-256 of a matrix's bytes in its own dtype, row by row."""
     return bytes_digest(weight.detach().cpu().contiguous().view(torch.uint8).numpy())

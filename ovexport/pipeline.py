@@ -6,7 +6,7 @@ A stage is done when its record holds the digest of everything upstream of it an
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,10 +122,17 @@ def run(
     return folder
 
 
-def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSpec, out: Path) -> IR:
+def convert_checkpoint(
+    checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSpec, out: Path, *, ranks: Sequence[int] | None = None
+) -> IR:
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
+    Args:
+        checkpoint: one of ours, or a file that NNCF's examples saved.
+        ranks: of the adapters in an FQ_LORA_NLS file, as adopt takes them.
+
     Raises:
+        RecipeError: `ranks` does not suit the checkpoint.
         ArtifactError: the checkpoint is corrupt or of another base model, or `out` holds something.
         UnsupportedModelError: the base model can't be loaded or traced.
     """
@@ -135,10 +142,18 @@ def convert_checkpoint(checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSp
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ArtifactError(f"{out}: holds something already; choose another --out")
-    _ = checkpoint.manifest
+    saved_by_nncf = checkpoint.path.is_file()
+    if not saved_by_nncf:
+        _ = checkpoint.manifest
+        if ranks is not None:
+            raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
     with translated_disk_errors(out):
         scratch = TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-")
     with scratch as temporary:
+        if saved_by_nncf:
+            from ovexport.adopt import adopt
+
+            checkpoint = adopt(checkpoint.path, model, Path(temporary) / "checkpoint", ranks=ranks)
         base = trace(model, spec, Path(temporary) / "bf16")
         packed = strip(checkpoint, base, Path(temporary) / "packed")
         return convert(base, packed, out)

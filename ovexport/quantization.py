@@ -156,9 +156,7 @@ class FakeQuantizer(nn.Module):
         for rows in self._blocks():
             adapted = self.adapted(weight[rows], rows).reshape(-1, self.layer.groups, self.layer.group_size)
             codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
-        return Codes(
-            codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8)
-        )
+        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8))
 
     def _blocks(self) -> Iterator[slice]:
         height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)

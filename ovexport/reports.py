@@ -30,7 +30,12 @@ class Check(Record):
 
 
 class LayerRow(Record):
-    """A weight matrix as the IR holds it."""
+    """A weight matrix as the IR holds it.
+
+    Attributes:
+        group_size: entries that share a scale; 0 without scales.
+        note: what is not packed to 4 bits, and what that costs; None where there is nothing to say.
+    """
 
     name: str
     kind: Literal["linear", "embedding"]
@@ -38,10 +43,16 @@ class LayerRow(Record):
     shape: tuple[int, ...]
     group_size: int
     weight_bytes: int
+    bits_per_weight: float
+    note: str | None = None
 
 
 class VerificationSummary(Record):
-    """The counts of the proof; None where no checkpoint, twin or runtime was there to compare with."""
+    """The counts of the proof; None where no checkpoint, twin or runtime was there to compare with.
+
+    Attributes:
+        bytes_read_per_token: codes, scales and zero points of every Linear: what one generated token reads.
+    """
 
     linear_layers: int
     packed_int4: int
@@ -56,6 +67,7 @@ class VerificationSummary(Record):
     weight_bytes: int
     predicted_weight_bytes: int | None
     bits_per_weight: "builtins.float | None"
+    bytes_read_per_token: int
     reason: str | None = None
 
 

@@ -1,12 +1,14 @@
-"""The OpenVINO runtime: pinned settings, and what a compiled model says of itself. Needs openvino only."""
+"""The OpenVINO runtime: pinned settings, and what a compiled model says of itself. Needs openvino and NumPy only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 
-from ovexport.errors import RecipeError
+from ovexport.errors import RecipeError, UnsupportedModelError
 
 ACCURATE: Mapping[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -39,6 +41,53 @@ class ExecutedNode:
     kind: str
     originals: tuple[str, ...]
     constant_inputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class LogitsRunner:
+    """A compiled graph that gives the logits of whole sequences, under settings where only the weights are approximate.
+
+    Args:
+        name: of the IR, for messages.
+
+    Raises:
+        UnsupportedModelError: it is no causal LM with the inputs that optimum-intel gives it, or can't be compiled.
+    """
+
+    def __init__(self, graph: ov.Model, name: str) -> None:
+        self._inputs = {port.get_any_name() for port in graph.inputs}
+        outputs = {output for port in graph.outputs for output in port.names}
+        if "input_ids" not in self._inputs or "logits" not in outputs:
+            raise UnsupportedModelError(f"{name}: no causal LM, it lacks the input input_ids or the output logits")
+        compiled = compile_for_cpu(graph, name, ACCURATE)
+        self._request = compiled.create_infer_request()
+        self.properties = properties(compiled)
+
+    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, length, vocabulary) float32 of tokens (batch, length)."""
+        batch, length = tokens.shape
+        given = {
+            "input_ids": tokens,
+            "attention_mask": np.ones((batch, length), dtype=np.int64),
+            "position_ids": np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+        }
+        self._request.reset_state()
+        self._request.infer({name: value for name, value in given.items() if name in self._inputs})
+        logits: NDArray[np.float32] = self._request.get_tensor("logits").data
+        return logits
+
+
+def compile_for_cpu(graph: ov.Model, name: str, settings: Mapping[str, Any]) -> ov.CompiledModel:
+    """Compile a graph.
+
+    Raises:
+        UnsupportedModelError: the runtime refuses it.
+    """
+    try:
+        return ov.Core().compile_model(graph, "CPU", dict(settings))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedModelError(f"{name}: the CPU runtime can't compile it ({lines[-1]})") from error
 
 
 def check_device(device: str, core: ov.Core | None = None) -> None:

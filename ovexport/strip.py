@@ -27,7 +27,7 @@ from ovexport.artifacts import (
 from ovexport.errors import ArtifactError
 from ovexport.graph import Matrix, matrices_by_digest, read_graph
 from ovexport.quantization import Codes, Rows, load_quantizer
-from ovexport.tensorfile import TensorFile, TensorWriter
+from ovexport.tensorfile import TensorWriter
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
@@ -44,7 +44,14 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     matrices = matrices_by_digest(read_graph(base), manifest.layers)
     adapters = checkpoint.adapters
     changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.changed else {}
-    packed = PackedManifest(layers=manifest.layers, weight_digests=manifest.weight_digests, changed=manifest.changed)
+    packed = PackedManifest(
+        model_id=manifest.model_id,
+        revision=manifest.revision,
+        layers=manifest.layers,
+        weight_digests=manifest.weight_digests,
+        changed=manifest.changed,
+        checkpoint_files=checkpoint.files,
+    )
     with atomic_folder(out) as folder:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:

@@ -91,7 +91,8 @@ class TensorWriter:
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         widths = {name: np.dtype(_DTYPES[kind]).itemsize for name, (kind, _) in layout.items()}
-        header, end = {}, 0
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
         for name in sorted(layout, key=lambda name: (-widths[name], name)):  # the widest first: all are aligned
             kind, shape = layout[name]
             begin, end = end, end + widths[name] * math.prod(shape)

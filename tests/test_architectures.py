@@ -12,10 +12,11 @@ from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 from ovexport import pipeline, recipe
 from ovexport.artifacts import RunFolder
 from ovexport.errors import UnsupportedModelError
-from ovexport.evaluate.divergence import LogitsRunner
+from ovexport.graph import read_graph
 from ovexport.model import load_model, weight_matrices
 from ovexport.quantization import load_quantizer
 from ovexport.recipe import ModelSpec
+from ovexport.runtime import LogitsRunner
 
 GPT2 = {
     "vocab_size": 2048,
@@ -72,7 +73,7 @@ def test_a_family_goes_the_whole_way(family: str, tied: bool, tmp_path: Path) ->
     reference = load_model(resolved.model, dtype=torch.float32)(input_ids=torch.from_numpy(tokens)).logits.numpy()
     quantized = logits_of_quantized_torch_model(run, resolved.model, tokens)
     for name, expected in (("bf16", reference), ("int4", quantized)):
-        actual = LogitsRunner(run.ir(name))(tokens)
+        actual = LogitsRunner(read_graph(run.ir(name)), name)(tokens)
         assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max(), name
     assert np.abs(quantized - reference).max() > 1e-3 * np.abs(reference).max()
 

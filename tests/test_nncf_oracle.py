@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ovexport.layers import plan_layers
-from ovexport.model import load_model, matrix, weight_matrices
+from ovexport.model import load_model, matrix, parameter_of_hook, weight_matrices
 from ovexport.quantization import FakeQuantizer
 from ovexport.recipe import CompressSpec, ModelSpec
 
@@ -20,8 +20,6 @@ def compressed(request, tiny_model: Path):
     import nncf
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
-    from ovexport.compress import _parameter_of_hook
-
     network = load_model(ModelSpec(id=str(tiny_model)), dtype=torch.float32)
     example = {"input_ids": torch.arange(16).reshape(1, 16)}
     model = nncf.compress_weights(
@@ -33,7 +31,7 @@ def compressed(request, tiny_model: Path):
         compression_format=nncf.CompressionFormat.FQ_LORA,
         advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=4),
     )
-    quantizers = {_parameter_of_hook(name): module for name, module in get_hook_storage(model).named_hooks()}
+    quantizers = {parameter_of_hook(name): module for name, module in get_hook_storage(model).named_hooks()}
     return request.param, model, quantizers, example
 
 
@@ -71,7 +69,6 @@ def test_nncfs_strip_gives_the_codes_that_ours_gives(compressed, tiny_model: Pat
     import nncf
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
-    from ovexport.compress import _parameter_of_hook
     from ovexport.strip import packed_tensors
 
     mode, model, theirs, example = compressed
@@ -94,7 +91,7 @@ def test_nncfs_strip_gives_the_codes_that_ours_gives(compressed, tiny_model: Pat
                 target.input_low = torch.nn.Parameter((-zero_point * step).reshape(shape))
                 target.input_range = torch.nn.Parameter((step * quantizer.level_high).reshape(shape) - target.eps)
     stripped = nncf.strip(model, do_copy=True, strip_format=nncf.StripFormat.DQ, example_input=example)
-    decompressors = {_parameter_of_hook(name): module for name, module in get_hook_storage(stripped).named_hooks()}
+    decompressors = {parameter_of_hook(name): module for name, module in get_hook_storage(stripped).named_hooks()}
     for name, quantizer in quantizers.items():
         expected = packed_tensors(quantizer.quantize(weights[name]), quantizer.layer.mode)["codes"]
         if quantizer.symmetric:

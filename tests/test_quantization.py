@@ -5,7 +5,7 @@ import torch
 from ovexport.artifacts import LayerFormat
 from ovexport.quantization import FakeQuantizer
 from ovexport.tensorfile import TensorFile, write_tensors
-from ovexport.verify.arithmetic import expected_codes
+from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid
 
 MODES = ["int4_asym", "int4_sym", "int8_asym"]
 
@@ -27,6 +27,17 @@ def tuned_quantizer(layer: LayerFormat, weight: torch.Tensor, seed: int = 0) -> 
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.02 if name.startswith("lora") else 0.05 * parameter.abs().mean()))
     return quantizer
+
+
+def recomputed(layer: LayerFormat, weight: torch.Tensor, quantizer: FakeQuantizer, folder) -> tuple:
+    """Grid and codes as the proof computes them from a checkpoint with the quantizer's parameters."""
+    tensors = {f"{layer.name}.{key}": value.detach().numpy() for key, value in quantizer.named_parameters()}
+    write_tensors(tensors, folder / "adapters.safetensors")
+    adapters = TensorFile(folder / "adapters.safetensors")
+    grid: ExpectedGrid = expected_grid(layer, adapters)
+    expected = ExpectedCodes(layer, grid, adapters)
+    floats = weight.float().numpy()
+    return grid, np.concatenate([expected.rows(floats[rows].copy(), rows) for rows in expected.blocks()])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -54,12 +65,42 @@ def test_trained_values_packed_codes_and_numpy_agree_bit_for_bit(mode, dtype, gr
     dequantized = ((grouped - zero_point) * codes.scale.float()).reshape(24, 32)
     assert torch.equal(dequantized, quantizer(weight).detach())
 
-    write_tensors({f"w.{k}": v.detach().numpy() for k, v in quantizer.named_parameters()}, tmp_path / "a.safetensors")
-    expected = expected_codes(layer, weight.float().numpy(), TensorFile(tmp_path / "a.safetensors"))
-    assert np.array_equal(expected.codes, codes.codes.numpy())
-    assert np.array_equal(expected.scale, codes.scale.reshape(24, -1).numpy())
+    grid, expected = recomputed(layer, weight, quantizer, tmp_path)
+    assert np.array_equal(expected, codes.codes.numpy())
+    assert np.array_equal(grid.scale, codes.scale.reshape(24, -1).numpy())
     if codes.zero_point is not None:
-        assert np.array_equal(expected.zero_point, codes.zero_point.reshape(24, -1).numpy())
+        assert np.array_equal(grid.zero_point, codes.zero_point.reshape(24, -1).numpy())
+
+
+def test_large_matrices_are_quantized_and_recomputed_block_by_block_all_the_same(tmp_path) -> None:
+    layer = LayerFormat(
+        name="w", kind="linear", mode="int4_asym", out_features=3001, in_features=700, group_size=35, rank=8
+    )
+    weight = torch.randn(3001, 700, generator=torch.Generator().manual_seed(2)).bfloat16()
+    quantizer = tuned_quantizer(layer, weight)
+    codes = quantizer.quantize(weight).codes
+    zero_point = quantizer.grid()[1]
+    whole = (quantizer(weight).detach().reshape(3001, 20, 35) / quantizer.grid()[0] + zero_point).round()
+    assert torch.equal(codes, whole.reshape(3001, 700).to(torch.uint8))
+    assert np.array_equal(recomputed(layer, weight, quantizer, tmp_path)[1], codes.numpy())
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+@pytest.mark.parametrize("active_rank", [0, 1, 3])
+def test_of_an_adapter_only_the_active_rank_counts(mode: str, active_rank: int, tmp_path) -> None:
+    layer = layer_format(mode).model_copy(update={"active_rank": active_rank})
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(2))
+    quantizer = tuned_quantizer(layer, weight)
+    codes = quantizer.quantize(weight).codes
+    assert np.array_equal(recomputed(layer, weight, quantizer, tmp_path)[1], codes.numpy())
+    whole = tuned_quantizer(layer_format(mode), weight)
+    assert not torch.equal(codes, whole.quantize(weight).codes)
+    with torch.no_grad():
+        whole.lora_A[active_rank:] = 0
+    assert torch.equal(codes, whole.quantize(weight).codes)
+    quantizer(weight).sum().backward()
+    assert (quantizer.lora_A.grad[active_rank:] == 0).all()
+    assert (quantizer.lora_B.grad[:, active_rank:] == 0).all()
 
 
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
@@ -70,9 +111,8 @@ def test_a_negative_scale_survives(mode: str, tmp_path) -> None:
     with torch.no_grad():
         getattr(quantizer, quantizer.range_names[-1]).neg_()
     assert torch.isfinite(quantizer(weight)).all()
-    write_tensors({f"w.{k}": v.detach().numpy() for k, v in quantizer.named_parameters()}, tmp_path / "a.safetensors")
-    expected = expected_codes(layer, weight.numpy(), TensorFile(tmp_path / "a.safetensors"))
-    assert np.array_equal(expected.codes, quantizer.quantize(weight).codes.numpy())
+    expected = recomputed(layer, weight, quantizer, tmp_path)[1]
+    assert np.array_equal(expected, quantizer.quantize(weight).codes.numpy())
 
 
 def straight_through(quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:

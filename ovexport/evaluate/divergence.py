@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.errors import UnsupportedModelError
 from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Divergence
-from ovexport.runtime import ACCURATE, properties
+from ovexport.runtime import LogitsRunner
 
 Floats = NDArray[np.float32]
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
@@ -38,38 +36,6 @@ class TokenFigures:
         return np.concatenate(getattr(self, name)).astype(np.float64)
 
 
-class LogitsRunner:
-    """A compiled IR that gives the logits of whole sequences, under settings where only the weights are approximate.
-
-    Raises:
-        UnsupportedModelError: the IR is no causal LM with the inputs that optimum-intel gives it.
-    """
-
-    def __init__(self, ir: IR) -> None:
-        compiled = ov.Core().compile_model(read_graph(ir), "CPU", dict(ACCURATE))
-        self._request = compiled.create_infer_request()
-        self._inputs = {port.get_any_name() for port in compiled.inputs}
-        self.properties = properties(compiled)
-        if "input_ids" not in self._inputs or "logits" not in {
-            name for port in compiled.outputs for name in port.names
-        }:
-            raise UnsupportedModelError(f"{ir.path}: no causal LM, it lacks the input input_ids or the output logits")
-
-    def __call__(self, tokens: NDArray[np.int64]) -> Floats:
-        """Logits (batch, length, vocabulary) float32 of tokens (batch, length)."""
-        batch, length = tokens.shape
-        given = {
-            "input_ids": tokens,
-            "attention_mask": np.ones((batch, length), dtype=np.int64),
-            "position_ids": np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
-        }
-        self._request.reset_state()
-        self._request.infer({name: value for name, value in given.items() if name in self._inputs})
-        logits: Floats = self._request.get_tensor("logits").data
-        return logits
-
-
 def compare(
     models: Mapping[str, IR], reference: str, tokens: NDArray[np.int32], batch_size: int, listener: Listener
 ) -> tuple[dict[str, TokenFigures], dict[str, dict[str, str]]]:
@@ -81,7 +47,7 @@ def compare(
     Returns:
         Each model's figures, and its runtime properties as read back.
     """
-    runners = {name: LogitsRunner(ir) for name, ir in models.items()}
+    runners = {name: LogitsRunner(read_graph(ir), str(ir.path)) for name, ir in models.items()}
     figures = {name: TokenFigures() for name in models}
     begin = 0
     while begin < len(tokens):

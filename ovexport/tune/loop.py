@@ -54,9 +54,9 @@ def tune(
         try:
             _run(tuner, store, log, spec, listener)
         except TuningDivergedError:
-            _write_checkpoint(start, tuner, store, out)
+            _write_checkpoint(start, tuner, store, data, out)
             raise
-    checkpoint = _write_checkpoint(start, tuner, store, out)
+    checkpoint = _write_checkpoint(start, tuner, store, data, out)
     store.clear()
     return checkpoint
 
@@ -104,8 +104,8 @@ def _accelerator(spec: TuneSpec, logs: Path) -> Accelerator:
     )
 
 
-def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, out: Path) -> Checkpoint:
-    """The best parameters, with the digests of the codes that they give."""
+def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, data: PreparedData, out: Path) -> Checkpoint:
+    """The best parameters, with the digests of the codes that they give and what the model says with them."""
     manifest = start.manifest
     digests = {}
     with torch.no_grad():
@@ -115,6 +115,7 @@ def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, out: P
             digests[name] = quantizer.quantize(tuner.bases[name]).digest()
     with atomic_folder(out) as folder:
         write_tensors(store.best, folder / "adapters.safetensors")
+        write_tensors(tuner.reference(data.tokens("test")), folder / "reference.safetensors")
         if manifest.changed:
             write_tensors(dict(start.weights), folder / "weights.safetensors")
         write_record(

@@ -23,6 +23,10 @@ from ovexport.quantization import FakeQuantizer, load_quantizer
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tensorfile import TensorFile
 
+_REFERENCE_ELEMENTS = 2**22
+_REFERENCE_LENGTH = 64
+_FEWEST_POSITIONS = 32
+
 
 class Tuner:
     """Teacher, student and the quantizers between them.
@@ -140,6 +144,18 @@ class Tuner:
         parts = torch.split(self.validation, self.spec.batch_size)
         losses = [float(self._divergence(part)) * len(part) for part in parts]
         return sum(losses) / len(self.validation)
+
+    @torch.no_grad()
+    def reference(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.generic]]:
+        """What the student, as its parameters are now, says of the first tokens: `token_ids` (sequences, length) int32
+        and `logits` (sequences, length, vocabulary), computed in float32 whatever the precision of the tuning."""
+        self.quantize_weights()
+        positions = max(_FEWEST_POSITIONS, _REFERENCE_ELEMENTS // self.student.config.get_text_config().vocab_size)
+        length = min(tokens.shape[1], positions, _REFERENCE_LENGTH)
+        sample = tokens[: positions // length, :length]
+        ids = torch.from_numpy(sample.astype(np.int64)).to(self.device)
+        logits = [_logits(self.student, row[None]).float().cpu().numpy() for row in ids]
+        return {"token_ids": sample, "logits": np.concatenate(logits)}
 
     def _divergence(self, batch: Tensor) -> Tensor:
         ids = batch.to(self.device)

@@ -1,9 +1,10 @@
 """First line of evidence: the codes computed again, in NumPy, from the checkpoint and the weights of the base IR.
 
-Written from the formulas in the README, sharing nothing with the code that trains and packs. One layer is in memory at
-a time.
+Written from the formulas in the README, sharing nothing with the code that trains and packs. A block of rows is in
+memory at a time, small enough for a core's cache.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,52 +14,78 @@ from ovexport.artifacts import LayerFormat
 from ovexport.tensorfile import TensorFile
 
 _SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
+_BLOCK_ELEMENTS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedCodes:
-    """Codes (output, input), scale and zero point (output, groups); the zero point None where symmetric."""
+class ExpectedGrid:
+    """Scale float16 and zero point uint8, (output, groups); the zero point None where symmetric."""
 
-    codes: NDArray[np.generic]
     scale: NDArray[np.float16]
     zero_point: NDArray[np.uint8] | None
 
 
-def expected_codes(layer: LayerFormat, weight: NDArray[np.float32], adapters: TensorFile) -> ExpectedCodes:
-    """The codes of one layer.
-
-    Args:
-        weight: (output, input) float32.
+def expected_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
+    """The scales and zero points of a layer.
 
     Raises:
         ArtifactError: the checkpoint lacks a tensor of the layer.
     """
-    rows, groups = layer.out_features, layer.groups
-    rank = layer.used_rank
-    if rank:
-        up = adapters.require(f"{layer.name}.lora_B")[:, :rank].astype(np.float64)
-        down = adapters.require(f"{layer.name}.lora_A")[:rank].astype(np.float64)
-        weight = weight + (up @ down).astype(np.float32)
-    grouped = weight.reshape(rows, groups, layer.group_size)
     if layer.mode == "int4_sym":
-        scale = _float16_grid(_floats(adapters, f"{layer.name}.scale", (rows, groups)) / np.float32(8))
-        codes = np.clip(np.round(grouped / scale[..., None]), -8, 7).astype(np.int8)
-        return ExpectedCodes(codes.reshape(rows, -1), scale.astype(np.float16), None)
-    top = np.float32({"int4_asym": 15, "int8_asym": 255}[layer.mode])
-    span = np.abs(_floats(adapters, f"{layer.name}.input_range", (rows, groups)))
-    low = _floats(adapters, f"{layer.name}.input_low", (rows, groups))
-    scale = _float16_grid((span / top).astype(np.float32))
-    zero_point = np.clip(np.round(-low / scale), 0, top)
-    codes = np.clip(np.round(grouped / scale[..., None]) + zero_point[..., None], 0, top)
-    return ExpectedCodes(
-        codes.astype(np.uint8).reshape(rows, -1), scale.astype(np.float16), zero_point.astype(np.uint8)
-    )
+        return ExpectedGrid(_float16_grid(_floats(layer, adapters, "scale") / np.float32(8)), None)
+    top = _top(layer)
+    scale = _float16_grid((np.abs(_floats(layer, adapters, "input_range")) / top).astype(np.float32))
+    zero_point = np.clip(np.round(-_floats(layer, adapters, "input_low") / scale.astype(np.float32)), 0, top)
+    return ExpectedGrid(scale, zero_point.astype(np.uint8))
 
 
-def _floats(adapters: TensorFile, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    return adapters.require(name).astype(np.float32).reshape(shape)
+class ExpectedCodes:
+    """The codes of a layer, computed for some rows at a time.
+
+    Raises:
+        ArtifactError: the checkpoint lacks a tensor of the layer.
+    """
+
+    def __init__(self, layer: LayerFormat, grid: ExpectedGrid, adapters: TensorFile) -> None:
+        self._layer = layer
+        self._scale = grid.scale.astype(np.float32)[..., None]
+        self._zero_point = None if grid.zero_point is None else grid.zero_point.astype(np.float32)[..., None]
+        rank = layer.used_rank
+        self._down = adapters.require(f"{layer.name}.lora_A")[:rank].astype(np.float64) if rank else None
+        self._up = adapters.require(f"{layer.name}.lora_B")[:, :rank] if rank else None
+
+    def blocks(self) -> Iterator[slice]:
+        """The rows, in blocks with an even number of codes but for the last."""
+        height = 2 * max(1, _BLOCK_ELEMENTS // self._layer.in_features // 2)
+        return (slice(begin, begin + height) for begin in range(0, self._layer.out_features, height))
+
+    def rows(self, weight: NDArray[np.float32], rows: slice) -> NDArray[np.generic]:
+        """Codes of some rows, (rows, input), uint8, or int8 where symmetric.
+
+        Args:
+            weight: these rows of W, (rows, input) float32; it is overwritten.
+        """
+        layer = self._layer
+        if self._down is not None and self._up is not None:
+            weight += (self._up[rows].astype(np.float64) @ self._down).astype(np.float32)
+        values = weight.reshape(-1, layer.groups, layer.group_size)
+        np.divide(values, self._scale[rows], out=values)
+        np.rint(values, out=values)
+        if self._zero_point is None:
+            return np.clip(values, -8, 7, out=values).astype(np.int8).reshape(-1, layer.in_features)
+        np.add(values, self._zero_point[rows], out=values)
+        return np.clip(values, 0, _top(layer), out=values).astype(np.uint8).reshape(-1, layer.in_features)
 
 
-def _float16_grid(step: NDArray[np.float32]) -> NDArray[np.float32]:
+def _top(layer: LayerFormat) -> np.float32:
+    return np.float32({"int4_asym": 15, "int8_asym": 255}[layer.mode])
+
+
+def _floats(layer: LayerFormat, adapters: TensorFile, name: str) -> NDArray[np.float32]:
+    values = adapters.require(f"{layer.name}.{name}")
+    return values.astype(np.float32).reshape(layer.out_features, layer.groups)
+
+
+def _float16_grid(step: NDArray[np.float32]) -> NDArray[np.float16]:
     magnitude = np.clip(np.abs(step), _SMALLEST, _LARGEST)
-    return np.where(step < 0, -magnitude, magnitude).astype(np.float16).astype(np.float32)
+    return np.where(step < 0, -magnitude, magnitude).astype(np.float16)

@@ -1,6 +1,6 @@
 """Are the codes those that were tuned? By digest against what tuning recorded, and computed anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, bytes_digest
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight, matrices_by_digest, unpacked
+from ovexport.graph import Matrix, Weight, matrices_by_digest, nibbles, raw, unpacked
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
-from ovexport.verify.arithmetic import ExpectedCodes, expected_codes
+from ovexport.tensorfile import TensorFile
+from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid
 from ovexport.verify.checks import equal, zero
+
+Rows = Callable[[slice], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> li
                     f"{layer.name} {part}",
                     digest,
                     getattr(recorded, part),
-                    "" if digest == getattr(recorded, part) else "other values than those that were trained",
+                    "other values than those that were trained",
                 )
             )
     return checks
@@ -59,17 +62,21 @@ def arithmetic(
     base: ov.Model,
     listener: Listener,
 ) -> dict[str, Mismatches]:
-    """By layer, how the IR differs from codes computed anew from adapters and base weights."""
+    """By layer, how the IR differs from codes computed anew from adapters and base weights.
+
+    Raises:
+        ArtifactError: the base does not hold the weights that were tuned, or the checkpoint lacks a tensor.
+    """
     by_name = {weight.name: weight for weight in found}
     adapters = checkpoint.adapters
     changed = checkpoint.weights if manifest.changed else None
-    read_weight = _base_weights(base, manifest)
+    matrices = matrices_by_digest(base, manifest.layers)
     mismatches = {}
     for index, layer in enumerate(manifest.packed):
         weight = by_name.get(layer.name)
         if weight is not None and weight.scale is not None:
-            own = changed[layer.name] if changed is not None and layer.name in changed else read_weight(layer)
-            mismatches[layer.name] = _compare(layer, weight, expected_codes(layer, own, adapters))
+            rows = _rows(layer, manifest, matrices, changed)
+            mismatches[layer.name] = _compare(layer, weight, rows, adapters)
         listener(Progress(task="verify", done=index + 1, total=len(manifest.packed)))
     return mismatches
 
@@ -83,39 +90,110 @@ def arithmetic_checks(mismatches: dict[str, Mismatches]) -> list[Check]:
     return checks
 
 
-def _base_weights(base: ov.Model, manifest: CheckpointManifest) -> Callable[[LayerFormat], NDArray[np.float32]]:
-    """A reader of the base weights, (output, input) float32, each known by the digest that the checkpoint holds."""
-    matrices = matrices_by_digest(base, manifest.layers)
+def changed_floats(
+    graph: ov.Model, base: ov.Model, checkpoint: Checkpoint, manifest: CheckpointManifest
+) -> list[Check]:
+    """Weights that the method changed and left in floating point are the checkpoint's, rounded to the IR's type."""
+    layers = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
+    if not layers:
+        return []
+    originals = matrices_by_digest(base, layers)
+    nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
+    checks = []
+    for layer in layers:
+        original = originals[manifest.weight_digests[layer.name]][0]
+        own = Matrix(nodes[original.node.get_friendly_name()], original.turned).floats()
+        expected = original.rounded(checkpoint.weights.require(layer.name))
+        differing = own.size if own.shape != expected.shape else int(np.count_nonzero(own != expected))
+        checks.append(zero("changed weights as in the checkpoint", layer.name, differing))
+    return checks
 
-    def read(layer: LayerFormat) -> NDArray[np.float32]:
-        found = matrices.get(manifest.weight_digests[layer.name])
-        if not found:
-            raise ArtifactError(
-                f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
-                f"give the IR of {manifest.model_id}"
-            )
-        return found[0].floats()
 
-    return read
+def _rows(
+    layer: LayerFormat,
+    manifest: CheckpointManifest,
+    matrices: Mapping[str, list[Matrix]],
+    changed: TensorFile | None,
+) -> Rows:
+    """A reader of rows of the weight that the adapters are added to, float32, known by the checkpoint's digest."""
+    found = matrices.get(manifest.weight_digests[layer.name])
+    if not found:
+        raise ArtifactError(
+            f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
+            f"give the IR of {manifest.model_id}"
+        )
+    if changed is not None and layer.name in changed:
+        own = changed[layer.name]
+        return lambda rows: np.array(own[rows])
+    return found[0].floats
 
 
-def _compare(layer: LayerFormat, weight: Weight, expected: ExpectedCodes) -> Mismatches:
+def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:
+    grid = expected_grid(layer, adapters)
     try:
-        codes = unpacked(weight.codes).reshape(layer.out_features, layer.in_features) != expected.codes
-        actual = unpacked(weight.scale).reshape(layer.out_features, -1)
-        scales = actual.view(np.uint16) != expected.scale.view(np.uint16)
-        if expected.zero_point is None or weight.zero_point is None:
-            zero_points = np.full((1, 1), (expected.zero_point is None) != (weight.zero_point is None))
-        else:
-            zero_points = unpacked(weight.zero_point).reshape(layer.out_features, -1) != expected.zero_point
+        scales, zero_points = _differing_grid(layer, weight, grid)
+        stored = raw(weight.codes)
+        if len(stored) != -(-layer.out_features * layer.in_features * weight.bits // 8):
+            raise ValueError(f"{len(stored)} bytes of codes")
     except ValueError:
         return Mismatches(codes=layer.out_features * layer.in_features, detail="tensors of another shape or type")
-    places = {"codes": codes, "scales": scales, "zero points": zero_points}
+    expected = ExpectedCodes(layer, grid, adapters)
+    count, places = 0, []
+    for rows in expected.blocks():
+        codes = expected.rows(read(rows), rows)
+        begin = rows.start * layer.in_features * weight.bits // 8
+        differing = _differing_codes(codes, stored[begin : begin + -(-codes.size * weight.bits // 8)], weight)
+        if len(differing):
+            count += len(differing)
+            row, column = divmod(int(differing[0]), layer.in_features)
+            places.append((rows.start + row, column))
+    first = {
+        "codes": places[:1],
+        "scales": np.argwhere(scales)[:1].tolist(),
+        "zero points": np.argwhere(zero_points)[:1].tolist(),
+    }
     detail = "; ".join(
-        f"first of {name} at row {int(np.argwhere(wrong)[0][0])}, column {int(np.argwhere(wrong)[0][1])}"
-        for name, wrong in places.items()
-        if wrong.any()
+        f"first of {name} at row {found[0][0]}, column {found[0][1]}" for name, found in first.items() if found
     )
     return Mismatches(
-        codes=int(codes.sum()), scales=int(scales.sum()), zero_points=int(zero_points.sum()), detail=detail
+        codes=count,
+        scales=int(np.count_nonzero(scales)),
+        zero_points=int(np.count_nonzero(zero_points)),
+        detail=detail,
     )
+
+
+def _differing_grid(
+    layer: LayerFormat, weight: Weight, expected: ExpectedGrid
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where scales and zero points differ, (output, groups).
+
+    Raises:
+        ValueError: they have another shape or type.
+    """
+    scale = unpacked(weight.scale)
+    scales = scale.reshape(expected.scale.shape).view(np.uint16) != expected.scale.view(np.uint16)
+    if expected.zero_point is None or weight.zero_point is None:
+        if (expected.zero_point is None) != (weight.zero_point is None):
+            raise ValueError("a zero point where there should be none, or none where there should be one")
+        return scales, np.zeros((1, 1), np.bool_)
+    return scales, unpacked(weight.zero_point).reshape(layer.out_features, layer.groups) != expected.zero_point
+
+
+def _differing_codes(codes: NDArray[np.generic], stored: NDArray[np.uint8], weight: Weight) -> NDArray[np.intp]:
+    """Positions, in one dimension, at which codes differ from what the IR stores.
+
+    Args:
+        codes: (rows, input), one to a byte.
+        stored: bytes of the same rows: 4-bit codes two to a byte, low nibble first.
+    """
+    flat = codes.reshape(-1).view(np.uint8)
+    if weight.bits == 8:
+        return np.flatnonzero(flat != stored)
+    if len(flat) % 2:
+        flat = np.append(flat, np.uint8(0))
+    pairs = flat.view("<u2")
+    packed = (pairs & 0x0F | pairs >> 4 & 0xF0).astype(np.uint8)
+    if np.array_equal(packed, stored):
+        return np.empty(0, np.intp)
+    return np.flatnonzero(nibbles(packed) != nibbles(stored))

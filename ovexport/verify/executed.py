@@ -1,21 +1,31 @@
-"""Does the compiled model run on packed weights?"""
+"""Third line of evidence: does the compiled model run on packed weights, and on nothing else?"""
+
+import math
+from collections import Counter
 
 import openvino as ov
 
-from ovexport.graph import Weight
+from ovexport.graph import FLOAT_TYPES, PACKED_TYPES, Weight
 from ovexport.reports import Check
-from ovexport.runtime import executed_nodes
+from ovexport.runtime import ExecutedNode, compile_for_cpu, executed_nodes
+from ovexport.verify.checks import zero
 
-RUNTIME_PACKED = frozenset({"u4", "i4", "u8", "i8"})
+
+def executed(graph: ov.Model, name: str) -> list[ExecutedNode]:
+    """The graph as the CPU executes it.
+
+    Raises:
+        UnsupportedModelError: the runtime can't compile it.
+    """
+    return executed_nodes(compile_for_cpu(graph, name, {}))
 
 
-def runs_packed(graph: ov.Model, found: tuple[Weight, ...]) -> Check:
-    """Compiled for the CPU, each packed Linear is one FullyConnected that reads packed weights."""
-    compiled = ov.Core().compile_model(graph, "CPU")
+def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, found: tuple[Weight, ...]) -> Check:
+    """Each packed Linear is one FullyConnected that reads packed weights."""
     packed_nodes = {
         original
-        for node in executed_nodes(compiled)
-        if node.kind == "FullyConnected" and any(kind in RUNTIME_PACKED for kind, _ in node.constant_inputs)
+        for node in nodes
+        if node.kind == "FullyConnected" and _packed_inputs(node)
         for original in node.originals
     }
     biased = _bias_additions(graph)
@@ -33,6 +43,34 @@ def runs_packed(graph: ov.Model, found: tuple[Weight, ...]) -> Check:
         passed=not missing,
         detail=f"decompressed to floating point: {', '.join(missing[:3])}" if missing else "",
     )
+
+
+def no_float_weights(nodes: list[ExecutedNode], found: tuple[Weight, ...]) -> Check:
+    """No constant of the executed graph is a packed matrix in floating point: none has as many elements as one.
+
+    Scales and zero points of packed weights are left out, and matrices that the IR itself holds in floating point.
+    """
+    sizes = {weight.elements for weight in found if weight.packed}
+    floats = Counter(
+        math.prod(shape)
+        for node in nodes
+        for kind, shape in node.constant_inputs
+        if kind in FLOAT_TYPES and math.prod(shape) in sizes - {math.prod(grid) for grid in _scale_shapes(node)}
+    )
+    floats -= Counter(weight.elements for weight in found if not weight.packed for _ in weight.consumers)
+    detail = ", ".join(f"{count} of {size} elements" for size, count in floats.most_common(3))
+    return zero("no weight in floating point in the executed graph", "runtime", sum(floats.values()), detail)
+
+
+def _packed_inputs(node: ExecutedNode) -> list[tuple[int, ...]]:
+    return [shape for kind, shape in node.constant_inputs if kind in PACKED_TYPES and math.prod(shape) > 1]
+
+
+def _scale_shapes(node: ExecutedNode) -> list[tuple[int, ...]]:
+    """Of an operation that reads a packed weight, the shapes of its float inputs that are smaller than the weight."""
+    packed = _packed_inputs(node)
+    largest = max((math.prod(shape) for shape in packed), default=0)
+    return [shape for kind, shape in node.constant_inputs if kind in FLOAT_TYPES and math.prod(shape) < largest]
 
 
 def _bias_additions(graph: ov.Model) -> dict[str, str]:

@@ -9,18 +9,20 @@ from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
 from ovexport.graph import Weight, read_graph, weights
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
+from ovexport.verify.behaviour import behaviour
 from ovexport.verify.checks import zero
-from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, trained_codes
-from ovexport.verify.executed import runs_packed
+from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
+from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.structure import (
     adapter_operations,
+    as_made,
     companions,
+    note,
     operators_beyond,
-    other_constants,
     packed_bytes,
-    same_wiring,
     structure,
 )
+from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
 from ovexport.versions import stack_versions
 
 
@@ -52,17 +54,19 @@ def verify(
         checkpoint: what was tuned; without it only the graph and the runtime are looked at.
         base: the IR of the uncompressed model, which holds the weights that the adapters are added to.
         twin: the IR with the same compression and no tuning.
-        runtime: compile the IR for the CPU and look at the graph that is executed.
+        runtime: compile the IR for the CPU, look at the graph that is executed, and run it on the reference.
 
     Returns:
         The report; `passed` is false when any check failed.
 
     Raises:
         ArtifactError: an input is missing, unreadable, or of another base model.
+        UnsupportedModelError: the runtime can't compile the IR.
     """
     graph = read_graph(ir)
     found = weights(graph)
     evidence = _Evidence()
+    evidence.checks += as_made(ir, checkpoint)
     if checkpoint:
         _against_checkpoint(evidence, graph, found, checkpoint, base, listener)
     else:
@@ -72,17 +76,11 @@ def verify(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
     if twin:
-        beyond = evidence.beyond_twin = operators_beyond(graph, read_graph(twin))
-        names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
-        evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
-        evidence.checks.append(same_wiring(graph, read_graph(twin)))
-        evidence.checks.append(companions(ir, twin))
+        _against_twin(evidence, ir, graph, found, twin)
     else:
-        evidence.reasons.append("no twin is given: wiring, tokenizer and configurations can't be compared")
+        evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
     if runtime:
-        check = runs_packed(graph, found)
-        evidence.checks.append(check)
-        evidence.running_packed = check.value
+        _executed(evidence, ir, graph, found, checkpoint)
     else:
         evidence.reasons.append("the runtime was not looked at")
     return VerificationReport(
@@ -109,14 +107,43 @@ def _against_checkpoint(
     evidence.checks += structure(found, manifest)
     evidence.checks += trained_codes(found, manifest)
     if base is None:
-        evidence.reasons.append("no base IR is given: codes were compared by digest only")
+        evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
         original = read_graph(base)
         evidence.mismatches = arithmetic(found, checkpoint, manifest, original, listener)
         evidence.checks += arithmetic_checks(evidence.mismatches)
-        evidence.checks.append(other_constants(graph, found, original, manifest))
+        evidence.checks += changed_floats(graph, original, checkpoint, manifest)
+        leaves = leaves_of_base(original, manifest)
+        evidence.checks += same_operations(
+            operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
+        )
     evidence.checks.append(packed_bytes(found, manifest))
     evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
+
+
+def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Weight, ...], twin: IR) -> None:
+    other = read_graph(twin)
+    beyond = evidence.beyond_twin = operators_beyond(graph, other)
+    names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
+    evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
+    evidence.checks += same_operations(
+        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
+    )
+    evidence.checks.append(companions(ir, twin))
+
+
+def _executed(
+    evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Weight, ...], checkpoint: Checkpoint | None
+) -> None:
+    nodes = executed(graph, str(ir.path))
+    check = runs_packed(nodes, graph, found)
+    evidence.running_packed = check.value
+    evidence.checks += [check, no_float_weights(nodes, found)]
+    reference = checkpoint.reference if checkpoint else None
+    if reference is not None:
+        evidence.checks += behaviour(graph, str(ir.path), found, reference)
+    elif checkpoint is not None:
+        evidence.reasons.append("the checkpoint holds no reference logits: behaviour can't be compared")
 
 
 def _summary(found: tuple[Weight, ...], evidence: _Evidence) -> VerificationSummary:
@@ -137,6 +164,7 @@ def _summary(found: tuple[Weight, ...], evidence: _Evidence) -> VerificationSumm
         weight_bytes=sum(weight.byte_size for weight in found if weight.packed),
         predicted_weight_bytes=evidence.predicted_bytes,
         bits_per_weight=8 * sum(weight.byte_size for weight in found) / elements if elements else None,
+        bytes_read_per_token=sum(weight.byte_size for weight in linear),
         reason="; ".join(evidence.reasons) or None,
     )
 
@@ -149,4 +177,6 @@ def _row(weight: Weight) -> LayerRow:
         shape=weight.shape,
         group_size=weight.group_size,
         weight_bytes=weight.byte_size,
+        bits_per_weight=8 * weight.byte_size / weight.elements,
+        note=note(weight),
     )

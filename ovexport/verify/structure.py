@@ -1,20 +1,19 @@
-"""Is the graph what was promised? Layers, formats, constants, operators, adapters, companions."""
+"""Is the IR what was promised? Layers, formats, bytes, operators, adapters, and the files beside the graph."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import openvino as ov
 
-from ovexport.artifacts import IR, CheckpointManifest, bytes_digest, file_digest, files_in
-from ovexport.graph import FLOAT_TYPES, Weight, constants, raw, type_name, weights
+from ovexport.artifacts import IR, IR_MANIFEST, Checkpoint, CheckpointManifest, check_files, file_digest, files_in
+from ovexport.graph import Weight
 from ovexport.reports import Check
 from ovexport.verify.checks import equal, zero
 
 ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
-_GRAPH_ONLY = frozenset({"openvino_model.xml", "openvino_model.bin"})
+_NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST})
 
 
 def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
@@ -45,34 +44,15 @@ def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Che
     return equal("bytes of packed weights as predicted", "model", actual, predicted)
 
 
-def other_constants(graph: ov.Model, found: tuple[Weight, ...], base: ov.Model, manifest: CheckpointManifest) -> Check:
-    """Norms, biases and tables: the floats beside the matrices are those of the base IR, bit for bit."""
-    left = _other_floats(graph, found)
-    expected = _other_floats(base, weights(base))
-    changed = sum(1 for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed)
-    differing = sum(((left - expected) + (expected - left)).values())
-    return Check(
-        name="all other constants as in the base IR",
-        subject="model",
-        value=differing,
-        limit=2 * changed,
-        passed=differing <= 2 * changed,
-        detail="norms, biases or tables differ" if differing > 2 * changed else "",
-    )
-
-
-def _other_floats(graph: ov.Model, found: tuple[Weight, ...]) -> Counter[str]:
-    packed = {
-        node.get_friendly_name()
-        for weight in found
-        for node in (weight.codes, weight.scale, weight.zero_point)
-        if node is not None
-    }
-    return Counter(
-        f"{type_name(node)} {tuple(node.get_output_shape(0))} {bytes_digest(raw(node))}"
-        for node in constants(graph)
-        if type_name(node) in FLOAT_TYPES and node.get_friendly_name() not in packed
-    )
+def note(weight: Weight) -> str | None:
+    """What is not packed to 4 bits, and what that costs."""
+    if weight.packed and weight.bits <= 4:
+        return None
+    stored = f"{weight.bits} bits" if weight.packed else f"not packed, {weight.element_type}"
+    if weight.kind == "embedding":
+        return f"{stored}; a token reads one row: it costs size, not time"
+    four_bits = weight.elements // 2
+    return f"{stored}; every token reads {weight.byte_size / 1e6:.2f} MB, at 4 bits {four_bits / 1e6:.2f} MB and scales"
 
 
 def companions(ir: IR, twin: IR) -> Check:
@@ -82,7 +62,7 @@ def companions(ir: IR, twin: IR) -> Check:
         for name in sorted(
             {file.relative_to(folder).as_posix() for folder in (ir.path, twin.path) for file in files_in(folder)}
         )
-        if name not in _GRAPH_ONLY and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
+        if name not in _NOT_COMPANIONS and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
     ]
     return zero("tokenizer and configurations as the twin's", "files", len(differing), ", ".join(differing))
 
@@ -91,35 +71,24 @@ def _digest_or_none(path: Path) -> str | None:
     return file_digest(path) if path.is_file() else None
 
 
-def same_wiring(graph: ov.Model, twin: ov.Model) -> Check:
-    """Operation by operation in execution order: type, attributes, where each input comes from, and every constant
-    that is not a packed weight are the twin's."""
-    own, other = list(_wiring(graph)), list(_wiring(twin))
-    pairs = zip(own, other, strict=False)
-    differing = [name for (name, ours), (_, theirs) in pairs if ours != theirs]
-    count = len(differing) + abs(len(own) - len(other))
-    return zero("wired as the twin", "model", count, f"first at {differing[0]}" if differing else "other lengths")
+def as_made(ir: IR, checkpoint: Checkpoint | None) -> list[Check]:
+    """The files are those that convert wrote, and the checkpoint, when one is given, is the one it read.
 
-
-def _wiring(graph: ov.Model) -> Iterator[tuple[str, tuple[object, ...]]]:
-    """Each operation's name and what identifies it but for names and packed values."""
-    packed = {
-        node.get_friendly_name()
-        for weight in weights(graph)
-        if weight.packed
-        for node in (weight.codes, weight.scale, weight.zero_point)
-        if node is not None
-    }
-    order: dict[str, int] = {}
-    for index, node in enumerate(graph.get_ordered_ops()):
-        order[node.get_name()] = index
-        name, kind = node.get_friendly_name(), node.get_type_name()
-        sources = tuple((order[value.get_node().get_name()], value.get_index()) for value in node.input_values())
-        if kind == "Constant":
-            content = name if name in packed else bytes_digest(raw(node))
-            yield name, (kind, type_name(node), tuple(node.get_output_shape(0)), content)
-        else:
-            yield name, (kind, sources, str(sorted(node.get_attributes().items(), key=str)))
+    Without ovexport.json, in an IR that another tool made, there is nothing to compare with.
+    """
+    manifest = ir.manifest
+    if manifest is None:
+        return []
+    differing = check_files(manifest.files, ir.path)
+    present = {file.relative_to(ir.path).as_posix() for file in files_in(ir.path)}
+    strangers = sorted(present - set(manifest.files) - {IR_MANIFEST})
+    found = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
+    checks = [zero("files as convert wrote them", "files", len(differing) + len(strangers), found)]
+    if checkpoint is not None:
+        others = check_files(manifest.checkpoint_files, checkpoint.path)
+        detail = f"{', '.join(others)}: not of the checkpoint that the IR was made from"
+        checks.append(zero("made from this checkpoint", "files", len(others), detail))
+    return checks
 
 
 def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:

@@ -1,0 +1,269 @@
+"""Time and memory of compressing and converting, against the documented way (NNCF and optimum-intel) and optimum-cli.
+
+python benchmarks/convert.py [--quick] [--json] [--save]
+
+Each side runs in a process of its own, one after the other, round by round; what is imported does not count as time.
+`RssAnon` is the growth of anonymous memory over its value when the work begins; peak RSS is the process's largest.
+Ours and the documented way start from a checkpoint of the same rank; optimum-cli quantizes without tuning.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from shapes import M30, M360, moved, save_random_llama
+
+from ovexport.artifacts import IR, Checkpoint, PackedWeights, PreparedData
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
+from ovexport.versions import stack_versions
+
+RESULT = Path(__file__).parent / "results" / "convert.json"
+GROUP_SIZE, RANK = 64, 64
+SAMPLE_SECONDS = 0.005
+RATIOS = {
+    "compress": ("compress, ours", "compress, NNCF"),
+    "trace, strip and convert": (
+        "trace, strip and convert, ours",
+        "strip and export with baseline, NNCF + optimum",
+    ),
+    "whole export": ("trace, strip and convert, ours", "export without tuning, optimum-cli"),
+}
+
+
+def main() -> None:
+    """Run every side in turn and show what each took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a 30 M model instead of the 360 M one")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/convert.json")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        _work(options.worker[0], Path(options.worker[1]))
+        return
+    shape = M30 if options.quick else M360
+    with TemporaryDirectory() as folder:
+        save_random_llama(Path(folder) / "model", shape)
+        _worker("prepare", Path(folder))
+        rounds = [{side: _worker(side, Path(folder)) for side in SIDES} for _ in range(options.rounds)]
+    figures = {side: {key: [one[side][key] for one in rounds] for key in rounds[0][side]} for side in SIDES}
+    document = {
+        "figures": figures,
+        "ratios": _ratios(figures),
+        "conditions": {
+            "model": f"random Llama, {shape}",
+            "group_size": GROUP_SIZE,
+            "rank": RANK,
+            "rounds": options.rounds,
+            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        },
+        "versions": stack_versions(),
+    }
+    if options.save:
+        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(document) if options.json else table(document))
+
+
+def table(document: dict[str, Any]) -> str:
+    """The medians as Markdown."""
+    lines = ["| | seconds | peak RSS, MB | RssAnon, MB |", "|---|---:|---:|---:|"]
+    for side, figures in document["figures"].items():
+        seconds, peak, anonymous = (float(np.median(values)) for values in figures.values())
+        lines.append(f"| {side} | {seconds:.1f} | {peak / 1e6:.0f} | {anonymous / 1e6:.0f} |")
+    return "\n".join(lines)
+
+
+def _ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """Ours over theirs, round by round: the median, and the interval from the least to the largest."""
+    ratios = {}
+    for name, (ours, theirs) in RATIOS.items():
+        for figure in ("seconds", "peak_rss_bytes"):
+            values = np.divide(figures[ours][figure], figures[theirs][figure])
+            ratios[f"{figure} {name}"] = {
+                "median": float(np.median(values)),
+                "ci95": [float(values.min()), float(values.max())],
+                "interval": f"least and largest of {len(values)} rounds",
+            }
+    return ratios
+
+
+def _worker(side: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--worker", side, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side}: {done.stderr.strip().splitlines()[-1]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _work(side: str, folder: Path) -> None:
+    if side == "prepare":
+        _prepare(folder)
+        print("{}")
+        return
+    modules, work = SIDES[side]
+    for module in modules:
+        importlib.import_module(module)
+    with _measured() as figures:
+        work(folder)
+    print(json.dumps(figures))
+
+
+@contextmanager
+def _measured() -> Iterator[dict[str, float]]:
+    """Seconds, peak RSS and growth of RssAnon of the block, in the dictionary when it ends."""
+    figures: dict[str, float] = {}
+    start, ended, highest = _status("RssAnon"), threading.Event(), [0]
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            highest[0] = max(highest[0], _status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    yield figures
+    figures["seconds"] = time.monotonic() - began
+    ended.set()
+    watcher.join()
+    figures["peak_rss_bytes"] = _status("VmHWM")
+    figures["rss_anon_growth_bytes"] = max(0, highest[0] - start)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _model(folder: Path) -> ModelSpec:
+    return ModelSpec(id=str(folder / "model"))
+
+
+def _prepare(folder: Path) -> None:
+    """What the sides start from: our checkpoint, the traced IR, and NNCF's checkpoint as its examples save it."""
+    import nncf.torch
+    import torch
+
+    _compress(folder)
+    moved(Checkpoint(folder / "compressed"), _model(folder), folder / "checkpoint")
+    _trace(folder)
+    model = _compressed_by_nncf(folder)
+    state = {"nncf_config": nncf.torch.get_config(model), "nncf_state_dict": _hook_state(model)}
+    torch.save(state, folder / "nncf.pth")
+
+
+def _hook_state(model: Any) -> dict[str, Any]:
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+
+    return dict(get_hook_storage(model).state_dict())
+
+
+def _compress(folder: Path) -> None:
+    from ovexport.compress import compress
+
+    spec = CompressSpec(group_size=GROUP_SIZE, rank=RANK)
+    compress(_model(folder), spec, PreparedData(folder), 0, folder / "compressed")
+
+
+def _trace(folder: Path) -> None:
+    from ovexport.trace import trace
+
+    trace(_model(folder), ConvertSpec(), folder / "bf16")
+
+
+def _strip_and_convert(folder: Path) -> None:
+    from ovexport.convert import convert
+    from ovexport.strip import strip
+
+    packed: PackedWeights = strip(Checkpoint(folder / "checkpoint"), IR(folder / "bf16"), folder / "packed")
+    convert(IR(folder / "bf16"), packed, folder / "int4")
+
+
+def _trace_strip_and_convert(folder: Path) -> None:
+    _trace(folder)
+    _strip_and_convert(folder)
+
+
+def _compressed_by_nncf(folder: Path) -> Any:
+    import nncf
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        group_size=GROUP_SIZE,
+        ratio=1.0,
+        dataset=nncf.Dataset([_example()]),
+        compression_format=nncf.CompressionFormat.FQ_LORA,
+        advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=RANK),
+    )
+
+
+def _example() -> dict[str, Any]:
+    import torch
+
+    return {"input_ids": torch.arange(16).reshape(1, 16)}
+
+
+def _export_as_documented(folder: Path) -> None:
+    """NNCF's checkpoint loaded, stripped and exported; and the BF16 baseline, which ours has from its trace."""
+    import nncf
+    import nncf.torch
+    import torch
+    from nncf.common.quantization.structs import QuantizationScheme
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+    from optimum.exporters.openvino.convert import export_from_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.serialization.safe_globals([QuantizationScheme]):
+        state = torch.load(folder / "nncf.pth", weights_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    model = nncf.torch.load_from_config(model, state["nncf_config"], example_input=_example())
+    get_hook_storage(model).load_state_dict(state["nncf_state_dict"])
+    model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.DQ, example_input=_example())
+    export_from_model(model, folder / "documented", device="cpu")
+    del model
+    baseline = AutoModelForCausalLM.from_pretrained(folder / "model")
+    export_from_model(baseline, folder / "baseline", device="cpu", patch_16bit_model=True)
+
+
+def _export_by_cli(folder: Path) -> None:
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig, OVWeightQuantizationConfig
+
+    quantization = OVWeightQuantizationConfig(bits=4, sym=False, group_size=GROUP_SIZE, ratio=1.0)
+    main_export(
+        str(folder / "model"),
+        folder / "cli",
+        task="text-generation-with-past",
+        ov_config=OVConfig(quantization_config=quantization),
+    )
+
+
+_OURS = ("ovexport.compress", "ovexport.trace", "ovexport.strip", "ovexport.convert")
+_THEIRS = ("nncf.torch", "optimum.exporters.openvino.convert", "transformers")
+SIDES: dict[str, tuple[tuple[str, ...], Callable[[Path], object]]] = {
+    "compress, ours": (_OURS, _compress),
+    "compress, NNCF": (_THEIRS, _compressed_by_nncf),
+    "strip and convert, ours": (_OURS, _strip_and_convert),
+    "trace, strip and convert, ours": (_OURS, _trace_strip_and_convert),
+    "strip and export with baseline, NNCF + optimum": (_THEIRS, _export_as_documented),
+    "export without tuning, optimum-cli": (("optimum.intel", *_THEIRS), _export_by_cli),
+}
+
+
+if __name__ == "__main__":
+    main()

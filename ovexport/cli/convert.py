@@ -1,5 +1,6 @@
 """`ovexport convert`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +11,28 @@ from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging
 
 @reports_errors
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A tuned checkpoint: a folder with checkpoint.json.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A tuned checkpoint: a folder with checkpoint.json, or a file that NNCF's examples saved."),
+    ],
     model: Annotated[str, typer.Option(help="The base model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder of the INT4 IR.")],
     revision: Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help='Of an FQ_LORA_NLS file\'s adapters: one number, or one per block, as "32 24 16".  '
+            "[default: the largest]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """A tuned checkpoint to an INT4 IR, its adapters absorbed.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
+    Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24
     """
     from ovexport import pipeline
     from ovexport.artifacts import Checkpoint
@@ -27,10 +40,26 @@ def convert(
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision)
-    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out)
+    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=_numbers(ranks))
     if as_json:
         import json
 
         typer.echo(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
     elif not quiet:
         typer.echo(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
+
+
+def _numbers(ranks: str | None) -> list[int] | None:
+    """Whole numbers with commas or spaces between them.
+
+    Raises:
+        RecipeError: one is no whole number.
+    """
+    from ovexport.errors import RecipeError
+
+    if ranks is None:
+        return None
+    try:
+        return [int(number) for number in re.split(r"[,\s]+", ranks.strip())]
+    except ValueError:
+        raise RecipeError(f'--ranks {ranks!r}: not whole numbers; write "32 24 16", or 32,24,16') from None

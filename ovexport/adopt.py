@@ -1,0 +1,521 @@
+"""Adopt a checkpoint file of NNCF's two examples, FQ_LORA and FQ_LORA_NLS: write it as a checkpoint of ours.
+
+The file is a pickle that torch.save wrote. It is read without running any of it, and no class that it names is
+imported: a quantizer is known by its name, or the file is refused.
+
+What the parameters mean is NNCF's: of an asymmetric quantizer `TuneRange` moves both ends until zero is on the grid, so
+those ends are the ones taken over. Three things are not as in NNCF's own export, and each moves a code by one now and
+then: B·A is summed in float64, not in bfloat16; codes are rounded with the float16 scale that ships, not with the
+float32 one; INT8_SYM becomes INT8_ASYM with a zero point of 128 and the scale that NNCF's fake quantizer used while
+tuning, scale / 127, where NNCF exports scale / 128.
+"""
+
+import logging
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, Record, atomic_folder, write_record
+from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
+from ovexport.layers import WeightMatrix
+from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
+from ovexport.quantization import FakeQuantizer
+from ovexport.recipe import ModelSpec
+from ovexport.tensorfile import write_tensors
+from ovexport.versions import stack_versions
+
+logger = logging.getLogger(__name__)
+
+_OURS = "give the file that the example's save_checkpoint wrote"
+_HOOKS_IN_MODEL_STATE = "__nncf_hooks."
+_LARGEST_DEVIATION = 0.01
+_DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+Positive = Annotated[int, Field(gt=0)]
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """What a class of quantizers is; `elastic` ones have adapters of which the first ranks can be used alone."""
+
+    symmetric: bool
+    adapter: bool = False
+    elastic: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of its codes: with adapters 4, without (embeddings and output embeddings) 8."""
+        return 4 if self.adapter else 8
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The parameters that set scale and zero point."""
+        return ("scale",) if self.symmetric else ("input_low", "input_range")
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What the file holds of such a quantizer."""
+        sign = ("signed_tensor",) if self.symmetric else ()
+        adapters = ("lora_A", "lora_B") if self.adapter else ()
+        return ("_num_bits", "enabled", *sign, *self.ranges, *adapters)
+
+
+_KINDS = {
+    "AsymmetricQuantizer": _Kind(symmetric=False),
+    "SymmetricQuantizer": _Kind(symmetric=True),
+    "AsymmetricLoraQuantizer": _Kind(symmetric=False, adapter=True),
+    "SymmetricLoraQuantizer": _Kind(symmetric=True, adapter=True),
+    "AsymmetricLoraNLSQuantizer": _Kind(symmetric=False, adapter=True, elastic=True),
+    "SymmetricLoraNLSQuantizer": _Kind(symmetric=True, adapter=True, elastic=True),
+}
+_MODULE_PATHS = ("nncf.torch.quantization.layers", "")  # files of older versions have no path
+
+
+class _RangeSpec(Record):
+    """Of NNCF's PTQuantizerSpec, with what can be represented."""
+
+    num_bits: int
+    mode: str
+    signedness_to_force: Literal[True] | None
+    narrow_range: Literal[False]
+    half_range: Literal[False]
+    scale_shape: tuple[Positive, ...]
+    logarithm_scale: bool
+    is_quantized_on_export: bool = False
+
+
+class _AdapterSpec(Record):
+    """Of NNCF's PTLoraSpec; `active_lora_rank` is the largest rank in every file, whatever was active."""
+
+    lora_rank: Positive
+    active_lora_rank: Positive | None = None
+    orig_weight_shape: tuple[Positive, Positive]
+    weight_shape: tuple[int, ...]
+
+
+class _Command(Record):
+    """One entry of `compression_state`."""
+
+    hook_names_in_model: list[str]
+    module_path: str = ""
+    module_cls_name: str
+    module_config: dict[str, Any]
+
+
+class _Config(Record):
+    """What nncf.torch.get_config gives."""
+
+    compression_state: list[_Command] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A quantizer of the file.
+
+    Attributes:
+        parameter: that it is on, as the file names it.
+        rank: of its adapter; 0 without one.
+        tensors: by name; ranges have the shape (output, groups, 1) or (output, 1).
+    """
+
+    parameter: str
+    kind: _Kind
+    rank: int
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of its ranges."""
+        return tuple(self.tensors[self.kind.ranges[0]].shape)
+
+
+def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
+    """Write an example's checkpoint file as a checkpoint of ours.
+
+    A file without `model_state` does not tell its base model; names, shapes and the ranges of INT8 layers, which are
+    not tuned, are compared.
+
+    Args:
+        ranks: of FQ_LORA_NLS adapters: one for all, or one per transformer block as the example configures them. The
+            largest when None.
+
+    Raises:
+        ArtifactError: the file is no such checkpoint, is corrupt, or is of another base model.
+        RecipeError: `ranks` does not suit the file.
+        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented.
+    """
+    content = _read(path)
+    stored = _stored_quantizers(path, content)
+    active = _active_ranks(path, stored, ranks)
+    network = load_model(model)
+    matrices = weight_matrices(network)
+    found = _by_layer(path, stored, network, matrices, model)
+    layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
+    changed = _changed_weights(path, content.get("model_state"), network, layers, model)
+    quantizers = {layer.name: _quantizer(layer, found[layer.name]) for layer in layers if layer.mode != "float"}
+    for name in quantizers:
+        _check_ranges(path, found[name], changed.get(name, weights[name]), model)
+    manifest = CheckpointManifest(
+        model_id=model.id,
+        revision=model.revision,
+        layers=layers,
+        weight_digests={name: weight_digest(weight) for name, weight in weights.items()},
+        changed=tuple(sorted(changed)),
+        digests={
+            name: quantizer.quantize(changed.get(name, weights[name])).digest()
+            for name, quantizer in quantizers.items()
+        },
+        versions=stack_versions(),
+    )
+    tensors = {
+        f"{name}.{key}": parameter.detach().numpy()
+        for name, quantizer in quantizers.items()
+        for key, parameter in quantizer.named_parameters()
+    }
+    with atomic_folder(out) as folder:
+        write_tensors(tensors, folder / "adapters.safetensors")
+        if changed:
+            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
+        write_record(manifest, folder / "checkpoint.json")
+    return Checkpoint(out)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's content, nothing of it executed.
+
+    Raises:
+        ArtifactError: it can't be read, needs more than tensors and NNCF's one enumeration, or has other parts.
+    """
+    from nncf.common.quantization.structs import QuantizationScheme
+
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals([QuantizationScheme]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes torch raise anything at all
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message advises to run the pickle
+        what = f"refers to {refused[1]}" if refused else "holds more than tensors"
+        raise ArtifactError(f"{path}: {what}, which no checkpoint needs; nothing of it was run; {_OURS}") from error
+    required = {"nncf_state_dict", "nncf_config"}
+    if not isinstance(content, dict) or not required <= set(content) <= required | {"model_state"}:
+        parts = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+        raise ArtifactError(f"{path}: holds {parts or 'nothing'}, not nncf_state_dict and nncf_config; {_OURS}")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums that torch.save wrote, which torch.load does not.
+
+    Raises:
+        ArtifactError: the file is no archive of torch.save's, truncated or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive makes zipfile raise many kinds
+        raise ArtifactError(
+            f"{path}: not a checkpoint file of NNCF's examples, or truncated ({error}); {_OURS}"
+        ) from error
+    if damaged is not None:
+        raise ArtifactError(f"{path}: damaged, the checksum of its {damaged} is wrong; copy it again")
+
+
+def _stored_quantizers(path: Path, content: Mapping[str, Any]) -> tuple[_Stored, ...]:
+    """Every quantizer of the file, checked, in its order.
+
+    Raises:
+        ArtifactError: one is of an unknown kind, incomplete or inconsistent.
+    """
+    config = _checked(path, "nncf_config", _Config, content["nncf_config"])
+    stored, left = [], _tensors(path, "nncf_state_dict", content["nncf_state_dict"])
+    for command in config.compression_state:
+        kind = _KINDS.get(command.module_cls_name)
+        if kind is None or command.module_path not in _MODULE_PATHS:
+            raise ArtifactError(
+                f"{path}: holds a {command.module_path}.{command.module_cls_name} on "
+                f"{', '.join(command.hook_names_in_model)}; only weight quantizers can be adopted: "
+                "tune without AWQ where it adds a multiplication, and without quantized activations"
+            )
+        for hook in command.hook_names_in_model:
+            if not re.fullmatch(r"post_hooks\.[^.]+__0\.0", hook):
+                raise ArtifactError(f"{path}: quantizes {hook}, which is no weight; only weights can be adopted")
+            tensors = {name: left.pop(f"{hook}.{name}") for name in kind.tensors if f"{hook}.{name}" in left}
+            stored.append(_stored(path, parameter_of_hook(hook), kind, command.module_config, tensors))
+    if left:
+        raise ArtifactError(f"{path}: holds a tensor {next(iter(left))} that its nncf_config does not have; {_OURS}")
+    return tuple(stored)
+
+
+def _stored(
+    path: Path, parameter: str, kind: _Kind, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> _Stored:
+    """A quantizer, once its tensors are those that its configuration tells of."""
+    missing = [name for name in kind.tensors if name not in tensors]
+    if missing:
+        raise ArtifactError(f"{path}: has no {missing[0]} of {parameter}; the file is incomplete, copy it again")
+    spec = _checked(path, parameter, _RangeSpec, config.get("qspec") if kind.adapter else config)
+    adapter = _checked(path, parameter, _AdapterSpec, config.get("lspec")) if kind.adapter else None
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(kind.ranges, spec.scale_shape)
+    if adapter is not None:
+        rows, columns = adapter.orig_weight_shape
+        shapes |= {"lora_A": (adapter.lora_rank, columns), "lora_B": (rows, adapter.lora_rank)}
+    flags = {"_num_bits": spec.num_bits, "enabled": 1, "signed_tensor": 1}
+    for name, tensor in tensors.items():
+        shape = shapes.get(name, (1,))
+        if tuple(tensor.shape) != shape:
+            raise ArtifactError(f"{path}: {name} of {parameter} has the shape {tuple(tensor.shape)}, not {shape}")
+        if name in flags and tensor.item() != flags[name]:
+            raise ArtifactError(f"{path}: {name} of {parameter} is {tensor.item()}, and only {flags[name]} can be done")
+    if spec.num_bits != kind.bits:
+        raise ArtifactError(
+            f"{path}: {parameter} has {spec.num_bits} bits {'with' if kind.adapter else 'without'} an adapter; only "
+            "4 bits with one and 8 without can be adopted"
+        )
+    return _Stored(
+        parameter=parameter, kind=kind, rank=0 if adapter is None else adapter.lora_rank, tensors=dict(tensors)
+    )
+
+
+def _checked(path: Path, what: str, kind: type[AnyRecord], value: Any) -> AnyRecord:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (what, *first["loc"])))
+        raise ArtifactError(f"{path}: {place}: {first['msg']}, not {first['input']!r:.60}; {_OURS}") from error
+
+
+def _tensors(path: Path, what: str, value: Any) -> dict[str, Tensor]:
+    """A state dict's dense, finite tensors by name."""
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: its {what} is a {type(value).__name__}, not tensors by name; {_OURS}")
+    for name, tensor in value.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not isinstance(name, str) or not dense or tensor.dtype not in _DTYPES:
+            raise ArtifactError(f"{path}: {name!r:.60} in its {what} is no dense tensor of numbers; {_OURS}")
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{path}: {name} holds numbers that are not finite; give a sound checkpoint")
+    return dict(value)
+
+
+def _active_ranks(path: Path, stored: Sequence[_Stored], ranks: Sequence[int] | None) -> dict[str, int]:
+    """The ranks to use, by parameter as the file names it; empty when adapters are used whole.
+
+    Raises:
+        RecipeError: `ranks` are given for adapters of one rank, are too few or too many, or one is out of bounds.
+    """
+    elastic = [each for each in stored if each.kind.elastic]
+    if not elastic and ranks is not None:
+        raise RecipeError(f"--ranks: {path} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
+    if elastic and ranks is None:
+        logger.warning(
+            "  %s: adapters are used with their largest rank, %d: an FQ_LORA_NLS file does not tell which ranks were "
+            "chosen; --ranks does",
+            path,
+            max(each.rank for each in elastic),
+        )
+    if not elastic or ranks is None:
+        return {}
+    blocks = sorted({_block(each.parameter) for each in elastic})
+    if len(ranks) not in (1, len(blocks)):
+        raise RecipeError(
+            f"--ranks: {len(ranks)} numbers, and {path} has adapters in {len(blocks)} blocks; give one number for all "
+            f"of them, or {len(blocks)}"
+        )
+    by_block = dict(zip(blocks, ranks if len(ranks) > 1 else [ranks[0]] * len(blocks), strict=True))
+    active = {each.parameter: by_block[_block(each.parameter)] for each in elastic}
+    for each in elastic:
+        if not 1 <= active[each.parameter] <= each.rank:
+            raise RecipeError(
+                f"--ranks: {active[each.parameter]} for {each.parameter}, whose adapter has ranks 1 to {each.rank}"
+            )
+    return active
+
+
+def _block(parameter: str) -> int:
+    """The number of the transformer block that a parameter is in; what is in none counts as one block, the last."""
+    number = re.search(r"\.(\d+)\.", parameter)
+    return int(number[1]) if number else sys.maxsize
+
+
+def _by_layer(
+    path: Path, stored: Sequence[_Stored], network: PreTrainedModel, matrices: Sequence[WeightMatrix], model: ModelSpec
+) -> dict[str, _Stored]:
+    """The quantizers by the layer of the model they are on; a weight that is shared is known under each of its names.
+
+    Raises:
+        ArtifactError: the model has no such layer, or one is quantized twice.
+    """
+    layer_of = _layer_names(network, [each.name for each in matrices])
+    found: dict[str, _Stored] = {}
+    for each in stored:
+        name = layer_of(each.parameter)
+        if name is None:
+            raise ArtifactError(
+                f"{path}: quantizes {each.parameter}, and {model.id} has no such weight matrix; "
+                "give the base model that was tuned"
+            )
+        first = found.setdefault(name, each)
+        if first.kind != each.kind or any(
+            not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
+        ):
+            raise ArtifactError(f"{path}: quantizes {name} in two ways; {_OURS}")
+    return found
+
+
+def _layer_names(network: PreTrainedModel, layers: Sequence[str]) -> Callable[[str], str | None]:
+    """From any name of a weight matrix to its layer's; None for what is no weight matrix."""
+    names = {id(network.get_parameter(layer)): layer for layer in layers}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return lambda name: names.get(id(parameters[name])) if name in parameters else None
+
+
+def _layer(
+    each: WeightMatrix, stored: _Stored | None, active: Mapping[str, int], path: Path, model: ModelSpec
+) -> LayerFormat:
+    """The format of a layer as the file has it.
+
+    Raises:
+        ArtifactError: the layer has another shape in the file.
+        UnsupportedModelError: the layer is stored as (input, output).
+    """
+    untouched = LayerFormat(
+        name=each.name,
+        kind=each.kind,
+        mode="float",
+        out_features=each.out_features,
+        in_features=each.in_features,
+        transposed=each.transposed,
+        group_size=each.in_features,
+    )
+    if stored is None:
+        return untouched
+    if each.transposed:
+        raise UnsupportedModelError(f"{each.name}: a Conv1D, whose quantizer can't be adopted; tune it with ovexport")
+    scales = stored.scale_shape
+    groups = scales[1] if len(scales) > 1 else 0
+    columns = stored.tensors["lora_A"].shape[1] if stored.rank else each.in_features
+    grids = ((each.out_features, groups), (each.out_features, groups, 1))
+    if columns != each.in_features or not groups or columns % groups or scales not in grids:
+        raise ArtifactError(
+            f"{path}: the scales of {each.name} are {scales} for {columns} inputs, and in {model.id} it "
+            f"is ({each.out_features}, {each.in_features}); give the base model that was tuned"
+        )
+    symmetric, adapter = stored.kind.symmetric, stored.kind.adapter
+    return untouched.model_copy(
+        update={
+            "mode": "int8_asym" if not adapter else "int4_sym" if symmetric else "int4_asym",
+            "group_size": each.in_features // groups,
+            "rank": stored.rank,
+            "active_rank": active.get(stored.parameter),
+            "note": "INT8_SYM, kept as INT8_ASYM with a zero point of 128" if symmetric and not adapter else None,
+        }
+    )
+
+
+def _quantizer(layer: LayerFormat, stored: _Stored) -> FakeQuantizer:
+    """Our quantizer with the file's parameters, adapters widened to float32."""
+    quantizer = FakeQuantizer(layer)
+    values = _ranges(layer, stored) | {name: stored.tensors[name] for name in ("lora_A", "lora_B") if layer.rank}
+    with torch.no_grad():
+        for name, parameter in quantizer.named_parameters():
+            parameter.copy_(values[name].reshape(parameter.shape))
+    return quantizer
+
+
+def _ranges(layer: LayerFormat, stored: _Stored) -> dict[str, Tensor]:
+    """The parameters of our quantizer that span the grid of NNCF's."""
+    from nncf.torch.quantization.quantize_functions import TuneRange
+
+    levels = 2**stored.kind.bits
+    if layer.mode == "int4_sym":
+        return {"scale": stored.tensors["scale"].float()}
+    if stored.kind.symmetric:
+        step = stored.tensors["scale"].float().abs() / 127
+        return {"input_low": -128 * step, "input_range": (levels - 1) * step}
+    smallest = 1e-16  # NNCF's, against a division by zero
+    low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
+    low, width = TuneRange.apply(low, width, levels)
+    return {"input_low": low, "input_range": width}
+
+
+def _check_ranges(path: Path, stored: _Stored, weight: Tensor, model: ModelSpec) -> None:
+    """Compare the ranges of an INT8 layer, which nobody tunes, with its weights.
+
+    Raises:
+        ArtifactError: they are of other weights.
+    """
+    if stored.rank:
+        return
+    low, high = weight.float().amin(1).clamp(max=0), weight.float().amax(1).clamp(min=0)
+    expected = torch.maximum(-low, high) if stored.kind.symmetric else high - low
+    actual = stored.tensors[stored.kind.ranges[-1]].float().abs().reshape(-1)
+    used = expected > 0  # a padding token's row is zero, and its range arbitrary
+    deviation = ((actual - expected).abs() / expected)[used]
+    if len(deviation) and deviation.median() > _LARGEST_DEVIATION:
+        raise ArtifactError(
+            f"{path}: its INT8 ranges of {stored.parameter} are not those of the weights in {model.id}, half of them "
+            f"are more than {deviation.median():.1%} off; give the base model that was tuned"
+        )
+
+
+def _changed_weights(
+    path: Path, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
+) -> dict[str, Tensor]:
+    """The matrices of `model_state` that are not the base model's, (output, input) float32 by layer.
+
+    Raises:
+        ArtifactError: `model_state` is of another model.
+        UnsupportedModelError: it changes what is no weight matrix, beyond rounding it to the file's type.
+    """
+    if state is None:
+        return {}
+    given = {
+        name: value
+        for name, value in _tensors(path, "model_state", state).items()
+        if not name.startswith(_HOOKS_IN_MODEL_STATE)
+    }
+    base = network.state_dict()
+    strangers = sorted(given.keys() ^ base.keys())
+    if strangers:
+        place = "not in its model_state" if strangers[0] in base else f"not in {model.id}"
+        raise ArtifactError(f"{path}: {strangers[0]} is {place}; give the base model that was tuned")
+    by_name = {layer.name: layer for layer in layers}
+    layer_of = _layer_names(network, list(by_name))
+    changed = {}
+    for name, value in given.items():
+        if value.shape != base[name].shape:
+            raise ArtifactError(
+                f"{path}: {name} is {tuple(value.shape)} in its model_state and {tuple(base[name].shape)} in "
+                f"{model.id}; give the base model that was tuned"
+            )
+        layer = by_name.get(layer_of(name) or "")
+        if layer is None and not torch.equal(value, base[name].to(value.dtype)):
+            raise UnsupportedModelError(
+                f"{name}: changed in {path}, and only weight matrices can be; tune without what changes it"
+            )
+        if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
+            raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
+        if layer is not None and not torch.equal(value.float(), base[name].float()):
+            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+    return changed

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from shapes import M30, M360, moved, save_random_llama
+from tables import convert_table
 
 from ovexport.artifacts import IR, Checkpoint, PackedWeights, PreparedData
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
@@ -73,16 +74,7 @@ def main() -> None:
     }
     if options.save:
         RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else table(document))
-
-
-def table(document: dict[str, Any]) -> str:
-    """The medians as Markdown."""
-    lines = ["| | seconds | peak RSS, MB | RssAnon, MB |", "|---|---:|---:|---:|"]
-    for side, figures in document["figures"].items():
-        seconds, peak, anonymous = (float(np.median(values)) for values in figures.values())
-        lines.append(f"| {side} | {seconds:.1f} | {peak / 1e6:.0f} | {anonymous / 1e6:.0f} |")
-    return "\n".join(lines)
+    print(json.dumps(document) if options.json else convert_table(document))
 
 
 def _ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
@@ -133,10 +125,12 @@ def _measured() -> Iterator[dict[str, float]]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.monotonic()
-    yield figures
-    figures["seconds"] = time.monotonic() - began
-    ended.set()
-    watcher.join()
+    try:
+        yield figures
+    finally:
+        figures["seconds"] = time.monotonic() - began
+        ended.set()
+        watcher.join()
     figures["peak_rss_bytes"] = _status("VmHWM")
     figures["rss_anon_growth_bytes"] = max(0, highest[0] - start)
 
@@ -231,7 +225,7 @@ def _export_as_documented(folder: Path) -> None:
     with torch.serialization.safe_globals([QuantizationScheme]):
         state = torch.load(folder / "nncf.pth", weights_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    model = nncf.torch.load_from_config(model, state["nncf_config"], example_input=_example())
+    model = nncf.torch.load_from_config(model, state["nncf_config"])
     get_hook_storage(model).load_state_dict(state["nncf_state_dict"])
     model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.DQ, example_input=_example())
     export_from_model(model, folder / "documented", device="cpu")

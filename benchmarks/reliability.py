@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,10 +21,11 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from shapes import TINY, build_run
+from tables import reliability_table
 
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import OvexportError
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        run = build(Path(folder))
+        run = build_run(Path(folder), TINY, CompressSpec(group_size=32, rank=8))
         counts = count(run, random.Random(options.seed), QUICK_SHARE if options.quick else 1)
     document = {
         "counts": {kind: asdict(value) for kind, value in counts.items()},
@@ -79,26 +81,9 @@ def main() -> None:
     }
     if options.save:
         RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else table(document))
+    print(json.dumps(document) if options.json else reliability_table(document))
     if any(value.found < value.trials or value.unexpected for value in counts.values()):
         sys.exit(1)
-
-
-def build(folder: Path) -> RunFolder:
-    """The small model's run."""
-    from shapes import TINY, build_run
-
-    return build_run(folder, TINY, CompressSpec(group_size=32, rank=8))
-
-
-def table(document: dict[str, Any]) -> str:
-    """The counts as Markdown."""
-    lines = ["| damage | trials | found | layer or file named |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {kind} | {value['trials']} | {value['found']} | {value['named']} |"
-        for kind, value in document["counts"].items()
-    ]
-    return "\n".join(lines)
 
 
 def count(run: RunFolder, generator: random.Random, share: int) -> dict[str, Count]:
@@ -117,6 +102,8 @@ def count(run: RunFolder, generator: random.Random, share: int) -> dict[str, Cou
         entry.trials += 1
         entry.found += code in EXPECTED_CODES
         entry.named += code in EXPECTED_CODES and all(name in said for name in damage.names)
+        if code not in EXPECTED_CODES:
+            print(f"{damage.kind}: exit {code}\n{said}", file=sys.stderr)
         entry.unexpected += code not in (0, *EXPECTED_CODES)
     return counts
 
@@ -141,6 +128,8 @@ def judge(path: Path) -> tuple[int, str]:
         )
     except OvexportError as error:
         return error.exit_code, str(error)
+    except Exception:
+        return 1, traceback.format_exc()
     failed = [f"{check.name} {check.subject} {check.detail}" for check in report.checks if not check.passed]
     return (0 if report.passed else 7), "\n".join(failed)
 

@@ -93,8 +93,12 @@ def moved(start: Checkpoint, model: ModelSpec, out: Path, seed: int = 0) -> Chec
 
 
 def build_run(folder: Path, shape: Shape, spec: CompressSpec) -> RunFolder:
-    """A run's BF16 IR, plain twin and product of a random model, its adapters moved at random instead of tuned."""
-    model = ModelSpec(id=str(save_random_llama(folder / "model", shape)))
+    """BF16 IR, plain twin and product of a random model, its adapters moved at random instead of tuned."""
+    return convert_moved(ModelSpec(id=str(save_random_llama(folder / "model", shape))), folder, spec)
+
+
+def convert_moved(model: ModelSpec, folder: Path, spec: CompressSpec) -> RunFolder:
+    """BF16 IR, plain twin and product of a model, its adapters moved at random instead of tuned."""
     run = RunFolder(folder / "run")
     trace(model, ConvertSpec(), run.ir("bf16").path)
     compress(model, spec, PreparedData(folder), 0, run.compressed.path)

@@ -9,7 +9,11 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import tomli_w
 
@@ -107,7 +111,49 @@ def _conditions(name: str, findings: Findings) -> str:
     )
 
 
-TABLES = {"demo": demo_table, "models": models_table}
+def reliability_table(document: dict[str, Any]) -> str:
+    """What benchmarks/reliability.py counted."""
+    lines = ["| damage | trials | found | layer or file named |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {kind} | {value['trials']} | {value['found']} | {value['named']} |"
+        for kind, value in document["counts"].items()
+    ]
+    return "\n".join(lines)
+
+
+def exactness_table(document: dict[str, Any]) -> str:
+    """What benchmarks/exactness.py found."""
+    lines = [
+        "| between tuning and the IR | INT4 codes that differ | INT8 codes that differ | scales that differ "
+        "| largest difference of a logit, of their range |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in document["differences"].items():
+        shares = [f"{found[key]:.2%}" if found[key] else "0" for key in ("int4_codes", "int8_codes", "scales")]
+        lines.append(f"| {name} | {' | '.join(shares)} | {found['logits']:.1e} |")
+    return "\n".join(lines)
+
+
+def convert_table(document: dict[str, Any]) -> str:
+    """What benchmarks/convert.py measured: medians over its rounds."""
+    lines = ["| | seconds | peak RSS, MB | RssAnon, MB |", "|---|---:|---:|---:|"]
+    for side, figures in document["figures"].items():
+        seconds, peak, anonymous = (float(median(values)) for values in figures.values())
+        lines.append(f"| {side} | {seconds:.1f} | {peak / 1e6:.0f} | {anonymous / 1e6:.0f} |")
+    return "\n".join(lines)
+
+
+def _committed(table: Callable[[dict[str, Any]], str], name: str) -> str:
+    return table(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+TABLES = {
+    "demo": demo_table,
+    "models": models_table,
+    "reliability": partial(_committed, reliability_table, "reliability"),
+    "exactness": partial(_committed, exactness_table, "exactness"),
+    "convert": partial(_committed, convert_table, "convert"),
+}
 
 
 def filled(text: str) -> str:

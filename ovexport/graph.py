@@ -14,7 +14,14 @@ from ovexport.errors import ArtifactError
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
 PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
-_STORED_AS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
+_STORED_AS = {
+    "f64": np.float64,
+    "f32": np.float32,
+    "f16": np.float16,
+    "bf16": np.uint16,
+    "u8": np.uint8,
+    "i8": np.int8,
+}
 _LOOK_THROUGH = {"Convert", "Reshape", "Transpose"}
 
 
@@ -95,8 +102,9 @@ def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
         ArtifactError: as read_graph.
     """
     try:
+        path.read_bytes().decode()  # names that are no UTF-8 can't be asked for later
         return (core or ov.Core()).read_model(path)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ArtifactError(f"{path}: not a readable OpenVINO IR ({lines[-1]}); make it again") from error
 
@@ -254,9 +262,19 @@ def _narrowed(node: Any, stored: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8
 
 
 def raw(node: Any) -> NDArray[np.uint8]:
-    """A constant's bytes, one dimension."""
+    """A constant's bytes, one dimension.
+
+    Raises:
+        ArtifactError: they are not as many as its type and shape take.
+    """
     data: NDArray[Any] = node.data
-    return np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+    values = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+    if len(values) != constant_bytes(node):
+        raise ArtifactError(
+            f"constant {node.get_friendly_name()}: {len(values)} bytes where its type and shape take "
+            f"{constant_bytes(node)}; the IR is corrupt, make it again"
+        )
+    return values
 
 
 def nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -268,16 +286,19 @@ def nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpacked(node: Any) -> NDArray[Any]:
-    """A constant's values in its shape; 4-bit codes one to a byte, uint8 for u4 and int8 for i4."""
-    shape = tuple(node.get_output_shape(0))
-    kind = type_name(node)
+    """A constant's values in its shape; 4-bit codes one to a byte, uint8 for u4 and int8 for i4.
+
+    Raises:
+        ArtifactError: its bytes are not as many as its type and shape take, or the type is none that weights have.
+    """
+    shape, kind, values = tuple(node.get_output_shape(0)), type_name(node), raw(node)
     if kind in ("u4", "i4"):
-        codes = nibbles(raw(node))[: int(np.prod(shape))].reshape(shape)
+        codes = nibbles(values)[: int(np.prod(shape))].reshape(shape)
         return codes if kind == "u4" else ((codes ^ 8).astype(np.int8) - 8)
-    if kind == "bf16":
-        return (raw(node).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    values: NDArray[Any] = node.data
-    return values.reshape(shape)
+    if kind not in _STORED_AS:
+        raise ArtifactError(f"constant {node.get_friendly_name()}: holds {kind}, which no weight of ours has")
+    stored = values.view(_STORED_AS[kind]).reshape(shape)
+    return (stored.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else stored
 
 
 def _through(node: Any, passed: list[str]) -> Any:

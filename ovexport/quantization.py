@@ -170,7 +170,7 @@ def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
     """The layer's fake quantizer with a checkpoint's parameters.
 
     Raises:
-        ArtifactError: a parameter is missing or of another shape.
+        ArtifactError: a parameter is missing, of another shape or not finite.
     """
     quantizer = FakeQuantizer(layer)
     with torch.no_grad():
@@ -180,6 +180,10 @@ def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
                 raise ArtifactError(
                     f"{layer.name}.{name}: shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} by "
                     "its manifest; the checkpoint is corrupt, tune again"
+                )
+            if not torch.isfinite(value).all():
+                raise ArtifactError(
+                    f"{layer.name}.{name}: holds values that are not finite; the checkpoint is corrupt, tune again"
                 )
             parameter.copy_(value)
     return quantizer

@@ -40,8 +40,8 @@ class TensorFile(Mapping[str, NDArray[Any]]):
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            ends = [_checked_end(name, entry) for name, entry in header.items()]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
         self._header: dict[str, dict[str, Any]] = header
         if any(8 + length + end > size for end in ends):
@@ -80,6 +80,19 @@ class TensorFile(Mapping[str, NDArray[Any]]):
 def write_tensors(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
     """Write the tensors, sorted by name so that equal tensors give equal files."""
     save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
+
+
+def _checked_end(name: str, entry: Mapping[str, Any]) -> int:
+    """Where a tensor's bytes end.
+
+    Raises:
+        ValueError: they are not as many as its dtype and shape take.
+    """
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    width = 2 if entry["dtype"] == "BF16" else np.dtype(_DTYPES[entry["dtype"]]).itemsize
+    if begin < 0 or end - begin != width * math.prod(int(size) for size in entry["shape"]):
+        raise ValueError(f"{name}: {end - begin} bytes for {entry['dtype']} {entry['shape']}")
+    return end
 
 
 class TensorWriter:

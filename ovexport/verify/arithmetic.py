@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovexport.artifacts import LayerFormat
+from ovexport.errors import ArtifactError
 from ovexport.tensorfile import TensorFile
 
 _SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
@@ -29,7 +30,7 @@ def expected_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
     """The scales and zero points of a layer.
 
     Raises:
-        ArtifactError: the checkpoint lacks a tensor of the layer.
+        ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
     """
     if layer.mode == "int4_sym":
         return ExpectedGrid(_float16_grid(_floats(layer, adapters, "scale") / np.float32(8)), None)
@@ -43,7 +44,7 @@ class ExpectedCodes:
     """The codes of a layer, computed for some rows at a time.
 
     Raises:
-        ArtifactError: the checkpoint lacks a tensor of the layer.
+        ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
     """
 
     def __init__(self, layer: LayerFormat, grid: ExpectedGrid, adapters: TensorFile) -> None:
@@ -51,8 +52,9 @@ class ExpectedCodes:
         self._scale = grid.scale.astype(np.float32)[..., None]
         self._zero_point = None if grid.zero_point is None else grid.zero_point.astype(np.float32)[..., None]
         rank = layer.used_rank
-        self._down = adapters.require(f"{layer.name}.lora_A")[:rank].astype(np.float64) if rank else None
-        self._up = adapters.require(f"{layer.name}.lora_B")[:, :rank] if rank else None
+        up, down = (layer.out_features, layer.rank), (layer.rank, layer.in_features)
+        self._down = _tensor(layer, adapters, "lora_A", down)[:rank].astype(np.float64) if rank else None
+        self._up = _tensor(layer, adapters, "lora_B", up)[:, :rank] if rank else None
 
     def blocks(self) -> Iterator[slice]:
         """The rows, in blocks with an even number of codes but for the last."""
@@ -82,8 +84,16 @@ def _top(layer: LayerFormat) -> np.float32:
 
 
 def _floats(layer: LayerFormat, adapters: TensorFile, name: str) -> NDArray[np.float32]:
+    return _tensor(layer, adapters, name, (layer.out_features, layer.groups, 1))[..., 0]
+
+
+def _tensor(layer: LayerFormat, adapters: TensorFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     values = adapters.require(f"{layer.name}.{name}")
-    return values.astype(np.float32).reshape(layer.out_features, layer.groups)
+    if values.shape != shape:
+        raise ArtifactError(f"{layer.name}.{name}: shape {values.shape}, {shape} by checkpoint.json; tune again")
+    if not np.isfinite(values).all():
+        raise ArtifactError(f"{layer.name}.{name}: holds values that are not finite; tune again")
+    return values.astype(np.float32)
 
 
 def _float16_grid(step: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -1,11 +1,14 @@
 """The checks put together to a VerificationReport."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import openvino as ov
 
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
+from ovexport.errors import ArtifactError
 from ovexport.graph import Weight, read_graph, weights
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
@@ -16,6 +19,7 @@ from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.structure import (
     adapter_operations,
     as_made,
+    changed_files,
     companions,
     note,
     operators_beyond,
@@ -63,8 +67,32 @@ def verify(
         ArtifactError: an input is missing, unreadable, or of another base model.
         UnsupportedModelError: the runtime can't compile the IR.
     """
-    graph = read_graph(ir)
-    found = weights(graph)
+    with _blaming_changed_files(ir, checkpoint):
+        graph = read_graph(ir)
+        found = weights(graph)
+        evidence = _gathered(ir, graph, found, checkpoint, base, twin, runtime, listener)
+    return VerificationReport(
+        passed=all(check.passed for check in evidence.checks),
+        subject=ir.path.absolute().name,
+        checks=tuple(evidence.checks),
+        summary=_summary(found, evidence),
+        layers=tuple(_row(weight) for weight in found),
+        files={file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)},
+        versions=stack_versions(),
+    )
+
+
+def _gathered(
+    ir: IR,
+    graph: ov.Model,
+    found: tuple[Weight, ...],
+    checkpoint: Checkpoint | None,
+    base: IR | None,
+    twin: IR | None,
+    runtime: bool,
+    listener: Listener,
+) -> _Evidence:
+    """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
     evidence.checks += as_made(ir, checkpoint)
     if checkpoint:
@@ -83,15 +111,19 @@ def verify(
         _executed(evidence, ir, graph, found, checkpoint)
     else:
         evidence.reasons.append("the runtime was not looked at")
-    return VerificationReport(
-        passed=all(check.passed for check in evidence.checks),
-        subject=ir.path.absolute().name,
-        checks=tuple(evidence.checks),
-        summary=_summary(found, evidence),
-        layers=tuple(_row(weight) for weight in found),
-        files={file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)},
-        versions=stack_versions(),
-    )
+    return evidence
+
+
+@contextmanager
+def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Where something can't be read, say which files are not those that convert wrote or read."""
+    try:
+        yield
+    except ArtifactError as error:
+        changed = changed_files(ir, checkpoint)
+        if not changed:
+            raise
+        raise ArtifactError(f"{error} [changed since convert: {', '.join(changed)}]") from error
 
 
 def _against_checkpoint(

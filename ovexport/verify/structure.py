@@ -7,6 +7,7 @@ from pathlib import Path
 import openvino as ov
 
 from ovexport.artifacts import IR, IR_MANIFEST, Checkpoint, CheckpointManifest, check_files, file_digest, files_in
+from ovexport.errors import ArtifactError
 from ovexport.graph import Weight
 from ovexport.reports import Check
 from ovexport.verify.checks import equal, zero
@@ -35,6 +36,18 @@ def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[C
     names = [weight.name for weight in found if not weight.packed]
     checks.append(equal("matrices left in floating point", "model", floats, allowed, ", ".join(names[:3])))
     return checks
+
+
+def changed_files(ir: IR, checkpoint: Checkpoint | None) -> list[str]:
+    """Files of the IR and of the checkpoint that are not as ovexport.json has them; none where that can't be told."""
+    try:
+        manifest = ir.manifest
+    except ArtifactError:
+        return [IR_MANIFEST]
+    if manifest is None:
+        return []
+    changed = check_files(manifest.files, ir.path)
+    return changed + (check_files(manifest.checkpoint_files, checkpoint.path) if checkpoint else [])
 
 
 def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:

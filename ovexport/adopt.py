@@ -24,14 +24,12 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, Record, atomic_folder, write_record
+from ovexport.artifacts import Checkpoint, LayerFormat, Record
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.layers import WeightMatrix
 from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer
+from ovexport.quantization import FakeQuantizer, write_checkpoint
 from ovexport.recipe import ModelSpec
-from ovexport.tensorfile import write_tensors
-from ovexport.versions import stack_versions
 
 logger = logging.getLogger(__name__)
 
@@ -175,29 +173,8 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     quantizers = {layer.name: _quantizer(layer, found[layer.name]) for layer in layers if layer.mode != "float"}
     for name in quantizers:
         _check_ranges(path, found[name], changed.get(name, weights[name]), model)
-    manifest = CheckpointManifest(
-        model_id=model.id,
-        revision=model.revision,
-        layers=layers,
-        weight_digests={name: weight_digest(weight) for name, weight in weights.items()},
-        changed=tuple(sorted(changed)),
-        digests={
-            name: quantizer.quantize(changed.get(name, weights[name])).digest()
-            for name, quantizer in quantizers.items()
-        },
-        versions=stack_versions(),
-    )
-    tensors = {
-        f"{name}.{key}": parameter.detach().numpy()
-        for name, quantizer in quantizers.items()
-        for key, parameter in quantizer.named_parameters()
-    }
-    with atomic_folder(out) as folder:
-        write_tensors(tensors, folder / "adapters.safetensors")
-        if changed:
-            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
-        write_record(manifest, folder / "checkpoint.json")
-    return Checkpoint(out)
+    digests = {name: weight_digest(weight) for name, weight in weights.items()}
+    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
 
 
 def _read(path: Path) -> dict[str, Any]:

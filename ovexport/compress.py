@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, PreparedData, atomic_folder, write_record
+from ovexport.artifacts import Checkpoint, LayerFormat, PreparedData
 from ovexport.errors import UnsupportedModelError
 from ovexport.layers import plan_layers
 from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer
+from ovexport.quantization import FakeQuantizer, write_checkpoint
 from ovexport.recipe import CompressSpec, ModelSpec
-from ovexport.tensorfile import write_tensors
-from ovexport.versions import stack_versions
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +53,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     if spec.awq or spec.scale_estimation:
         calibration = torch.from_numpy(data.tokens("train")[: spec.calibration_sequences]).long()
         changed = _initialize_with_nncf(network, layers, spec, calibration, quantizers, generator)
-
-    tensors = {
-        f"{name}.{key}": parameter.detach().numpy()
-        for name, quantizer in quantizers.items()
-        for key, parameter in quantizer.named_parameters()
-    }
-    manifest = CheckpointManifest(
-        model_id=model.id,
-        revision=model.revision,
-        layers=layers,
-        weight_digests=digests,
-        changed=tuple(sorted(changed)),
-        digests={
-            name: quantizer.quantize(changed.get(name, weights[name])).digest()
-            for name, quantizer in quantizers.items()
-        },
-        versions=stack_versions(),
-    )
-    with atomic_folder(out) as folder:
-        write_tensors(tensors, folder / "adapters.safetensors")
-        if changed:
-            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
-        write_record(manifest, folder / "checkpoint.json")
-    return Checkpoint(out)
+    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
 
 
 def _tell(layers: tuple[LayerFormat, ...]) -> None:
@@ -174,7 +149,10 @@ def _compressed_by_nncf(
     missing = sorted(names - set(ranges))
     if missing:
         raise UnsupportedModelError(f"{missing[0]}: NNCF does not compress this layer; add it to compress.ignored")
-    return {layer.name: (compressed.get_parameter(layer.name).detach(), ranges.get(layer.name)) for layer in layers}
+    return {
+        layer.name: (compressed.get_parameter(layer.name).detach(), ranges[layer.name] if layer.name in names else None)
+        for layer in layers
+    }
 
 
 @contextmanager

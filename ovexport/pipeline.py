@@ -123,25 +123,33 @@ def run(
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint, model: ModelSpec, spec: ConvertSpec, out: Path, *, ranks: Sequence[int] | None = None
+    checkpoint: Checkpoint,
+    model: ModelSpec,
+    spec: ConvertSpec,
+    out: Path,
+    *,
+    ranks: Sequence[int] | None = None,
+    keep: Path | None = None,
 ) -> IR:
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
     Args:
         checkpoint: one of ours, or a file that NNCF's examples saved.
         ranks: of the adapters in an FQ_LORA_NLS file, as adopt takes them.
+        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, where it was a file.
 
     Raises:
         RecipeError: `ranks` does not suit the checkpoint.
-        ArtifactError: the checkpoint is corrupt or of another base model, or `out` holds something.
+        ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
         UnsupportedModelError: the base model can't be loaded or traced.
     """
     from ovexport.convert import convert
     from ovexport.strip import strip
     from ovexport.trace import trace
 
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ArtifactError(f"{out}: holds something already; choose another --out")
+    for option, folder in (("--out", out), ("--keep", keep)):
+        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
     saved_by_nncf = checkpoint.path.is_file()
     if not saved_by_nncf:
         _ = checkpoint.manifest
@@ -150,11 +158,12 @@ def convert_checkpoint(
     with translated_disk_errors(out):
         scratch = TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-")
     with scratch as temporary:
+        kept = keep or Path(temporary)
         if saved_by_nncf:
             from ovexport.adopt import adopt
 
-            checkpoint = adopt(checkpoint.path, model, Path(temporary) / "checkpoint", ranks=ranks)
-        base = trace(model, spec, Path(temporary) / "bf16")
+            checkpoint = adopt(checkpoint.path, model, kept / "checkpoint", ranks=ranks)
+        base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, Path(temporary) / "packed")
         return convert(base, packed, out)
 

@@ -13,17 +13,29 @@ tunes, adds B·A in the weight's dtype, and rounds the scale to float16 only on 
 between training and export.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ovexport.artifacts import LEVELS, CodeDigest, LayerFormat, bytes_digest
+from ovexport.artifacts import (
+    LEVELS,
+    Checkpoint,
+    CheckpointManifest,
+    CodeDigest,
+    LayerFormat,
+    atomic_folder,
+    bytes_digest,
+    write_record,
+)
 from ovexport.errors import ArtifactError
-from ovexport.tensorfile import TensorFile
+from ovexport.recipe import ModelSpec
+from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.versions import stack_versions
 
 SMALLEST_STEP = 2.0**-24
 LARGEST_STEP = 65504.0
@@ -164,6 +176,47 @@ class FakeQuantizer(nn.Module):
 
     def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
         return (torch.round(adapted / step) + zero_point).clamp(self.level_low, self.level_high)
+
+
+def write_checkpoint(
+    out: Path,
+    model: ModelSpec,
+    layers: tuple[LayerFormat, ...],
+    digests: dict[str, str],
+    weights: Mapping[str, Tensor],
+    quantizers: Mapping[str, FakeQuantizer],
+    changed: Mapping[str, Tensor],
+) -> Checkpoint:
+    """Write a checkpoint that nothing was tuned of yet: the quantizers' parameters, and the codes they give.
+
+    Args:
+        digests: SHA-256 of each layer's weights in the base model.
+        weights: of the base model by layer, (output, input).
+        changed: those that stand in their place, float32.
+    """
+    manifest = CheckpointManifest(
+        model_id=model.id,
+        revision=model.revision,
+        layers=layers,
+        weight_digests=digests,
+        changed=tuple(sorted(changed)),
+        digests={
+            name: quantizer.quantize(changed.get(name, weights[name])).digest()
+            for name, quantizer in quantizers.items()
+        },
+        versions=stack_versions(),
+    )
+    tensors = {
+        f"{name}.{key}": parameter.detach().numpy()
+        for name, quantizer in quantizers.items()
+        for key, parameter in quantizer.named_parameters()
+    }
+    with atomic_folder(out) as folder:
+        write_tensors(tensors, folder / "adapters.safetensors")
+        if changed:
+            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
+        write_record(manifest, folder / "checkpoint.json")
+    return Checkpoint(out)
 
 
 def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:

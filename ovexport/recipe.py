@@ -229,18 +229,21 @@ class BenchSpec(Spec):
 
     Attributes:
         prompt_tokens, output_tokens: fixed lengths, end-of-sequence ignored.
-        pairs: rounds in which every model runs once, one after the other.
+        pairs: rounds in which every model runs once, one after the other, at most.
         sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
             are dropped first.
+        precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
+            this share of its median, either way; 0 measures them all.
         inference_precision: pinned; "default" leaves it to the device.
         attention_backend: of openvino-genai.
     """
 
     prompt_tokens: Positive = 128
     output_tokens: Annotated[int, Field(ge=2)] = 64
-    pairs: Annotated[int, Field(ge=5)] = 20
-    sessions: Positive = 4
-    warmup: Positive = 2
+    pairs: Annotated[int, Field(ge=5)] = 128
+    sessions: Positive = 32
+    warmup: Positive = 1
+    precision: Fraction = 0.025
     device: str = "CPU"
     inference_precision: Literal["default", "f32", "bf16", "f16"] = "default"
     attention_backend: Literal["SDPA", "PA"] = "SDPA"

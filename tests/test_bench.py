@@ -1,12 +1,36 @@
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from ovexport.artifacts import read_record
-from ovexport.bench import bench
-from ovexport.bench.latency import ratio
-from ovexport.errors import DataError, RecipeError
+from ovexport.artifacts import RunFolder, read_record
+from ovexport.bench import RuntimeAdapter, bench, save_adapter
+from ovexport.bench.latency import orders, ratio
+from ovexport.errors import DataError, RecipeError, UnsupportedModelError
 from ovexport.recipe import BenchSpec
 from ovexport.reports import BenchmarkReport
+from ovexport.tensorfile import TensorFile, write_tensors
+
+SHORT = BenchSpec(prompt_tokens=16, output_tokens=2, pairs=5, sessions=2, warmup=1)
+PROMPT = list(range(2, 18))
+
+
+@pytest.fixture
+def adapter_file(finished_run: RunFolder, tmp_path: Path) -> Path:
+    """The adapters that the run's int4 absorbed."""
+    return save_adapter(finished_run.checkpoint, tmp_path / "adapter.safetensors")
+
+
+def rewritten(file: Path, change: Callable[[str, NDArray], tuple[str, NDArray]]) -> Path:
+    """A copy of an adapter in which each tensor has gone through `change`."""
+    adapter = TensorFile(file)
+    out = file.with_name("rewritten.safetensors")
+    write_tensors(dict(change(name, np.array(adapter[name])) for name in adapter), out)
+    return out
 
 
 def test_a_ratio_is_taken_pair_by_pair_so_drift_cancels() -> None:
@@ -55,3 +79,62 @@ def test_paged_attention_is_measured_with_prefix_caching_off(finished_run) -> No
     report = bench({"int4": finished_run.ir("int4")}, spec, list(range(2, 18)))
     assert report.conditions["prefix_caching"] is False
     assert report.models["int4"].time_to_first_token_ms.median > 0
+
+
+def test_every_order_comes_equally_often_whatever_a_session_takes_of_them() -> None:
+    taken = Counter(islice(orders(dict.fromkeys("abc"), seed=0), 60))
+    assert len(taken) == 6
+    assert set(taken.values()) == {10}
+    positions = Counter(order.index("e") for order in islice(orders(dict.fromkeys("abcde"), seed=0), 1000))
+    assert min(positions.values()) > 150
+
+
+def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run) -> None:
+    models = {name: finished_run.ir(name) for name in ("plain", "int4")}
+    wanted = SHORT.model_copy(update={"sessions": 10, "pairs": 10})
+    coarse = bench(models, wanted.model_copy(update={"precision": 0.99}), PROMPT)
+    assert coarse.conditions["sessions"] == coarse.conditions["pairs"] == 8
+    assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 8
+    exact = bench(models, wanted.model_copy(update={"precision": 0.0}), PROMPT)
+    assert exact.conditions["sessions"] == 10
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_a_model_with_a_runtime_adapter_is_measured_beside_the_one_that_absorbed_it(
+    finished_run, adapter_file, mode
+) -> None:
+    models = {"int4": finished_run.ir("int4"), "beside": finished_run.ir("plain")}
+    adapter = RuntimeAdapter(path=adapter_file, mode=mode, scale=100.0)
+    report = bench(models, SHORT, PROMPT, adapters={"beside": adapter})
+    tuned = [layer for layer in finished_run.checkpoint.manifest.packed if layer.rank]
+    assert report.conditions["adapters"] == {"beside": {"mode": mode, "scale": 100.0, "layers": len(tuned)}}
+    measured = report.models["beside"]
+    assert measured.weight_bytes == models["beside"].weight_bytes + adapter_file.stat().st_size
+    assert measured.peak_rss_bytes > measured.weight_bytes
+    assert measured.time_per_output_token_ms.median > 0
+    assert "beside/int4" in report.ratios
+
+
+def test_an_adapter_that_misses_a_layer_of_the_model_is_refused(finished_run, adapter_file) -> None:
+    def misspelt(name: str, value: NDArray) -> tuple[str, NDArray]:
+        return name.replace("layers.1.mlp.up_proj", "layers.1.mlp.upper_proj"), value
+
+    adapter = RuntimeAdapter(path=rewritten(adapter_file, misspelt), mode="static", scale=100.0)
+    with pytest.raises(UnsupportedModelError, match=r"1 of its 14 layers are not in .*upper_proj"):
+        bench({"beside": finished_run.ir("plain")}, SHORT, PROMPT, adapters={"beside": adapter})
+
+
+def test_an_adapter_that_changes_nothing_is_refused(finished_run, adapter_file) -> None:
+    adapter = RuntimeAdapter(path=rewritten(adapter_file, lambda name, value: (name, 0 * value)), mode="dynamic")
+    with pytest.raises(UnsupportedModelError, match="changes nothing"):
+        bench({"beside": finished_run.ir("plain")}, SHORT, PROMPT, adapters={"beside": adapter})
+
+
+def test_a_saved_adapter_holds_the_ranks_in_use_and_gives_the_tuned_update(finished_run, adapter_file) -> None:
+    saved, kept = TensorFile(adapter_file), finished_run.checkpoint.adapters
+    name = "model.layers.0.mlp.down_proj"
+    ours = kept[f"{name}.weight.lora_B"] @ kept[f"{name}.weight.lora_A"]
+    theirs = saved[f"base_model.model.{name}.lora_B.weight"].astype(np.float32) @ saved[
+        f"base_model.model.{name}.lora_A.weight"
+    ].astype(np.float32)
+    np.testing.assert_allclose(theirs, ours, atol=np.abs(ours).max() / 100)

@@ -8,14 +8,26 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+import torch
+from conftest import COMMON, save_tiny_model
 from openvino import opset13 as opset
+from transformers import LlamaConfig
 
-from ovexport.artifacts import IR, Checkpoint, RunFolder
+from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder, write_record
+from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import ArtifactError
 from ovexport.graph import raw, read_graph, type_name, weights
+from ovexport.model import load_model, matrix
+from ovexport.quantization import load_quantizer
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.reports import VerificationReport
+from ovexport.runtime import ExecutedNode
+from ovexport.strip import strip
+from ovexport.tensorfile import write_tensors
+from ovexport.trace import trace
 from ovexport.verify import verify
+from ovexport.verify.executed import no_float_weights
 
 LAYER = "model.layers.0.mlp.down_proj.weight"
 
@@ -225,3 +237,149 @@ def test_a_manifest_without_a_layer_is_refused(run_copy: RunFolder, damage: str)
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="its digests are not of its layers"):
         proof(run_copy)
+
+
+def moved(start: Checkpoint, model: ModelSpec, out: Path, **changes: int) -> Checkpoint:
+    """The starting point with its adapters moved, as tuning would, and some fields of its packed Linears changed."""
+    manifest = start.manifest
+    generator = np.random.default_rng(0)
+    tensors = {name: np.array(start.adapters[name]) for name in start.adapters}
+    for name, value in tensors.items():
+        if name.endswith("lora_B"):
+            value[...] = generator.normal(scale=0.02, size=value.shape)
+    out.mkdir()
+    write_tensors(tensors, out / "adapters.safetensors")
+    layers = tuple(layer.model_copy(update=changes) if layer.rank else layer for layer in manifest.layers)
+    network, adapters = load_model(model), Checkpoint(out).adapters
+    digests = {
+        layer.name: load_quantizer(layer, adapters).quantize(matrix(network, layer.name, transposed=False)).digest()
+        for layer in layers
+        if layer.mode != "float"
+    }
+    write_record(manifest.model_copy(update={"layers": layers, "digests": digests}), out / "checkpoint.json")
+    return Checkpoint(out)
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def traced(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, IR]:
+    """A tiny model of a dtype and its baseline IR."""
+    folder = tmp_path_factory.mktemp("traced")
+    config = LlamaConfig(**COMMON, tie_word_embeddings=False, initializer_range=0.1)
+    model = ModelSpec(id=str(save_tiny_model(folder / "model", config, request.param)))
+    return model, trace(model, ConvertSpec(), folder / "bf16")
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+@pytest.mark.parametrize("group_size", [16, -1])
+@pytest.mark.parametrize("active_rank", [None, 3])
+def test_whatever_is_tuned_is_what_ships(traced, mode, group_size, active_rank, tmp_path: Path) -> None:
+    """Every dtype, mode, group size and format, the INT8 embedding and head of an untied model included."""
+    model, base = traced
+    nls = {"format": "fq_lora_nls", "rank_space": (8, 4)} if active_rank else {"rank": 8}
+    spec = CompressSpec(mode=mode, group_size=group_size, **nls)
+    start = compress(model, spec, PreparedData(tmp_path), 0, tmp_path / "start")
+    checkpoint = moved(start, model, tmp_path / "checkpoint", active_rank=active_rank)
+    product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")
+    report = verify(product, checkpoint=checkpoint, base=base, runtime=False)
+    assert report.passed, failures(report)
+    summary = report.summary
+    assert (summary.code_mismatches, summary.scale_mismatches, summary.zero_point_mismatches) == (0, 0, 0)
+    assert (summary.packed_int4, summary.packed_int8) == (14, 1)
+    if active_rank:  # the largest rank coming back must not pass
+        whole = moved(start, model, tmp_path / "whole")
+        assert verify(product, checkpoint=whole, base=base, runtime=False).summary.code_mismatches
+
+
+def test_the_logits_recorded_at_the_end_of_tuning_are_the_irs(run_copy: RunFolder) -> None:
+    path = run_copy.checkpoint.path / "reference.safetensors"
+    reference = {name: np.array(value) for name, value in run_copy.checkpoint.reference.items()}
+    report = proof(run_copy, runtime=True)
+    error = next(check for check in report.checks if check.name == "logits as the tuned model's")
+    assert 0 < error.value < error.limit / 4
+    reference["logits"][0, 3] += 10 * error.limit * np.ptp(reference["logits"][0, 3]) * np.eye(1, 2048, 7)[0]
+    reference["logits"][0, 5, 11] = reference["logits"][0, 5].max() * 1.5
+    write_tensors(reference, path)
+    text = failures(proof(run_copy, runtime=True))
+    assert "logits as the tuned model's: largest relative error: more than float32 rounding can explain" in text
+    assert "likeliest token as the tuned model's: 512 positions: first at sequence 0, position 5" in text
+    assert "made from this checkpoint: files: reference.safetensors" in text
+    path.unlink()
+    assert "no reference logits" in (proof(run_copy, runtime=True).summary.reason or "")
+
+
+def test_logits_that_are_not_finite_never_pass(run_copy: RunFolder) -> None:
+    reference = {name: np.array(value) for name, value in run_copy.checkpoint.reference.items()}
+    reference["logits"][0, 3, 0] = np.nan
+    write_tensors(reference, run_copy.checkpoint.path / "reference.safetensors")
+    text = failures(proof(run_copy, runtime=True))
+    assert "logits as the tuned model's" in text
+    assert "likeliest token as the tuned model's" in text
+
+
+def test_a_weight_in_floating_point_in_the_executed_graph_is_found(finished_run: RunFolder) -> None:
+    found = weights(read_graph(finished_run.ir("int4")))
+    packed = ExecutedNode(
+        kind="FullyConnected", originals=("a",), constant_inputs=(("u4", (64, 128)), ("f32", (64, 4)), ("u4", (64, 4)))
+    )
+    unpacked = ExecutedNode(kind="FullyConnected", originals=("b",), constant_inputs=(("f32", (64, 128)),))
+    assert no_float_weights([packed], found).passed
+    check = no_float_weights([packed, unpacked], found)
+    assert (check.passed, check.value, check.detail) == (False, 1, "1 of 8192 elements")
+
+
+def test_another_group_size_and_another_checkpoint_are_found(run_copy: RunFolder, tmp_path: Path) -> None:
+    model = ModelSpec(id=run_copy.checkpoint.manifest.model_id)
+    other = compress(model, CompressSpec(group_size=16, rank=8), run_copy.data, 0, tmp_path / "other")
+    report = proof(run_copy, checkpoint=other, twin=None)
+    text = failures(report)
+    assert f"layer packed as promised: {LAYER}" in text
+    assert "made from this checkpoint: files: adapters.safetensors, checkpoint.json" in text
+    assert report.summary.code_mismatches
+
+
+def test_files_that_convert_did_not_write_so_are_found(run_copy: RunFolder) -> None:
+    ir = run_copy.ir("int4")
+    content = bytearray((ir.path / "openvino_tokenizer.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (ir.path / "openvino_tokenizer.bin").write_bytes(content)
+    (ir.path / "extra.txt").write_text("")
+    report = verify(ir, runtime=False)
+    assert "files as convert wrote them: files: openvino_tokenizer.bin, extra.txt was added" in failures(report)
+
+
+def test_what_cant_be_read_is_blamed_on_the_file_that_changed(run_copy: RunFolder) -> None:
+    path = run_copy.checkpoint.path / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    manifest["weight_digests"][LAYER] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"does not hold the weights.*changed since convert: checkpoint\.json"):
+        proof(run_copy)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "types"),
+    [
+        ("INT8_ASYM", {}, {"u8"}),
+        ("INT8_SYM", {}, {"i8"}),
+        ("INT4_SYM", {"ratio": 0.5, "group_size": 32}, {"i4", "u8"}),
+        ("INT4_ASYM", {"ratio": 1.0, "group_size": 32, "all_layers": True}, {"u4"}),
+        ("NF4", {"ratio": 1.0, "group_size": 32}, {"nf4", "u8"}),
+    ],
+)
+def test_an_ir_of_another_tool_is_described(finished_run: RunFolder, mode, options, types, tmp_path: Path) -> None:
+    import nncf
+
+    graph = read_graph(finished_run.ir("bf16"))
+    ov.save_model(
+        nncf.compress_weights(graph, mode=nncf.CompressWeightsMode[mode], **options), tmp_path / "openvino_model.xml"
+    )
+    report = verify(IR(tmp_path))
+    assert report.passed, failures(report)
+    assert {row.element_type for row in report.layers} == types
+    assert report.summary.float == 0
+    for row in report.layers:
+        beyond = row.element_type in ("u8", "i8")
+        assert (row.note is not None) == beyond
+        assert row.bits_per_weight > 8 if beyond else 4 < row.bits_per_weight < 5
+        assert row.group_size == 32 or beyond
+    assert report.summary.bytes_read_per_token == sum(row.weight_bytes for row in report.layers)

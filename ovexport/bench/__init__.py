@@ -1,5 +1,7 @@
 """Stage bench: latency and memory of several IRs, interleaved under pinned conditions. Needs openvino-genai only."""
 
+from ovexport.bench.adapters import save_adapter
 from ovexport.bench.latency import bench
+from ovexport.bench.loading import RuntimeAdapter
 
-__all__ = ["bench"]
+__all__ = ["RuntimeAdapter", "bench", "save_adapter"]

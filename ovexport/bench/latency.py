@@ -1,10 +1,13 @@
-"""Time to first token and time per output token, model after model in each round, and their ratios pair by pair."""
+"""Time to first token and time per output token, model after model in each round, and their ratios pair by pair.
+
+Where a model's weights come to lie in memory shifts all its rounds together by several percent, until it is loaded
+anew: another session is worth more than more rounds of the same one, and sessions are what the bootstrap draws.
+"""
 
 import gc
 import itertools
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +17,10 @@ import openvino_genai
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
+from ovexport.bench.adapters import require_applied
+from ovexport.bench.loading import RuntimeAdapter, generate, load_pipeline
 from ovexport.bench.memory import peak_rss_bytes
-from ovexport.errors import DataError, UnsupportedModelError
+from ovexport.errors import DataError
 from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec
@@ -24,6 +29,21 @@ from ovexport.runtime import check_device, properties
 from ovexport.versions import stack_versions
 
 _MOST_PERMUTED = 4
+_LEAST_SESSIONS = 8
+_RESAMPLES_WHILE_MEASURING = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A model and what is loaded with it."""
+
+    ir: IR
+    adapter: RuntimeAdapter | None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights on disk, the adapter's included."""
+        return self.ir.weight_bytes + (self.adapter.path.stat().st_size if self.adapter else 0)
 
 
 @dataclass(slots=True)
@@ -36,74 +56,71 @@ class _Latencies:
 
 
 def bench(
-    models: Mapping[str, IR], spec: BenchSpec, prompt: Sequence[int], *, listener: Listener = silent
+    models: Mapping[str, IR],
+    spec: BenchSpec,
+    prompt: Sequence[int],
+    *,
+    adapters: Mapping[str, RuntimeAdapter] | None = None,
+    listener: Listener = silent,
 ) -> BenchmarkReport:
     """Measure the models; every two of them get a ratio, the one later in `models` over the earlier.
 
     Args:
         prompt: token ids, at least `spec.prompt_tokens` of them.
+        adapters: by model, a LoRA adapter that it runs with; it is applied, or refused.
 
     Raises:
         DataError: the prompt is too short.
         RecipeError: the device is not there.
         ArtifactError: an IR is missing or unreadable.
-        UnsupportedModelError: openvino-genai can't load an IR.
+        UnsupportedModelError: openvino-genai can't load an IR, or does not apply an adapter.
     """
     if len(prompt) < spec.prompt_tokens:
         raise DataError(f"bench.prompt_tokens={spec.prompt_tokens}: the prompt has {len(prompt)} tokens; lower it")
     check_device(spec.device)
-    settings = runtime_settings(spec)
-    runtime = {name: read_back(ir, spec) for name, ir in models.items()}
-    memory = {name: peak_rss_bytes(ir, settings, spec, prompt) for name, ir in models.items()}
+    adapters = adapters or {}
+    candidates = {name: _Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
     conditions = {
         "prompt_tokens": spec.prompt_tokens,
         "output_tokens": spec.output_tokens,
-        "pairs": spec.pairs,
-        "sessions": spec.sessions,
         "warmup": spec.warmup,
         "device": spec.device,
         "attention_backend": spec.attention_backend,
         "prefix_caching": False,
         "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
-        "runtime": runtime,
+        "runtime": {name: read_back(ir, spec) for name, ir in models.items()},
+        "adapters": {
+            name: {
+                "mode": adapter.mode,
+                "scale": adapter.scale,
+                "layers": require_applied(models[name], adapter, spec, prompt),
+            }
+            for name, adapter in adapters.items()
+        },
     }
-    timed = _measure_sessions(models, spec, settings, prompt, listener)
+    memory = {name: peak_rss_bytes(one.ir, spec, prompt, one.adapter) for name, one in candidates.items()}
+    timed = _measure_sessions(candidates, spec, prompt, listener)
+    first_token = next(iter(timed.values())).first_token
+    counts = {"sessions": len(first_token), "pairs": sum(len(session) for session in first_token)}
     return BenchmarkReport(
-        models={
-            name: ModelBenchmark(
-                time_to_first_token_ms=_samples(one.first_token),
-                time_per_output_token_ms=_samples(one.output_token),
-                throughput_tokens_per_s=1000 / _samples(one.output_token).median,
-                load_time_ms=float(np.median(one.load)),
-                peak_rss_bytes=memory[name],
-                weight_bytes=models[name].weight_bytes,
-                reason=None if memory[name] is not None else "peak memory is read from /proc, which is not here",
-            )
-            for name, one in timed.items()
-        },
-        ratios={
-            f"{later}/{earlier}": LatencyRatios(
-                time_to_first_token=ratio(timed[later].first_token, timed[earlier].first_token, spec.seed),
-                time_per_output_token=ratio(timed[later].output_token, timed[earlier].output_token, spec.seed),
-            )
-            for earlier, later in itertools.combinations(timed, 2)
-        },
-        conditions=conditions,
+        models={name: _model_benchmark(one, candidates[name], memory[name]) for name, one in timed.items()},
+        ratios=_ratios(timed, spec.seed),
+        conditions=conditions | counts,
         versions=stack_versions(),
     )
 
 
-def runtime_settings(spec: BenchSpec) -> dict[str, Any]:
-    """What every pipeline of the comparison is loaded with."""
-    settings: dict[str, Any] = {"ATTENTION_BACKEND": spec.attention_backend}
-    if spec.inference_precision != "default":
-        settings["INFERENCE_PRECISION_HINT"] = spec.inference_precision
-    if spec.attention_backend == "PA":
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = False
-        scheduler.max_num_batched_tokens = sys.maxsize
-        settings["scheduler_config"] = scheduler
-    return settings
+def _model_benchmark(timed: _Latencies, candidate: _Candidate, peak: int | None) -> ModelBenchmark:
+    output_token = _samples(timed.output_token)
+    return ModelBenchmark(
+        time_to_first_token_ms=_samples(timed.first_token),
+        time_per_output_token_ms=output_token,
+        throughput_tokens_per_s=1000 / output_token.median,
+        load_time_ms=float(np.median(timed.load)),
+        peak_rss_bytes=peak,
+        weight_bytes=candidate.weight_bytes,
+        reason=None if peak is not None else "peak memory is read from /proc, which is not here",
+    )
 
 
 def read_back(ir: IR, spec: BenchSpec) -> dict[str, str]:
@@ -117,83 +134,113 @@ def ratio(
 ) -> Ratio:
     """Median of the pairwise ratios and its 95 % interval.
 
-    The bootstrap draws sessions first and then pairs within them: where a model comes to lie in memory moves all the
-    pairs of a session together, so pairs alone would promise too much.
+    The bootstrap draws sessions first and then pairs within them: pairs alone would promise too much, as those of a
+    session move together. Drawing at both levels is on the careful side (Davison and Hinkley, Bootstrap Methods and
+    their Application, 3.8).
 
     Args:
-        candidate, reference: samples by session.
+        candidate, reference: samples by session, (sessions, rounds).
 
     Raises:
         ValueError: the numbers of sessions or of samples differ.
     """
-    if [len(session) for session in candidate] != [len(session) for session in reference]:
+    if {len(session) for session in (*candidate, *reference)} != {len(candidate[0])} or len(candidate) != len(
+        reference
+    ):
         raise ValueError("sessions of different lengths can't be paired")
-    ratios = [np.asarray(ours) / np.asarray(theirs) for ours, theirs in zip(candidate, reference, strict=True)]
+    ratios = np.asarray(candidate) / np.asarray(reference)
+    sessions, rounds = ratios.shape
     generator = np.random.default_rng(seed)
-    medians = []
-    for _ in range(resamples):
-        sessions = [ratios[index] for index in generator.integers(0, len(ratios), len(ratios))]
-        drawn = [session[generator.integers(0, len(session), len(session))] for session in sessions]
-        medians.append(np.median(np.concatenate(drawn)))
+    drawn = generator.integers(0, sessions, (resamples, sessions, 1))
+    pairs = generator.integers(0, rounds, (resamples, sessions, rounds))
+    medians = np.median(ratios[drawn, pairs].reshape(resamples, -1), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    return Ratio(median=float(np.median(np.concatenate(ratios))), ci95=(float(low), float(high)))
+    return Ratio(median=float(np.median(ratios)), ci95=(float(low), float(high)))
+
+
+def _ratios(timed: Mapping[str, _Latencies], seed: int, resamples: int = 5000) -> dict[str, LatencyRatios]:
+    """The ratios of every two models, the later one over the earlier."""
+    return {
+        f"{later}/{earlier}": LatencyRatios(
+            time_to_first_token=ratio(timed[later].first_token, timed[earlier].first_token, seed, resamples),
+            time_per_output_token=ratio(timed[later].output_token, timed[earlier].output_token, seed, resamples),
+        )
+        for earlier, later in itertools.combinations(timed, 2)
+    }
 
 
 def _measure_sessions(
-    models: Mapping[str, IR], spec: BenchSpec, settings: Mapping[str, Any], prompt: Sequence[int], listener: Listener
+    candidates: Mapping[str, _Candidate], spec: BenchSpec, prompt: Sequence[int], listener: Listener
 ) -> dict[str, _Latencies]:
-    """Load all models anew for each session and run them round by round, in every order equally often."""
+    """Measure session after session until all are done or every ratio is known as precisely as asked.
+
+    The intervals' width alone is looked at, never where they lie, so that stopping early favours no model (Chow and
+    Robbins, On the asymptotic theory of fixed-width sequential confidence intervals, 1965).
+    """
     tokens = np.asarray(prompt[: spec.prompt_tokens], dtype=np.int64).reshape(1, -1)
-    timed = {name: _Latencies() for name in models}
-    orders = itertools.cycle(itertools.permutations(models) if len(models) <= _MOST_PERMUTED else [tuple(models)])
-    rounds = math.ceil(spec.pairs / spec.sessions)
-    for session in range(spec.sessions):
-        pipelines = {}
-        for name in next(orders):
-            pipelines[name], load_ms = _load(models[name], settings, spec)
-            timed[name].load.append(load_ms)
-            timed[name].first_token.append([])
-            timed[name].output_token.append([])
-        for index in range(-spec.warmup, rounds):
-            for name in next(orders):
-                first, following = _measure(pipelines[name], tokens, spec)
-                if index >= 0:
-                    timed[name].first_token[-1].append(first)
-                    timed[name].output_token[-1].append(following)
-            done = session * (rounds + spec.warmup) + index + spec.warmup + 1
-            listener(Progress(task="bench", done=done, total=spec.sessions * (rounds + spec.warmup)))
+    timed = {name: _Latencies() for name in candidates}
+    sessions = min(spec.sessions, spec.pairs)
+    rounds = math.ceil(spec.pairs / sessions)
+    load_orders, run_orders = orders(candidates, spec.seed), orders(candidates, spec.seed)
+    for session in range(sessions):
+        pipelines = _load(candidates, next(load_orders), spec, timed)
+        for _ in range(spec.warmup):
+            _run_round(pipelines, tuple(candidates), tokens, spec)
+        for index in range(rounds):
+            for name, (first, following) in _run_round(pipelines, next(run_orders), tokens, spec).items():
+                timed[name].first_token[-1].append(first)
+                timed[name].output_token[-1].append(following)
+            listener(Progress(task="bench", done=session * rounds + index + 1, total=sessions * rounds))
         del pipelines
         gc.collect()
+        if session + 1 >= _LEAST_SESSIONS and _widest(timed, spec.seed) <= spec.precision:
+            listener(Progress(task="bench", done=sessions * rounds, total=sessions * rounds))
+            break
     return timed
 
 
-def _load(ir: IR, settings: Mapping[str, Any], spec: BenchSpec) -> tuple[openvino_genai.LLMPipeline, float]:
-    """The pipeline, and its load time in milliseconds."""
-    try:
-        pipeline = openvino_genai.LLMPipeline(str(ir.require().path), spec.device, **settings)
-    except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({last.strip()})") from error
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = 2
-    config.ignore_eos = True
-    loaded = pipeline.generate(openvino_genai.TokenizedInputs(*_tensors(np.zeros((1, 1), np.int64))), config)
-    return pipeline, float(loaded.perf_metrics.get_load_time())
+def orders(names: Mapping[str, Any], seed: int) -> Iterator[tuple[str, ...]]:
+    """Orders without end: each as often as any other, or drawn at random where there are too many of them."""
+    if len(names) <= _MOST_PERMUTED:
+        yield from itertools.cycle(itertools.permutations(names))
+    generator = np.random.default_rng(seed)
+    while True:
+        yield tuple(generator.permutation(list(names)).tolist())
 
 
-def _measure(pipeline: openvino_genai.LLMPipeline, tokens: NDArray[np.int64], spec: BenchSpec) -> tuple[float, float]:
-    """Time to the first token and per following token, in milliseconds."""
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = spec.output_tokens
-    config.min_new_tokens = spec.output_tokens
-    config.ignore_eos = True
-    config.do_sample = False
-    metrics = pipeline.generate(openvino_genai.TokenizedInputs(*_tensors(tokens)), config).perf_metrics
-    return float(metrics.get_ttft().mean), float(metrics.get_tpot().mean)
+def _widest(timed: Mapping[str, _Latencies], seed: int) -> float:
+    """Half the width of the widest interval, as a share of its median."""
+    ratios = _ratios(timed, seed, _RESAMPLES_WHILE_MEASURING).values()
+    both = [figure for one in ratios for figure in (one.time_to_first_token, one.time_per_output_token)]
+    return max(((one.ci95[1] - one.ci95[0]) / 2 / one.median for one in both), default=0.0)
 
 
-def _tensors(tokens: NDArray[np.int64]) -> tuple[ov.Tensor, ov.Tensor]:
-    return ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens))
+def _load(
+    candidates: Mapping[str, _Candidate], order: Sequence[str], spec: BenchSpec, timed: Mapping[str, _Latencies]
+) -> dict[str, openvino_genai.LLMPipeline]:
+    """The models' pipelines, their load times noted, and a new session begun."""
+    pipelines = {}
+    for name in order:
+        pipelines[name] = load_pipeline(candidates[name].ir, spec, candidates[name].adapter)
+        loaded = generate(pipelines[name], np.zeros((1, 1), np.int64), 2)
+        timed[name].load.append(float(loaded.perf_metrics.get_load_time()))
+        timed[name].first_token.append([])
+        timed[name].output_token.append([])
+    return pipelines
+
+
+def _run_round(
+    pipelines: Mapping[str, openvino_genai.LLMPipeline],
+    order: Sequence[str],
+    tokens: NDArray[np.int64],
+    spec: BenchSpec,
+) -> dict[str, tuple[float, float]]:
+    """By model, the time to the first token and per following token, in milliseconds."""
+    found = {}
+    for name in order:
+        metrics = generate(pipelines[name], tokens, spec.output_tokens).perf_metrics
+        found[name] = float(metrics.get_ttft().mean), float(metrics.get_tpot().mean)
+    return found
 
 
 def _samples(sessions: Sequence[Sequence[float]]) -> Samples:

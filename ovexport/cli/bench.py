@@ -14,7 +14,7 @@ def bench(
     reference: Annotated[Path | None, typer.Option(help="What the others are divided by.", show_default=False)] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 128,
     output_tokens: Annotated[int, typer.Option(min=2, max=1_000_000)] = 64,
-    pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once.")] = 20,
+    pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once, at most.")] = 128,
     device: Annotated[str, typer.Option()] = "CPU",
     as_json: Json = False,
     quiet: Quiet = False,

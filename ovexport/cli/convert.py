@@ -26,13 +26,20 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what verify compares the IR with: bf16, and the checkpoint where it was a file.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """A tuned checkpoint to an INT4 IR, its adapters absorbed.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
-    Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24
+    Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
     """
     from ovexport import pipeline
     from ovexport.artifacts import Checkpoint
@@ -40,7 +47,7 @@ def convert(
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision)
-    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=_numbers(ranks))
+    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=_numbers(ranks), keep=keep)
     if as_json:
         import json
 

@@ -1,12 +1,17 @@
 """`ovexport verify`."""
 
-from collections import Counter
+from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from ovexport.reports import LayerRow, VerificationReport
+
 from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+
+_MOST_NOTES = 3
 
 
 @reports_errors
@@ -45,9 +50,7 @@ def verify(
     if as_json:
         typer.echo(report.model_dump_json())
     elif not quiet:
-        kinds = Counter((layer.kind, layer.element_type, layer.group_size) for layer in report.layers)
-        rows = [(kind, element, str(group), str(count)) for (kind, element, group), count in sorted(kinds.items())]
-        print_table(("layer", "type", "group", "count"), rows)
+        _print_layers(report)
         failed = [check for check in report.checks if not check.passed]
         for check in failed:
             found = f"{check.name}: {check.subject}: {check.value}, not {check.limit}"
@@ -60,3 +63,23 @@ def verify(
             typer.echo(f"not proven: {report.summary.reason}")
     if not report.passed:
         raise VerificationFailed(f"{ir}: verification failed", report)
+
+
+def _print_layers(report: "VerificationReport") -> None:
+    """What the IR is made of: layers that are alike in one row, and the largest that are not packed to 4 bits."""
+    kinds: dict[tuple[str, str, int], list[LayerRow]] = {}
+    for layer in report.layers:
+        kinds.setdefault((layer.kind, layer.element_type, layer.group_size), []).append(layer)
+    rows = []
+    for (kind, element, group), layers in sorted(kinds.items()):
+        size, elements = sum(layer.weight_bytes for layer in layers), sum(prod(layer.shape) for layer in layers)
+        read = f"{size / 1e6:.2f}" if kind == "linear" else "a row"
+        figures = (f"{8 * size / elements:.2f}", f"{size / 1e6:.2f}", read, f"{elements / 2e6:.2f}")
+        rows.append((kind, element, str(group or "–"), str(len(layers)), *figures))
+    print_table(("layer", "type", "group", "count", "bits per weight", "MB", "MB per token", "4-bit codes, MB"), rows)
+    beyond = sorted((layer for layer in report.layers if layer.note), key=lambda layer: -layer.weight_bytes)
+    for layer in beyond[:_MOST_NOTES]:
+        typer.echo(f"{layer.name}: {layer.note}")
+    if len(beyond) > _MOST_NOTES:
+        typer.echo(f"and {len(beyond) - _MOST_NOTES} smaller ones that are not packed to 4 bits (--json lists them)")
+    typer.echo(f"every generated token reads {report.summary.bytes_read_per_token / 1e6:.2f} MB of weights")

@@ -12,16 +12,14 @@ import importlib
 import json
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import openvino as ov
+from process import measured
 from shapes import M30, M360, moved, save_random_llama
 from tables import convert_table
 
@@ -31,7 +29,6 @@ from ovexport.versions import stack_versions
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
 GROUP_SIZE, RANK = 64, 64
-SAMPLE_SECONDS = 0.005
 RATIOS = {
     "compress": ("compress, ours", "compress, NNCF"),
     "trace, strip and convert": (
@@ -107,37 +104,9 @@ def _work(side: str, folder: Path) -> None:
     modules, work = SIDES[side]
     for module in modules:
         importlib.import_module(module)
-    with _measured() as figures:
+    with measured() as figures:
         work(folder)
     print(json.dumps(figures))
-
-
-@contextmanager
-def _measured() -> Iterator[dict[str, float]]:
-    """Seconds, peak RSS and growth of RssAnon of the block, in the dictionary when it ends."""
-    figures: dict[str, float] = {}
-    start, ended, highest = _status("RssAnon"), threading.Event(), [0]
-
-    def watch() -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            highest[0] = max(highest[0], _status("RssAnon"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.monotonic()
-    try:
-        yield figures
-    finally:
-        figures["seconds"] = time.monotonic() - began
-        ended.set()
-        watcher.join()
-    figures["peak_rss_bytes"] = _status("VmHWM")
-    figures["rss_anon_growth_bytes"] = max(0, highest[0] - start)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _model(folder: Path) -> ModelSpec:

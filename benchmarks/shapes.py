@@ -68,12 +68,16 @@ def save_random_llama(folder: Path, shape: Shape, seed: int = 0) -> Path:
     return folder
 
 
-def moved(start: Checkpoint, model: ModelSpec, out: Path, seed: int = 0) -> Checkpoint:
+def moved(start: Checkpoint, model: ModelSpec, out: Path, active_rank: int | None = None) -> Checkpoint:
     """A starting point with every adapter moved at random, as tuning would leave it: other codes, the same shapes."""
     manifest = start.manifest
+    layers = tuple(
+        layer.model_copy(update={"active_rank": active_rank if layer.rank else None}) for layer in manifest.layers
+    )
+    manifest = manifest.model_copy(update={"layers": layers})
     network = load_model(model)
     adapters = start.adapters
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     with atomic_folder(out) as folder:
         tensors = {name: np.array(adapters[name]) for name in adapters}
         for name, value in tensors.items():
@@ -97,12 +101,12 @@ def build_run(folder: Path, shape: Shape, spec: CompressSpec) -> RunFolder:
     return convert_moved(ModelSpec(id=str(save_random_llama(folder / "model", shape))), folder, spec)
 
 
-def convert_moved(model: ModelSpec, folder: Path, spec: CompressSpec) -> RunFolder:
+def convert_moved(model: ModelSpec, folder: Path, spec: CompressSpec, active_rank: int | None = None) -> RunFolder:
     """BF16 IR, plain twin and product of a model, its adapters moved at random instead of tuned."""
     run = RunFolder(folder / "run")
     trace(model, ConvertSpec(), run.ir("bf16").path)
     compress(model, spec, PreparedData(folder), 0, run.compressed.path)
-    moved(run.compressed, model, run.checkpoint.path)
+    moved(run.compressed, model, run.checkpoint.path, active_rank)
     for name, checkpoint in (("plain", run.compressed), ("int4", run.checkpoint)):
         packed = strip(checkpoint, run.ir("bf16"), run.packed(name).path)
         convert(run.ir("bf16"), packed, run.ir(name).path)

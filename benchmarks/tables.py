@@ -143,6 +143,54 @@ def convert_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verify_table(document: dict[str, Any]) -> str:
+    """What benchmarks/verify.py measured."""
+    lines = ["| rank of the adapters | GB of packed weights per second and core | RssAnon, MB |", "|---:|---:|---:|"]
+    for rank, figures in document["figures"].items():
+        growth = figures["rss_anon_growth_bytes"] / 1e6
+        lines.append(f"| {rank} | {figures['gigabytes_per_second']:.2f} | {growth:.0f} |")
+    return "\n".join(lines)
+
+
+LATENCY_NAMES = {
+    "bf16": "BF16",
+    "plain": "INT4, not tuned",
+    "int4": "INT4, adapters absorbed",
+    "static": "INT4 and runtime adapters, static",
+    "dynamic": "INT4 and runtime adapters, dynamic",
+}
+
+
+def latency_table(document: dict[str, Any]) -> str:
+    """What benchmarks/latency.py measured: a line per form of the model."""
+    lines = [
+        "| | time to first token, ms | absorbed over it (95 %) | time per output token, ms | absorbed over it (95 %) "
+        "| weights, MB | peak memory, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, title in LATENCY_NAMES.items():
+        one = document["models"][name]
+        cells = [title]
+        for figure in ("time_to_first_token", "time_per_output_token"):
+            ratio = document["ratios"].get(f"{figure} int4/{name}")
+            low, high = ratio["ci95"] if ratio else (0, 0)
+            shown = f"{ratio['median']:.2f} ({low:.2f}–{high:.2f})" if ratio else "–"
+            cells += [f"{one[f'{figure}_ms']['median']:.1f}", shown]
+        peak = one["peak_rss_bytes"]
+        cells += [f"{one['weight_bytes'] / 1e6:.0f}", f"{peak / 1e6:.0f}" if peak else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    conditions = document["conditions"]
+    shape, threads = conditions["shape"], conditions["runtime"]["int4"]["INFERENCE_NUM_THREADS"]
+    lines += [
+        "",
+        f"{conditions['device_name']}, {threads} threads; random weights, hidden size {shape['hidden_size']}, "
+        f"{shape['layers']} layers; rank {conditions['compress']['rank']}; {conditions['prompt_tokens']} prompt and "
+        f"{conditions['output_tokens']} output tokens; {conditions['pairs']} interleaved rounds in "
+        f"{conditions['sessions']} sessions.",
+    ]
+    return "\n".join(lines)
+
+
 def _committed(table: Callable[[dict[str, Any]], str], name: str) -> str:
     return table(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
@@ -153,6 +201,8 @@ TABLES = {
     "reliability": partial(_committed, reliability_table, "reliability"),
     "exactness": partial(_committed, exactness_table, "exactness"),
     "convert": partial(_committed, convert_table, "convert"),
+    "verify": partial(_committed, verify_table, "verify"),
+    "latency": partial(_committed, latency_table, "latency"),
 }
 
 

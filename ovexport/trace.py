@@ -1,5 +1,6 @@
 """Stage trace: the IR of the uncompressed model, traced once. The product and its twin are this graph, repacked."""
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
     with atomic_folder(out) as folder:
         _export(network, model.id, folder)
         del network
+        gc.collect()  # the exporter leaves cycles that would keep the weights mapped
         set_runtime_options(folder / "openvino_model.xml", convert)
         _write_tokenizer(tokenizer, folder)
     return IR(out)

@@ -1,6 +1,8 @@
 """Nothing passes that should not: each damage is found and named."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,3 +385,15 @@ def test_an_ir_of_another_tool_is_described(finished_run: RunFolder, mode, optio
         assert row.bits_per_weight > 8 if beyond else 4 < row.bits_per_weight < 5
         assert row.group_size == 32 or beyond
     assert report.summary.bytes_read_per_token == sum(row.weight_bytes for row in report.layers)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checker_written_from_the_readme_finds_the_same_codes(run_copy: RunFolder, damaged: bool) -> None:
+    ir, model = run_copy.ir("int4"), run_copy.checkpoint.manifest.model_id
+    if damaged:
+        flip_bit(ir, lambda graph: next(weight.codes for weight in weights(graph) if weight.name == LAYER))
+    checker = Path(__file__).parent / "independent_checker.py"
+    command = [sys.executable, "-W", "error", checker, ir.path, run_copy.checkpoint.path, model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expected = f"{LAYER} differs or is missing: ('{LAYER}', 'u4')\n15 layers, 1 mismatches\n"
+    assert (done.returncode, done.stdout) == ((1, expected) if damaged else (0, "15 layers, 0 mismatches\n"))

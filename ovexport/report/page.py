@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+import ovexport
 from ovexport import recipe as recipes
 from ovexport.artifacts import RunFolder, write_text
 from ovexport.errors import ArtifactError
@@ -42,12 +43,27 @@ def write_report(folder: RunFolder) -> Path:
         "rows": rows,
         "plots": _plots(folder, findings),
         "conditions": _conditions(findings),
+        "digests": _digests(folder, findings),
         "versions": stack_versions(),
+        "ovexport_version": ovexport.__version__,
     }
     page = folder.path / "report.html"
     write_text(environment.get_template("report.html").render(values), page)
     write_text(environment.get_template("card.md").render(values), folder.path / "README.md")
     return page
+
+
+def _digests(folder: RunFolder, findings: Findings) -> dict[str, str]:
+    """SHA-256 of the product's files as they were verified, and of the checkpoint's as they were converted."""
+    product = (
+        {f"int4/{name}": digest for name, digest in findings.verification.files.items()}
+        if findings.verification
+        else {}
+    )
+    manifest = folder.ir("int4").manifest
+    return product | (
+        {f"checkpoint/{name}": digest for name, digest in manifest.checkpoint_files.items()} if manifest else {}
+    )
 
 
 def _plots(folder: RunFolder, findings: Findings) -> dict[str, str]:

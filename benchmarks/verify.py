@@ -1,0 +1,89 @@
+"""How fast the proof computes codes again, on one core, and what memory it takes: by rank of the adapters.
+
+python benchmarks/verify.py [--quick] [--json] [--save]
+
+Time of the arithmetic alone (one thread, files in the page cache), the base weights' digests included, over the bytes
+of codes, scales and zero points in the IR. Most of it is the product of the adapters in float64, so it depends on their rank; rank 0 is what the twin takes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from process import measured
+
+from ovexport.artifacts import IR, Checkpoint
+from ovexport.graph import read_graph, weights
+from ovexport.progress import silent
+from ovexport.verify.codes import arithmetic
+from ovexport.versions import stack_versions
+
+RESULT = Path(__file__).parent / "results" / "verify.json"
+GROUP_SIZE = 64
+RANKS = (0, 8, 32, 64)
+
+
+def main() -> None:
+    """Measure each rank in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a 30 M model instead of the 360 M one")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/verify.json")
+    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(_measured(Path(options.worker))))
+        return
+    from shapes import M30, M360, convert_moved, save_random_llama
+    from tables import verify_table
+
+    from ovexport.recipe import CompressSpec, ModelSpec
+
+    shape = M30 if options.quick else M360
+    figures = {}
+    with TemporaryDirectory() as folder:
+        model = ModelSpec(id=str(save_random_llama(Path(folder) / "model", shape)))
+        for rank in RANKS:
+            spec = CompressSpec(group_size=GROUP_SIZE, rank=max(1, rank))
+            scratch = Path(folder) / str(rank)
+            scratch.mkdir()
+            run = convert_moved(model, scratch, spec, active_rank=rank)
+            figures[str(rank)] = _worker(run.path)
+    document = {
+        "figures": figures,
+        "conditions": {"model": f"random Llama, {shape}", "group_size": GROUP_SIZE, "threads": 1},
+        "versions": stack_versions(),
+    }
+    if options.save:
+        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(document) if options.json else verify_table(document))
+
+
+def _worker(run: Path) -> dict[str, float]:
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--worker", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | one_thread)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _measured(run: Path) -> dict[str, float]:
+    """The second of two passes: the first has brought the files to memory."""
+    checkpoint = Checkpoint(run / "checkpoint")
+    manifest = checkpoint.manifest
+    product, base = read_graph(IR(run / "int4")), read_graph(IR(run / "bf16"))
+    found = weights(product)
+    for _ in range(2):
+        with measured() as figures:
+            mismatches = arithmetic(found, checkpoint, manifest, base, silent)
+    if any(one.codes or one.scales or one.zero_points for one in mismatches.values()):
+        raise SystemExit("the product is not what was converted")
+    size = sum(weight.byte_size for weight in found if weight.packed)
+    return figures | {"weight_bytes": size, "gigabytes_per_second": size / figures["seconds"] / 1e9}
+
+
+if __name__ == "__main__":
+    main()

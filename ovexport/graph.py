@@ -1,6 +1,6 @@
 """Reading the graph of an IR: which weights it has, how each is stored, who uses it. Needs openvino and NumPy only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,14 +200,18 @@ class Matrix:
     node: Any
     turned: bool
 
-    def floats(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """The values of some rows, (output, input) float32."""
+    def reader(self) -> Callable[[slice], NDArray[np.float32]]:
+        """Reads the values of some rows, (rows, input) float32, a copy each time."""
         kind, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
         stored = raw(self.node).view(_STORED_AS[kind]).reshape(shape)
-        block = stored[:, rows].T if self.turned else stored[rows]
-        if kind == "bf16":
-            return np.left_shift(block, 16, dtype=np.uint32, order="C").view(np.float32)
-        return block.astype(np.float32, order="C")
+        matrix = stored.T if self.turned else stored
+
+        def read(rows: slice) -> NDArray[np.float32]:
+            if kind == "bf16":
+                return np.left_shift(matrix[rows], 16, dtype=np.uint32, order="C").view(np.float32)
+            return matrix[rows].astype(np.float32, order="C")
+
+        return read
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Other values in the type of this constant, as float32."""

@@ -4,7 +4,7 @@ The weights that the adapters are added to are read from the traced IR, a block 
 are written layer by layer: no copy of the model is in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +109,11 @@ def _bytes(values: Tensor) -> NDArray[np.uint8]:
 class _FileRows:
     """Rows of a matrix in the traced IR or in the checkpoint, read when they are asked for."""
 
-    def __init__(self, source: Matrix | NDArray[np.float32]) -> None:
-        self._source = source
+    def __init__(self, read: Callable[[slice], NDArray[np.float32]]) -> None:
+        self._read = read
 
     def __getitem__(self, rows: slice, /) -> Tensor:
-        source = self._source
-        return torch.from_numpy(source.floats(rows) if isinstance(source, Matrix) else np.array(source[rows]))
+        return torch.from_numpy(self._read(rows))
 
 
 def _weight(
@@ -129,4 +128,7 @@ def _weight(
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
-    return _FileRows(changed[layer.name] if layer.name in changed else found[0])
+    if layer.name in changed:
+        own = changed[layer.name]
+        return _FileRows(lambda rows: np.array(own[rows]))
+    return _FileRows(found[0].reader())

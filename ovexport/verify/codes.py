@@ -102,7 +102,7 @@ def changed_floats(
     checks = []
     for layer in layers:
         original = originals[manifest.weight_digests[layer.name]][0]
-        own = Matrix(nodes[original.node.get_friendly_name()], original.turned).floats()
+        own = Matrix(nodes[original.node.get_friendly_name()], original.turned).reader()(slice(None))
         expected = original.rounded(checkpoint.weights.require(layer.name))
         differing = own.size if own.shape != expected.shape else int(np.count_nonzero(own != expected))
         checks.append(zero("changed weights as in the checkpoint", layer.name, differing))
@@ -125,7 +125,7 @@ def _rows(
     if changed is not None and layer.name in changed:
         own = changed[layer.name]
         return lambda rows: np.array(own[rows])
-    return found[0].floats
+    return found[0].reader()
 
 
 def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:

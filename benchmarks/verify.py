@@ -3,7 +3,8 @@
 python benchmarks/verify.py [--quick] [--json] [--save]
 
 Time of the arithmetic alone (one thread, files in the page cache), the base weights' digests included, over the bytes
-of codes, scales and zero points in the IR. Most of it is the product of the adapters in float64, so it depends on their rank; rank 0 is what the twin takes.
+of codes, scales and zero points in the IR. Most of it is the product of the adapters in float64, so it depends on their
+rank; rank 0 is what the twin takes.
 """
 
 import argparse

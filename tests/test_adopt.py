@@ -1,5 +1,6 @@
 """Checkpoint files that NNCF itself wrote, as its examples do, become checkpoints of ours with NNCF's codes."""
 
+import json
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from test_cli import ovexport, refused
 from transformers import GPT2Config, LlamaConfig
 
 from ovexport.adopt import adopt
-from ovexport.artifacts import IR, Checkpoint, RunFolder
+from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.model import load_model, matrix, parameter_of_hook
 from ovexport.pipeline import convert_checkpoint
@@ -205,16 +206,20 @@ def test_wrong_ranks(lora: Path, elastic: Path, spec: ModelSpec, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_way_to_a_verified_ir(elastic: Path, finished_run: RunFolder, spec: ModelSpec, tmp_path: Path) -> None:
-    from ovexport.verify import verify
-
-    done = ovexport("convert", elastic, "--model", spec.id, "--out", tmp_path / "int4", "--ranks", "6 3", "--quiet")
+def test_the_way_to_a_verified_ir(elastic: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    product, proof = tmp_path / "int4", tmp_path / "proof"
+    ends = ("--model", spec.id, "--out", product, "--keep", proof)
+    done = ovexport("convert", elastic, *ends, "--ranks", "6 3", "--quiet")
     assert done.returncode == 0, done.stderr
-    checkpoint = adopt(elastic, spec, tmp_path / "checkpoint", ranks=[6, 3])
-    report = verify(IR(tmp_path / "int4"), checkpoint=checkpoint, base=finished_run.ir("bf16"), runtime=True)
-    assert report.passed, [check for check in report.checks if not check.passed]
-    whole = adopt(elastic, spec, tmp_path / "whole")
-    assert not verify(IR(tmp_path / "int4"), checkpoint=whole, base=finished_run.ir("bf16"), runtime=False).passed
+    proven = ovexport("verify", product, "--checkpoint", proof / "checkpoint", "--json")
+    assert proven.returncode == 0, proven.stderr
+    assert json.loads(proven.stdout)["summary"]["code_mismatches"] == 0
+    adopt(elastic, spec, tmp_path / "whole")
+    whole = ovexport("verify", product, "--checkpoint", tmp_path / "whole", "--base", proof / "bf16", "--no-runtime")
+    assert "verification failed" in refused(whole, 7)
+    assert "holds something already; choose another --keep" in refused(
+        ovexport("convert", elastic, "--model", spec.id, "--out", tmp_path / "other", "--keep", proof), 4
+    )
 
 
 @pytest.mark.slow

@@ -90,10 +90,20 @@ def _replace(matrix: Matrix, layer: LayerFormat, tensors: TensorFile) -> None:
     output = _converted(matrix.node)
     packed = _decompression(layer, tensors, output.get_element_type())
     for target in output.get_target_inputs():
-        if matrix.turned:
+        if target.get_node().get_type_name() == "ShapeOf":
+            _replace_shape(target.get_node())
+        elif matrix.turned:
             _flip_matmul(target, packed, layer)
         else:
             target.replace_source_output(packed)
+
+
+def _replace_shape(node: Any) -> None:
+    """A weight's shape as a constant: for a ShapeOf of it, the runtime would keep the weight in floating point."""
+    shape = opset.constant(np.array(node.input_value(0).get_shape()), node.get_output_element_type(0))
+    shape.set_friendly_name(node.get_friendly_name())
+    for reader in node.output(0).get_target_inputs():
+        reader.replace_source_output(shape.output(0))
 
 
 def _flip_matmul(target: Any, matrix: ov.Output, layer: LayerFormat) -> None:

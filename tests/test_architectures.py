@@ -10,13 +10,18 @@ import transformers
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 
 from ovexport import pipeline, recipe
-from ovexport.artifacts import RunFolder
+from ovexport.artifacts import PreparedData, RunFolder
+from ovexport.compress import compress
+from ovexport.convert import convert
 from ovexport.errors import UnsupportedModelError
 from ovexport.graph import read_graph
 from ovexport.model import load_model, weight_matrices
 from ovexport.quantization import load_quantizer
-from ovexport.recipe import ModelSpec
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.runtime import LogitsRunner
+from ovexport.strip import strip
+from ovexport.trace import trace
+from ovexport.verify import verify
 
 GPT2 = {
     "vocab_size": 2048,
@@ -38,6 +43,27 @@ FAMILIES = {
     "gpt2": ("GPT2Config", GPT2),
     "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in COMMON.items() if k != "num_key_value_heads"}),
     "starcoder2": ("Starcoder2Config", COMMON),
+}
+
+OPT = {"ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 64}
+ROTARY = GPT2 | {"rotary_dim": 16}
+NEO = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "intermediate_size": 128}
+SMALL = {name: COMMON[name] for name in ("vocab_size", "hidden_size", "max_position_embeddings")}
+CONVERTED = {
+    "BloomConfig": {"vocab_size": 2048, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "CodeGenConfig": ROTARY | {"n_ctx": 128},
+    "CohereConfig": COMMON,
+    "FalconConfig": SMALL | {"num_hidden_layers": 2, "num_attention_heads": 4},
+    "GPTBigCodeConfig": GPT2,
+    "GPTJConfig": ROTARY,
+    "GPTNeoConfig": SMALL | NEO,
+    "Glm4Config": COMMON | {"head_dim": 16},
+    "GraniteConfig": COMMON,
+    "MptConfig": {"vocab_size": 2048, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "OPTConfig": SMALL | OPT,
+    "Olmo2Config": COMMON,
+    "SmolLM3Config": COMMON,
+    "StableLmConfig": COMMON,
 }
 
 
@@ -76,6 +102,20 @@ def test_a_family_goes_the_whole_way(family: str, tied: bool, tmp_path: Path) ->
         actual = LogitsRunner(read_graph(run.ir(name)), name)(tokens)
         assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max(), name
     assert np.abs(quantized - reference).max() > 1e-3 * np.abs(reference).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_other_families_convert_and_pass_the_proof(kind: str, tmp_path: Path) -> None:
+    model = ModelSpec(id=str(save_tiny_model(tmp_path / "model", getattr(transformers, kind)(**CONVERTED[kind]))))
+    base = trace(model, ConvertSpec(), tmp_path / "bf16")
+    spec = CompressSpec(group_size=16, rank=4)
+    checkpoint = compress(model, spec, PreparedData(tmp_path), 0, tmp_path / "checkpoint")
+    product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")
+    report = verify(product, checkpoint=checkpoint, base=base)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.summary.packed_int4 >= 8
+    assert report.summary.float == 0
 
 
 def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:

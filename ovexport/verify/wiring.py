@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from ovexport.artifacts import CheckpointManifest, bytes_digest
@@ -65,30 +66,27 @@ def leaves_of_packed(found: tuple[Weight, ...]) -> dict[str, Leaf]:
 
 def operations(graph: ov.Model, leaves: Mapping[str, Leaf]) -> tuple[Operation, ...]:
     """The graph's operations in an order in which each comes after what it reads."""
-    fingerprints: dict[str, str] = {}
-    sources: dict[str, tuple[str, ...]] = {}
     nodes = graph.get_ordered_ops()
-    for node in nodes:
-        known = dict(_leaves_read(node, leaves))
-        read = [value.get_node().get_name() for value in node.input_values()]
-        inputs = [
-            f"weight {known[port].identity}" if port in known else f"{fingerprints[name]} {value.get_index()}"
-            for port, (name, value) in enumerate(zip(read, node.input_values(), strict=True))
-        ]
-        content = "\n".join((node.get_type_name(), _own(node, known), *inputs))
-        fingerprints[node.get_name()] = hashlib.sha256(content.encode()).hexdigest()
-        sources[node.get_name()] = tuple(name for port, name in enumerate(read) if port not in known)
+    weights = {node.get_name(): dict(_leaves_read(node, leaves)) for node in nodes}
+    sources = {node.get_name(): _sources(node, weights[node.get_name()]) for node in nodes}
     needed = _reached(nodes, sources)
-    return tuple(
-        Operation(
-            name=node.get_friendly_name(),
-            kind=node.get_type_name(),
-            fingerprint=fingerprints[node.get_name()],
-            sources=tuple(fingerprints[name] for name in sources[node.get_name()]),
+    fingerprints: dict[str, str] = {}
+    found = []
+    for node in nodes:
+        name = node.get_name()
+        if name not in needed:
+            continue
+        content = _content(node, weights[name], fingerprints)
+        fingerprints[name] = hashlib.sha256(content.encode()).hexdigest()
+        found.append(
+            Operation(
+                name=node.get_friendly_name(),
+                kind="Constant" if _constant_like(node) else node.get_type_name(),
+                fingerprint=fingerprints[name],
+                sources=tuple(fingerprints[source] for source in sources[name]),
+            )
         )
-        for node in nodes
-        if node.get_name() in needed
-    )
+    return tuple(found)
 
 
 def same_operations(ours: tuple[Operation, ...], theirs: tuple[Operation, ...], other: str) -> list[Check]:
@@ -126,18 +124,41 @@ def _leaves_read(node: Any, leaves: Mapping[str, Leaf]) -> Iterator[tuple[int, L
             yield port, leaves[weight.name]
 
 
-def _own(node: Any, leaves: Mapping[int, Leaf]) -> str:
-    """What an operation is but for its inputs."""
+def _constant_like(node: Any) -> bool:
+    """A Constant, or the ShapeOf of what has a known shape, which is as good as one."""
     kind = node.get_type_name()
-    if kind == "Constant":
-        return f"{type_name(node)} {tuple(node.get_output_shape(0))} {bytes_digest(raw(node))}"
+    return kind == "Constant" or (kind == "ShapeOf" and bool(node.input_value(0).get_partial_shape().is_static))
+
+
+def _sources(node: Any, weights: Mapping[int, Leaf]) -> tuple[str, ...]:
+    """The operations that a node reads, weights left out."""
+    if _constant_like(node):
+        return ()
+    return tuple(value.get_node().get_name() for port, value in enumerate(node.input_values()) if port not in weights)
+
+
+def _content(node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, str]) -> str:
+    """All that an operation is, in words."""
+    kind = node.get_type_name()
+    if _constant_like(node):
+        element_type = type_name(node)
+        if kind == "Constant":
+            return f"Constant {element_type} {tuple(node.get_output_shape(0))} {bytes_digest(raw(node))}"
+        shape = np.array(node.input_value(0).get_shape(), {"i64": np.int64, "i32": np.int32}[element_type])
+        return f"Constant {element_type} {shape.shape} {bytes_digest(shape)}"
+    inputs = [
+        f"weight {weights[port].identity}"
+        if port in weights
+        else f"{fingerprints[value.get_node().get_name()]} {value.get_index()}"
+        for port, value in enumerate(node.input_values())
+    ]
     attributes = dict(node.get_attributes())
     if kind == "MatMul":
         for port, name in enumerate(("transpose_a", "transpose_b")):
-            if port in leaves and leaves[port].turned:
+            if port in weights and weights[port].turned:
                 attributes[name] = not attributes[name]
     names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") else []
-    return f"{sorted(attributes.items(), key=str)} {names}"
+    return "\n".join((kind, f"{sorted(attributes.items(), key=str)} {names}", *inputs))
 
 
 def _reached(nodes: list[Any], sources: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -21,7 +21,7 @@ from shapes import REPOSITORY, convert_moved
 from tables import exactness_table
 
 from ovexport.artifacts import BITS, IR, RunFolder
-from ovexport.graph import nibbles, read_graph, weights
+from ovexport.graph import matrices_by_digest, nibbles, read_graph, weights
 from ovexport.model import load_model, matrix, parameter_of_hook
 from ovexport.progress import silent
 from ovexport.quantization import load_quantizer
@@ -70,7 +70,8 @@ def differences(folder: Path) -> dict[str, float]:
     run = convert_moved(ModelSpec(id=str(MODEL)), folder, spec)
     manifest = run.checkpoint.manifest
     found = weights(read_graph(run.ir("int4")))
-    mismatches = arithmetic(found, run.checkpoint, manifest, read_graph(run.ir("bf16")), silent)
+    matrices = matrices_by_digest(read_graph(run.ir("bf16")), manifest.layers)
+    mismatches = arithmetic(found, run.checkpoint, manifest, matrices, silent)
     shares = {}
     for bits in (4, 8):
         layers = [layer for layer in manifest.packed if BITS[layer.mode] == bits]

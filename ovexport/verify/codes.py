@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, bytes_digest
 from ovexport.errors import ArtifactError
-from ovexport.graph import Matrix, Weight, matrices_by_digest, nibbles, raw, unpacked
+from ovexport.graph import Matrix, Weight, nibbles, raw, unpacked
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
 from ovexport.tensorfile import TensorFile
@@ -59,10 +59,13 @@ def arithmetic(
     found: tuple[Weight, ...],
     checkpoint: Checkpoint,
     manifest: CheckpointManifest,
-    base: ov.Model,
+    matrices: Mapping[str, list[Matrix]],
     listener: Listener,
 ) -> dict[str, Mismatches]:
     """By layer, how the IR differs from codes computed anew from adapters and base weights.
+
+    Args:
+        matrices: of the base IR, by digest.
 
     Raises:
         ArtifactError: the base does not hold the weights that were tuned, or the checkpoint lacks a tensor.
@@ -70,7 +73,6 @@ def arithmetic(
     by_name = {weight.name: weight for weight in found}
     adapters = checkpoint.adapters
     changed = checkpoint.weights if manifest.changed else None
-    matrices = matrices_by_digest(base, manifest.layers)
     mismatches = {}
     for index, layer in enumerate(manifest.packed):
         weight = by_name.get(layer.name)
@@ -91,17 +93,18 @@ def arithmetic_checks(mismatches: dict[str, Mismatches]) -> list[Check]:
 
 
 def changed_floats(
-    graph: ov.Model, base: ov.Model, checkpoint: Checkpoint, manifest: CheckpointManifest
+    graph: ov.Model, matrices: Mapping[str, list[Matrix]], checkpoint: Checkpoint, manifest: CheckpointManifest
 ) -> list[Check]:
-    """Weights that the method changed and left in floating point are the checkpoint's, rounded to the IR's type."""
+    """Weights that the method changed and left in floating point are the checkpoint's, rounded to the IR's type.
+
+    Args:
+        matrices: of the base IR, by digest.
+    """
     layers = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
-    if not layers:
-        return []
-    originals = matrices_by_digest(base, layers)
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     checks = []
     for layer in layers:
-        original = originals[manifest.weight_digests[layer.name]][0]
+        original = matrices[manifest.weight_digests[layer.name]][0]
         own = Matrix(nodes[original.node.get_friendly_name()], original.turned).reader()(slice(None))
         expected = original.rounded(checkpoint.weights.require(layer.name))
         differing = own.size if own.shape != expected.shape else int(np.count_nonzero(own != expected))

@@ -9,7 +9,7 @@ import openvino as ov
 
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight, read_graph, weights
+from ovexport.graph import Weight, matrices_by_digest, read_graph, weights
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.verify.behaviour import behaviour
@@ -142,10 +142,11 @@ def _against_checkpoint(
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
         original = read_graph(base)
-        evidence.mismatches = arithmetic(found, checkpoint, manifest, original, listener)
+        matrices = matrices_by_digest(original, manifest.layers)
+        evidence.mismatches = arithmetic(found, checkpoint, manifest, matrices, listener)
         evidence.checks += arithmetic_checks(evidence.mismatches)
-        evidence.checks += changed_floats(graph, original, checkpoint, manifest)
-        leaves = leaves_of_base(original, manifest)
+        evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
+        leaves = leaves_of_base(matrices, manifest)
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )

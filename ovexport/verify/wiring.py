@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 
 from ovexport.artifacts import CheckpointManifest, bytes_digest
-from ovexport.graph import Weight, matrices_by_digest, raw, type_name, weight_inputs
+from ovexport.graph import Matrix, Weight, raw, type_name, weight_inputs
 from ovexport.reports import Check
 from ovexport.verify.checks import zero
 
@@ -47,15 +47,19 @@ def leaves_of_product(manifest: CheckpointManifest, base: Mapping[str, Leaf]) ->
     return dict(base) | packed
 
 
-def leaves_of_base(base: ov.Model, manifest: CheckpointManifest) -> dict[str, Leaf]:
-    """By name of its constant, what each weight of the traced graph stands for, known by the digest of its bytes."""
+def leaves_of_base(matrices: Mapping[str, list[Matrix]], manifest: CheckpointManifest) -> dict[str, Leaf]:
+    """By name of its constant, what each weight of the traced graph stands for.
+
+    Args:
+        matrices: of the traced graph, by the digest of their bytes.
+    """
     tuned = {layer.name for layer in manifest.packed} | set(manifest.changed)
     digests = {digest for name, digest in manifest.weight_digests.items() if name in tuned}
     return {
         matrix.node.get_friendly_name(): Leaf(digest, matrix.turned)
-        for digest, matrices in matrices_by_digest(base, manifest.layers).items()
+        for digest, found in matrices.items()
         if digest in digests
-        for matrix in matrices
+        for matrix in found
     }
 
 

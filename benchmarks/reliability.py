@@ -95,7 +95,7 @@ def count(run: RunFolder, generator: random.Random, share: int) -> dict[str, Cou
         path = run.path / damage.file
         with damaged(path, damage.content):
             try:
-                code, said = pool.submit(judge, run.path).result()
+                code, said = pool.submit(judge, run.path, damage.kind == OTHER_CONSTANT).result()
             except BrokenProcessPool:
                 code, said, pool = -1, "", None
         entry = counts.setdefault(damage.kind, Count())
@@ -119,12 +119,12 @@ def damaged(path: Path, content: bytes) -> Iterator[None]:
         path.write_bytes(former)
 
 
-def judge(path: Path) -> tuple[int, str]:
-    """Exit code of a verification and what it says."""
+def judge(path: Path, runtime: bool) -> tuple[int, str]:
+    """Exit code of a verification and what it says; the model is compiled and run where `runtime` is asked for."""
     run = RunFolder(path)
     try:
         report = verify(
-            run.ir("int4"), checkpoint=run.checkpoint, base=run.ir("bf16"), twin=run.ir("plain"), runtime=False
+            run.ir("int4"), checkpoint=run.checkpoint, base=run.ir("bf16"), twin=run.ir("plain"), runtime=runtime
         )
     except OvexportError as error:
         return error.exit_code, str(error)

@@ -248,7 +248,7 @@ class Checkpoint:
     def reference(self) -> TensorFile | None:
         """The tuned model's logits of held-out text; None where none were recorded."""
         path = self.path / "reference.safetensors"
-        return TensorFile(path) if path.exists() else None
+        return TensorFile(path) if path.is_file() else None
 
     @property
     def files(self) -> dict[str, str]:
@@ -302,7 +302,7 @@ class IR:
     def manifest(self) -> IRManifest | None:
         """ovexport.json, checked; None for an IR that another tool made."""
         path = self.path / IR_MANIFEST
-        return read_record(path, IRManifest) if path.exists() else None
+        return read_record(path, IRManifest) if path.is_file() else None
 
     def require(self) -> "IR":
         """Itself, when its graph and weights are there.

@@ -34,7 +34,7 @@ class Weight:
         element_type: of that constant, as OpenVINO writes it: "u4", "i4", "u8", "bf16", …
         shape: of that constant: (output, groups, group) or (output, input) when packed.
         codes, scale, zero_point: the constants; scale and zero_point None where there is none.
-        transposed: a Transpose stands between the constant and its users.
+        chain: the operations from the constants to the users, as `describe` writes them.
         consumers: operation types that use the matrix: "MatMul", "Gather".
         consumer_names: their friendly names.
     """
@@ -45,7 +45,7 @@ class Weight:
     codes: Any
     scale: Any
     zero_point: Any
-    transposed: bool
+    chain: str
     consumers: tuple[str, ...]
     consumer_names: tuple[str, ...]
 
@@ -102,27 +102,33 @@ def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
         ArtifactError: as read_graph.
     """
     try:
-        path.read_bytes().decode()  # names that are no UTF-8 can't be asked for later
-        return (core or ov.Core()).read_model(path)
+        graph = (core or ov.Core()).read_model(path)
+        for node in graph.get_ops():
+            node.get_friendly_name()  # one that is no UTF-8 can't be asked for later either
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ArtifactError(f"{path}: not a readable OpenVINO IR ({lines[-1]}); make it again") from error
+    return graph
 
 
 def weights(graph: ov.Model) -> tuple[Weight, ...]:
-    """Every weight matrix that a MatMul or a Gather reads, in the order of execution, each once."""
-    found: dict[str, Weight] = {}
+    """Every weight matrix that a MatMul or a Gather reads, in the order of execution, each once.
+
+    A constant that is unpacked in two ways is two weights of one name.
+    """
+    found: dict[tuple[str, str], Weight] = {}
     for operation in graph.get_ordered_ops():
         for _, weight in weight_inputs(operation):
-            known = found.get(weight.name)
-            found[weight.name] = Weight(
+            key = (str(weight.codes.get_name()), weight.chain)
+            known = found.get(key)
+            found[key] = Weight(
                 name=weight.name,
                 element_type=weight.element_type,
                 shape=weight.shape,
                 codes=weight.codes,
                 scale=weight.scale,
                 zero_point=weight.zero_point,
-                transposed=weight.transposed,
+                chain=weight.chain,
                 consumers=(*(known.consumers if known else ()), operation.get_type_name()),
                 consumer_names=(*(known.consumer_names if known else ()), operation.get_friendly_name()),
             )
@@ -151,15 +157,14 @@ def decompression(source: ov.Output) -> Weight | None:
     Returns:
         The weight without consumers; None when the source does not come from a constant in this way.
     """
-    passed: list[str] = []
-    node = _through(source.get_node(), passed)
+    node = _through(source.get_node())
     scale = zero_point = None
     if node.get_type_name() == "Multiply":
         scale = _constant(node.input_value(1))
-        node = _through(node.input_value(0).get_node(), passed)
+        node = _through(node.input_value(0).get_node())
         if node.get_type_name() == "Subtract":
             zero_point = _constant(node.input_value(1))
-            node = _through(node.input_value(0).get_node(), passed)
+            node = _through(node.input_value(0).get_node())
         if scale is None:
             return None
     if node.get_type_name() != "Constant":
@@ -171,10 +176,29 @@ def decompression(source: ov.Output) -> Weight | None:
         codes=node,
         scale=scale,
         zero_point=zero_point,
-        transposed="Transpose" in passed,
+        chain=describe(source.get_node()),
         consumers=(),
         consumer_names=(),
     )
+
+
+def describe(node: Any) -> str:
+    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants."""
+    if node.get_type_name() == "Constant":
+        kind, shape = type_name(node), tuple(node.get_output_shape(0))
+        values = f" {node.data.tolist()}" if kind in ("i64", "i32") else ""
+        return f"{kind} {shape}{values}"
+    sources = ", ".join(describe(value.get_node()) for value in node.input_values())
+    attributes = sorted(node.get_attributes().items(), key=str)
+    return f"{node.get_type_name()} {node.get_type_info().version_id} {attributes} ({sources})"
+
+
+def runtime_options(graph: ov.Model) -> dict[str, str]:
+    """What the IR tells the runtime to do, such as the precision of the KV cache."""
+    if not graph.has_rt_info(["runtime_options"]):
+        return {}
+    options = graph.get_rt_info(["runtime_options"]).value
+    return {str(name): str(getattr(option, "value", option)) for name, option in dict(options).items()}
 
 
 def constants(graph: ov.Model) -> Iterator[Any]:
@@ -305,14 +329,12 @@ def unpacked(node: Any) -> NDArray[Any]:
     return (stored.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else stored
 
 
-def _through(node: Any, passed: list[str]) -> Any:
-    """The first operation towards the constants that changes values; those looked through are added to `passed`."""
+def _through(node: Any) -> Any:
     while node.get_type_name() in _LOOK_THROUGH:
-        passed.append(node.get_type_name())
         node = node.input_value(0).get_node()
     return node
 
 
 def _constant(source: ov.Output) -> Any:
-    node = _through(source.get_node(), [])
+    node = _through(source.get_node())
     return node if node.get_type_name() == "Constant" else None

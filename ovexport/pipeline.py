@@ -139,7 +139,7 @@ def convert_checkpoint(
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, where it was a file.
 
     Raises:
-        RecipeError: `ranks` does not suit the checkpoint.
+        RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
         ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
         UnsupportedModelError: the base model can't be loaded or traced.
     """
@@ -147,6 +147,9 @@ def convert_checkpoint(
     from ovexport.strip import strip
     from ovexport.trace import trace
 
+    out, keep = out.resolve(), keep and keep.resolve()
+    if keep and (out == keep or out in keep.parents or keep in out.parents):
+        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
     for option, folder in (("--out", out), ("--keep", keep)):
         if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise ArtifactError(f"{folder}: holds something already; choose another {option}")

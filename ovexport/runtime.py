@@ -54,7 +54,7 @@ class LogitsRunner:
     """
 
     def __init__(self, graph: ov.Model, name: str) -> None:
-        self._inputs = {port.get_any_name() for port in graph.inputs}
+        self._inputs = {name for port in graph.inputs for name in port.get_names()}
         outputs = {output for port in graph.outputs for output in port.names}
         if "input_ids" not in self._inputs or "logits" not in outputs:
             raise UnsupportedModelError(f"{name}: no causal LM, it lacks the input input_ids or the output logits")

@@ -41,7 +41,7 @@ class TensorFile(Mapping[str, NDArray[Any]]):
                 header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             ends = [_checked_end(name, entry) for name, entry in header.items()]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
         self._header: dict[str, dict[str, Any]] = header
         if any(8 + length + end > size for end in ends):
@@ -88,11 +88,14 @@ def _checked_end(name: str, entry: Mapping[str, Any]) -> int:
     Raises:
         ValueError: they are not as many as its dtype and shape take.
     """
-    begin, end = (int(offset) for offset in entry["data_offsets"])
+    begin, end = entry["data_offsets"]
+    numbers = (begin, end, *entry["shape"])
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"{name}: offsets {entry['data_offsets']} and shape {entry['shape']}")
     width = 2 if entry["dtype"] == "BF16" else np.dtype(_DTYPES[entry["dtype"]]).itemsize
-    if begin < 0 or end - begin != width * math.prod(int(size) for size in entry["shape"]):
+    if end - begin != width * math.prod(entry["shape"]):
         raise ValueError(f"{name}: {end - begin} bytes for {entry['dtype']} {entry['shape']}")
-    return end
+    return int(end)
 
 
 class TensorWriter:

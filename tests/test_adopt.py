@@ -217,6 +217,8 @@ def test_the_way_to_a_verified_ir(elastic: Path, spec: ModelSpec, tmp_path: Path
     adopt(elastic, spec, tmp_path / "whole")
     whole = ovexport("verify", product, "--checkpoint", tmp_path / "whole", "--base", proof / "bf16", "--no-runtime")
     assert "verification failed" in refused(whole, 7)
+    inside = ovexport("convert", elastic, "--model", spec.id, "--out", tmp_path / "a", "--keep", tmp_path / "a" / "b")
+    assert "lie in each other" in refused(inside, 2)
     assert "holds something already; choose another --keep" in refused(
         ovexport("convert", elastic, "--model", spec.id, "--out", tmp_path / "other", "--keep", proof), 4
     )

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder, write_record
 from ovexport.compress import compress
 from ovexport.convert import convert
-from ovexport.errors import ArtifactError
+from ovexport.errors import ArtifactError, RecipeError
 from ovexport.graph import raw, read_graph, type_name, weights
 from ovexport.model import load_model, matrix
 from ovexport.quantization import load_quantizer
@@ -385,6 +385,95 @@ def test_an_ir_of_another_tool_is_described(finished_run: RunFolder, mode, optio
         assert row.bits_per_weight > 8 if beyond else 4 < row.bits_per_weight < 5
         assert row.group_size == 32 or beyond
     assert report.summary.bytes_read_per_token == sum(row.weight_bytes for row in report.layers)
+
+
+def embedding_replaced(graph: ov.Model) -> None:
+    """Let the embedding read floats of its own under the packed weight's name; the output embedding stays honest."""
+    weight = next(weight for weight in weights(graph) if weight.element_type == "u8")
+    gather = next(node for node in graph.get_ordered_ops() if node.get_friendly_name() in weight.consumer_names)
+    floats = opset.constant(np.ones((2049, 64), np.float32))
+    floats.set_friendly_name(weight.name)
+    gather.input(0).replace_source_output(floats.output(0))
+
+
+def scale_turned(graph: ov.Model) -> None:
+    """Put the scale's bytes through a Transpose."""
+    weight = next(weight for weight in weights(graph) if weight.name == LAYER)
+    rows, groups, _ = weight.shape
+    values = raw(weight.scale).view(np.float16).reshape(groups, rows, 1).copy()
+    other = opset.constant(values)
+    other.set_friendly_name(weight.scale.get_friendly_name())
+    turned = opset.transpose(other, np.array([1, 0, 2], np.int64))
+    for target in weight.scale.output(0).get_target_inputs():
+        target.replace_source_output(turned.output(0))
+
+
+def options_changed(graph: ov.Model) -> None:
+    graph.set_rt_info("u4", ["runtime_options", "KV_CACHE_PRECISION"])
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (embedding_replaced, "each weight stands once: model: model.embed_tokens.weight"),
+        (scale_turned, f"layer packed as promised: {LAYER}"),
+        (options_changed, "runtime options as the base IR's"),
+    ],
+)
+def test_what_computes_something_else_from_the_same_bytes_is_found(run_copy: RunFolder, tamper, said: str) -> None:
+    ir = run_copy.ir("int4")
+    rewrite(ir, tamper)
+    (ir.path / "ovexport.json").unlink()  # whoever tampers can remove or rewrite it
+    report = proof(run_copy, twin=None)
+    assert said in failures(report)
+    assert "no ovexport.json" in (report.summary.reason or "")
+
+
+def test_another_grouping_of_the_same_bytes_is_found(run_copy: RunFolder) -> None:
+    """Only declared shapes change: the scales belong to other inputs then, in a runtime that goes by the graph."""
+    xml = run_copy.ir("int4").xml
+    text = xml.read_text()
+    for name, shape, other in (
+        (LAYER, "64, 4, 32", "64, 32, 4"),
+        (f"{LAYER}/scale", "64, 4, 1", "64, 1, 4"),
+        (f"{LAYER}/zero_point", "64, 4, 1", "64, 1, 4"),
+    ):
+        begin = text.index(f'name="{name}" type="Const"')
+        assert shape in text[begin : begin + 200]
+        text = text[:begin] + text[begin:].replace(f'shape="{shape}"', f'shape="{other}"', 1)
+    xml.write_text(text)
+    assert f"layer packed as promised: {LAYER}" in failures(proof(run_copy, twin=None))
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"token_ids": np.zeros((0, 64), np.int32), "logits": np.zeros((0, 64, 2048), np.float32)},
+        {"token_ids": np.zeros((1, 64), np.int32), "logits": np.zeros((1, 32, 2048), np.float32)},
+        {"token_ids": np.zeros((64,), np.int32), "logits": np.zeros((64, 2048), np.float32)},
+        {"token_ids": np.zeros((1, 64), np.float32), "logits": np.zeros((1, 64, 2048), np.float32)},
+    ],
+)
+def test_a_reference_that_is_none_is_refused(run_copy: RunFolder, reference: dict) -> None:
+    write_tensors(reference, run_copy.checkpoint.path / "reference.safetensors")
+    with pytest.raises(ArtifactError, match=r"are no reference; tune again.*changed since convert: reference"):
+        proof(run_copy, runtime=True)
+
+
+def test_an_ir_is_no_evidence_for_itself(finished_run: RunFolder) -> None:
+    for option in ("base", "twin"):
+        with pytest.raises(RecipeError, match=f"--{option} .* is the very IR"):
+            proof(finished_run, **{option: finished_run.ir("int4")})
+    with pytest.raises(RecipeError, match="give --checkpoint too"):
+        verify(finished_run.ir("int4"), base=finished_run.ir("bf16"))
+
+
+def test_what_is_no_language_model_is_refused(run_copy: RunFolder) -> None:
+    folder = run_copy.ir("int4").path
+    for suffix in ("xml", "bin"):
+        (folder / f"openvino_tokenizer.{suffix}").replace(folder / f"openvino_model.{suffix}")
+    with pytest.raises(ArtifactError, match=r"openvino_tokenizer|no language model|not a readable"):
+        verify(IR(folder), runtime=False)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -1,5 +1,6 @@
 """`ovexport verify`."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ovexport.reports import LayerRow, VerificationReport
+    from ovexport.reports import Check, LayerRow, VerificationReport
 
 from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
 
@@ -50,19 +51,54 @@ def verify(
     if as_json:
         typer.echo(report.model_dump_json())
     elif not quiet:
-        _print_layers(report)
-        failed = [check for check in report.checks if not check.passed]
-        for check in failed:
-            found = f"{check.name}: {check.subject}: {check.value}, not {check.limit}"
-            typer.echo(f"FAILED  {found}  {check.detail}".rstrip())
-        passed, bits = len(report.checks) - len(failed), report.summary.bits_per_weight
-        typer.echo(
-            f"{passed} of {len(report.checks)} checks passed" + (f"; {bits:.3f} bits per weight" if bits else "")
-        )
-        if report.summary.reason:
-            typer.echo(f"not proven: {report.summary.reason}")
+        if checkpoint is None:
+            _print_layers(report)
+        _print_verdict(report, proven=checkpoint is not None)
     if not report.passed:
         raise VerificationFailed(f"{ir}: verification failed", report)
+
+
+def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:
+    """The verdict, a line for each kind of evidence, and what failed or was not there to compare with."""
+    summary = report.summary
+    passed = sum(check.passed for check in report.checks)
+    found = "PROVEN" if summary.reason is None else "PARTLY PROVEN"
+    verdict = "FAILED" if not report.passed else found if proven else "DESCRIBED, NOT PROVEN"
+    typer.echo(f"{verdict}  {report.subject}: {passed} of {len(report.checks)} checks passed")
+    for line in _evidence(report):
+        typer.echo(f"  {line}")
+    kinds: dict[str, list[Check]] = {}
+    for check in report.checks:
+        if not check.passed:
+            kinds.setdefault(check.name, []).append(check)
+    for name, checks in kinds.items():
+        first = checks[0]
+        more = f" and {len(checks) - 1} more" if len(checks) > 1 else ""
+        typer.echo(
+            f"  not so      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}"
+        )
+    for reason in (summary.reason or "").split("; "):
+        if reason:
+            typer.echo(f"  not looked at: {reason}")
+
+
+def _evidence(report: "VerificationReport") -> Iterator[str]:
+    """A line for each kind of evidence that was looked at."""
+    summary = report.summary
+    if summary.code_mismatches is not None:
+        yield (
+            f"arithmetic  {summary.code_mismatches} codes, {summary.scale_mismatches} scales and "
+            f"{summary.zero_point_mismatches} zero points differ from those computed anew"
+        )
+    for check in report.checks:
+        if check.name == "logits as the tuned model's" and check.passed:
+            yield f"behaviour   logits are the tuned model's to {check.value:.1e} of their range, ≤ {check.limit:.1e}"
+    if summary.runtime_packed_linears is not None:
+        packed = summary.packed_int4 + summary.packed_int8
+        yield f"runtime     {summary.runtime_packed_linears} of {packed} packed Linears run on packed weights"
+    if summary.bits_per_weight is not None:
+        read = summary.bytes_read_per_token / 1e6
+        yield f"weights     {summary.bits_per_weight:.3f} bits each; a generated token reads {read:.2f} MB of them"
 
 
 def _print_layers(report: "VerificationReport") -> None:
@@ -76,10 +112,9 @@ def _print_layers(report: "VerificationReport") -> None:
         read = f"{size / 1e6:.2f}" if kind == "linear" else "a row"
         figures = (f"{8 * size / elements:.2f}", f"{size / 1e6:.2f}", read, f"{elements / 2e6:.2f}")
         rows.append((kind, element, str(group or "–"), str(len(layers)), *figures))
-    print_table(("layer", "type", "group", "count", "bits per weight", "MB", "MB per token", "4-bit codes, MB"), rows)
+    print_table(("layer", "type", "group", "count", "bits per weight", "MB", "MB per token", "at 4 bits, MB"), rows)
     beyond = sorted((layer for layer in report.layers if layer.note), key=lambda layer: -layer.weight_bytes)
     for layer in beyond[:_MOST_NOTES]:
         typer.echo(f"{layer.name}: {layer.note}")
     if len(beyond) > _MOST_NOTES:
         typer.echo(f"and {len(beyond) - _MOST_NOTES} smaller ones that are not packed to 4 bits (--json lists them)")
-    typer.echo(f"every generated token reads {report.summary.bytes_read_per_token / 1e6:.2f} MB of weights")

@@ -45,6 +45,8 @@ def write_report(folder: RunFolder) -> Path:
         "conditions": _conditions(findings),
         "digests": _digests(folder, findings),
         "versions": stack_versions(),
+        "made_with": findings.verification.versions if findings.verification else stack_versions(),
+        "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         "ovexport_version": ovexport.__version__,
     }
     page = folder.path / "report.html"

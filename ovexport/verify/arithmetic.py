@@ -91,9 +91,11 @@ def _tensor(layer: LayerFormat, adapters: TensorFile, name: str, shape: tuple[in
     values = adapters.require(f"{layer.name}.{name}")
     if values.shape != shape:
         raise ArtifactError(f"{layer.name}.{name}: shape {values.shape}, {shape} by checkpoint.json; tune again")
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    if not np.isfinite(floats).all():
         raise ArtifactError(f"{layer.name}.{name}: holds values that are not finite; tune again")
-    return values.astype(np.float32)
+    return floats
 
 
 def _float16_grid(step: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -12,6 +12,7 @@ of exp and tanh.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -39,12 +40,15 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
         ArtifactError: the reference is not of such a model.
         UnsupportedModelError: the IR can't be run.
     """
-    tokens, expected = reference.require("token_ids"), reference.require("logits")
-    run = LogitsRunner(graph, name)
+    tokens, expected = _checked(reference)
     limit = rounding_limit(found)
     worst, elsewhere, first = 0.0, 0, ""
+    run = LogitsRunner(graph, name)
     for index, row in enumerate(tokens):
-        logits = run(row[None].astype(np.int64))[0]
+        try:
+            logits = run(row[None].astype(np.int64))[0]
+        except RuntimeError as error:
+            return [_not_run(error)]
         if logits.shape != expected[index].shape:
             raise ArtifactError(
                 f"{name}: gives logits of shape {logits.shape} where the checkpoint's reference has "
@@ -67,6 +71,30 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
         ),
         zero("likeliest token as the tuned model's", f"{tokens.size} positions", elsewhere, first),
     ]
+
+
+def _checked(reference: TensorFile) -> tuple[NDArray[np.integer[Any]], NDArray[np.float32]]:
+    """Token ids and logits.
+
+    Raises:
+        ArtifactError: they are no such reference.
+    """
+    tokens, logits = reference.require("token_ids"), reference.require("logits")
+    sound = tokens.ndim == 2 and tokens.size > 0 and tokens.dtype.kind == "i" and logits.dtype == np.float32
+    if not sound or logits.ndim != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] == 0:
+        raise ArtifactError(
+            f"reference.safetensors: token_ids {tokens.dtype} {tokens.shape} and logits {logits.dtype} {logits.shape} "
+            "are no reference; tune again"
+        )
+    return tokens, logits
+
+
+def _not_run(error: RuntimeError) -> Check:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return Check(
+        name="logits as the tuned model's", subject="the model runs", value=False, limit=True, passed=False,
+        detail=lines[-1] if lines else "the runtime gives no reason",
+    )  # fmt: skip
 
 
 def rounding_limit(found: tuple[Weight, ...]) -> float:

@@ -1,8 +1,10 @@
-"""The two shapes that nearly every check has."""
+"""The two shapes that nearly every check has, and the types that modes are stored in."""
 
 from typing import Any
 
 from ovexport.reports import Check
+
+ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
 
 
 def zero(name: str, subject: str, value: int, detail: str = "") -> Check:

@@ -104,11 +104,15 @@ def changed_floats(
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     checks = []
     for layer in layers:
-        original = matrices[manifest.weight_digests[layer.name]][0]
-        own = Matrix(nodes[original.node.get_friendly_name()], original.turned).reader()(slice(None))
-        expected = original.rounded(checkpoint.weights.require(layer.name))
-        differing = own.size if own.shape != expected.shape else int(np.count_nonzero(own != expected))
-        checks.append(zero("changed weights as in the checkpoint", layer.name, differing))
+        found = matrices.get(manifest.weight_digests[layer.name])
+        node = nodes.get(found[0].node.get_friendly_name()) if found else None
+        size = layer.out_features * layer.in_features
+        if not found or node is None or node.get_output_shape(0) != found[0].node.get_output_shape(0):
+            checks.append(zero("changed weights as in the checkpoint", layer.name, size, "not in the graph"))
+            continue
+        own = Matrix(node, found[0].turned).reader()(slice(None))
+        expected = found[0].rounded(_changed(layer, checkpoint.weights))
+        checks.append(zero("changed weights as in the checkpoint", layer.name, int(np.count_nonzero(own != expected))))
     return checks
 
 
@@ -125,10 +129,23 @@ def _rows(
             f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
             f"give the IR of {manifest.model_id}"
         )
-    if changed is not None and layer.name in changed:
-        own = changed[layer.name]
+    if changed is not None and layer.name in manifest.changed:
+        own = _changed(layer, changed)
         return lambda rows: np.array(own[rows])
     return found[0].reader()
+
+
+def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
+    """A weight that the method changed.
+
+    Raises:
+        ArtifactError: it is missing, or no matrix of finite float32 of the layer's shape.
+    """
+    own = changed.require(layer.name)
+    shape = (layer.out_features, layer.in_features)
+    if own.shape != shape or own.dtype != np.float32 or not np.isfinite(own).all():
+        raise ArtifactError(f"weights.safetensors: {layer.name} is no finite float32 matrix {shape}; tune again")
+    return own
 
 
 def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import openvino as ov
 
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
-from ovexport.errors import ArtifactError
+from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.graph import Weight, matrices_by_digest, read_graph, weights
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
@@ -24,6 +24,7 @@ from ovexport.verify.structure import (
     note,
     operators_beyond,
     packed_bytes,
+    same_options,
     structure,
 )
 from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
@@ -64,12 +65,20 @@ def verify(
         The report; `passed` is false when any check failed.
 
     Raises:
+        RecipeError: an IR is given beside itself, or a base without a checkpoint.
         ArtifactError: an input is missing, unreadable, or of another base model.
-        UnsupportedModelError: the runtime can't compile the IR.
+        UnsupportedModelError: it is no language model, or the runtime can't compile it.
     """
+    if base and not checkpoint:
+        raise RecipeError("--base: is compared through a checkpoint; give --checkpoint too, or leave it out")
+    for option, other in (("--base", base), ("--twin", twin)):
+        if other and other.path.resolve() == ir.path.resolve():
+            raise RecipeError(f"{option} {other.path}: is the very IR that is to be proven; give another")
     with _blaming_changed_files(ir, checkpoint):
         graph = read_graph(ir)
         found = weights(graph)
+        if not found:
+            raise UnsupportedModelError(f"{ir.path}: no language model, no MatMul or Gather of it reads a weight")
         evidence = _gathered(ir, graph, found, checkpoint, base, twin, runtime, listener)
     return VerificationReport(
         passed=all(check.passed for check in evidence.checks),
@@ -94,6 +103,8 @@ def _gathered(
 ) -> _Evidence:
     """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
+    if ir.manifest is None:
+        evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint)
     if checkpoint:
         _against_checkpoint(evidence, graph, found, checkpoint, base, listener)
@@ -119,7 +130,11 @@ def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[No
     """Where something can't be read, say which files are not those that convert wrote or read."""
     try:
         yield
-    except ArtifactError as error:
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or ir.path}: can't be read ({error.strerror}); mend or copy it"
+        ) from error
+    except (ArtifactError, UnsupportedModelError) as error:
         changed = changed_files(ir, checkpoint)
         if not changed:
             raise
@@ -135,6 +150,11 @@ def _against_checkpoint(
     listener: Listener,
 ) -> None:
     manifest = checkpoint.manifest
+    if not {weight.name for weight in found} & {layer.name for layer in manifest.packed}:
+        raise ArtifactError(
+            f"{checkpoint.path}: none of its layers has a weight of its name in the IR; it was not made by ovexport "
+            "convert, or of another model"
+        )
     evidence.adapters = adapter_operations(graph, found, manifest)
     evidence.checks += structure(found, manifest)
     evidence.checks += trained_codes(found, manifest)
@@ -150,6 +170,7 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
+        evidence.checks.append(same_options(graph, original, "base IR"))
     evidence.checks.append(packed_bytes(found, manifest))
     evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
 
@@ -162,7 +183,7 @@ def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Wei
     evidence.checks += same_operations(
         operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
     )
-    evidence.checks.append(companions(ir, twin))
+    evidence.checks += [same_options(graph, other, "twin"), companions(ir, twin)]
 
 
 def _executed(

@@ -8,11 +8,11 @@ import openvino as ov
 
 from ovexport.artifacts import IR, IR_MANIFEST, Checkpoint, CheckpointManifest, check_files, file_digest, files_in
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight
+from ovexport.graph import Weight, runtime_options
 from ovexport.reports import Check
-from ovexport.verify.checks import equal, zero
+from ovexport.verify.checks import ELEMENT_TYPES, equal, zero
+from ovexport.verify.wiring import expected_chains
 
-ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
 _NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST})
 
@@ -20,16 +20,19 @@ _NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANI
 def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Every layer of the checkpoint is in the graph, as the recipe promised it, and no Linear beside them."""
     by_name = {weight.name: weight for weight in found}
-    checks = []
+    twice = [name for name, count in Counter(weight.name for weight in found).items() if count > 1]
+    checks = [zero("each weight stands once", "model", len(twice), ", ".join(twice[:3]))]
     for layer in manifest.packed:
         weight = by_name.get(layer.name)
         promised = f"{ELEMENT_TYPES[layer.mode]} {layer.out_features}x{layer.in_features} group {layer.group_size}"
         if weight is None:
-            detail = "the layer is not in the graph, or is left in floating point"
+            detail = "no constant of this name is unpacked and used as a weight"
             checks.append(equal("layer packed as promised", layer.name, None, promised, detail))
             continue
-        rows = weight.shape[0]
-        actual = f"{weight.element_type} {rows}x{weight.elements // rows} group {weight.group_size}"
+        rows = weight.shape[0] if weight.shape else 0
+        actual = f"{weight.element_type} {rows}x{weight.elements // max(1, rows)} group {weight.group_size}"
+        if actual == promised and weight.chain not in expected_chains(layer):
+            actual = f"{promised}, unpacked in another way"
         checks.append(equal("layer packed as promised", layer.name, actual, promised))
     names = [weight.name for weight in _floats(found, manifest)]
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
@@ -71,6 +74,11 @@ def note(weight: Weight) -> str | None:
         return f"{stored}; a token reads one row: it costs size, not time"
     four_bits = weight.elements // 2
     return f"{stored}; every token reads {weight.byte_size / 1e6:.2f} MB, at 4 bits {four_bits / 1e6:.2f} MB and scales"
+
+
+def same_options(graph: ov.Model, other: ov.Model, name: str) -> Check:
+    """The IR tells the runtime what the other one tells it."""
+    return equal(f"runtime options as the {name}'s", "model", runtime_options(graph), runtime_options(other))
 
 
 def companions(ir: IR, twin: IR) -> Check:

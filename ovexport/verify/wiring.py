@@ -13,18 +13,26 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ovexport.artifacts import CheckpointManifest, bytes_digest
+from ovexport.artifacts import CheckpointManifest, LayerFormat, bytes_digest
 from ovexport.graph import Matrix, Weight, raw, type_name, weight_inputs
 from ovexport.reports import Check
-from ovexport.verify.checks import zero
+from ovexport.verify.checks import ELEMENT_TYPES, zero
+
+_BROADCAST = "[('auto_broadcast', 'numpy')]"
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What a weight constant stands for; `turned` when it is stored as (input, output)."""
+    """What a weight constant stands for.
+
+    Attributes:
+        turned: it is stored as (input, output).
+        chains: how it may be unpacked, as `graph.describe` writes it; None when that is not looked at.
+    """
 
     identity: str
     turned: bool = False
+    chains: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +51,39 @@ def leaves_of_product(manifest: CheckpointManifest, base: Mapping[str, Leaf]) ->
     Args:
         base: the leaves of the traced graph; a float weight that the method changed keeps its constant's name.
     """
-    packed = {layer.name: Leaf(manifest.weight_digests[layer.name]) for layer in manifest.packed}
-    return dict(base) | packed
+    floats = {
+        manifest.weight_digests[layer.name]
+        for layer in manifest.layers
+        if layer.mode == "float" and layer.name in manifest.changed
+    }
+    changed = {name: leaf for name, leaf in base.items() if leaf.identity in floats}
+    packed = {
+        layer.name: Leaf(manifest.weight_digests[layer.name], chains=expected_chains(layer))
+        for layer in manifest.packed
+    }
+    return changed | packed
+
+
+def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
+    """How the layer's codes must be unpacked, as `graph.describe` writes it, for each type it may be used in.
+
+    Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
+    """
+    kind = ELEMENT_TYPES[layer.mode]
+    rows, columns, groups = layer.out_features, layer.in_features, layer.groups
+    shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
+    grid = (rows, groups, 1) if groups > 1 else (rows, 1)
+    chain = _converted(f"{kind} {shape}", "f16")
+    if layer.mode != "int4_sym":
+        chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
+    chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
+    if groups > 1:
+        chain = f"Reshape opset1 [('special_zero', False)] ({chain}, i64 (2,) [{rows}, {columns}])"
+    return tuple(_converted(chain, result) for result in ("f32", "f16", "bf16"))
+
+
+def _converted(source: str, kind: str) -> str:
+    return f"Convert opset1 [('destination_type', '{kind}')] ({source})"
 
 
 def leaves_of_base(matrices: Mapping[str, list[Matrix]], manifest: CheckpointManifest) -> dict[str, Leaf]:
@@ -64,8 +103,10 @@ def leaves_of_base(matrices: Mapping[str, list[Matrix]], manifest: CheckpointMan
 
 
 def leaves_of_packed(found: tuple[Weight, ...]) -> dict[str, Leaf]:
-    """Every packed weight as a leaf of its own name, to compare two products."""
-    return {weight.name: Leaf(weight.name) for weight in found if weight.packed}
+    """Every packed weight as a leaf of its own name and way of unpacking, to compare two products."""
+    return {
+        weight.name: Leaf(f"{weight.name} {weight.chain}", chains=(weight.chain,)) for weight in found if weight.packed
+    }
 
 
 def operations(graph: ov.Model, leaves: Mapping[str, Leaf]) -> tuple[Operation, ...]:
@@ -124,8 +165,9 @@ def _some(names: list[str]) -> str:
 
 def _leaves_read(node: Any, leaves: Mapping[str, Leaf]) -> Iterator[tuple[int, Leaf]]:
     for port, weight in weight_inputs(node):
-        if weight.name in leaves and not weight.transposed:
-            yield port, leaves[weight.name]
+        leaf = leaves.get(weight.name)
+        if leaf is not None and (leaf.chains is None or weight.chain in leaf.chains):
+            yield port, leaf
 
 
 def _constant_like(node: Any) -> bool:
@@ -151,7 +193,7 @@ def _content(node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, 
         shape = np.array(node.input_value(0).get_shape(), {"i64": np.int64, "i32": np.int32}[element_type])
         return f"Constant {element_type} {shape.shape} {bytes_digest(shape)}"
     inputs = [
-        f"weight {weights[port].identity}"
+        f"weight {weights[port].identity} {value.get_element_type().to_string()}"
         if port in weights
         else f"{fingerprints[value.get_node().get_name()]} {value.get_index()}"
         for port, value in enumerate(node.input_values())
@@ -162,7 +204,8 @@ def _content(node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, 
             if port in weights and weights[port].turned:
                 attributes[name] = not attributes[name]
     names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") else []
-    return "\n".join((kind, f"{sorted(attributes.items(), key=str)} {names}", *inputs))
+    version = node.get_type_info().version_id
+    return "\n".join((f"{kind} {version}", f"{sorted(attributes.items(), key=str)} {names}", *inputs))
 
 
 def _reached(nodes: list[Any], sources: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -53,6 +53,10 @@ def write(tmp_path: Path):
     return write_sections
 
 
+def test_help_tells_what_an_argument_is() -> None:
+    assert "Folder of the IR to prove." in ovexport("verify", "--help").stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['ovexport', '--help']\n"

@@ -80,13 +80,14 @@ def verify(
         if not found:
             raise UnsupportedModelError(f"{ir.path}: no language model, no MatMul or Gather of it reads a weight")
         evidence = _gathered(ir, graph, found, checkpoint, base, twin, runtime, listener)
+        files = {file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)}
     return VerificationReport(
         passed=all(check.passed for check in evidence.checks),
         subject=ir.path.absolute().name,
         checks=tuple(evidence.checks),
         summary=_summary(found, evidence),
         layers=tuple(_row(weight) for weight in found),
-        files={file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)},
+        files=files,
         versions=stack_versions(),
     )
 

@@ -17,17 +17,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import command
 import numpy as np
 import openvino as ov
 from process import measured
 from shapes import M30, M360, moved, save_random_llama
-from tables import convert_table
 
 from ovexport.artifacts import IR, Checkpoint, PackedWeights, PreparedData
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.versions import stack_versions
 
-RESULT = Path(__file__).parent / "results" / "convert.json"
 GROUP_SIZE, RANK = 64, 64
 RATIOS = {
     "compress": ("compress, ours", "compress, NNCF"),
@@ -41,10 +40,7 @@ RATIOS = {
 
 def main() -> None:
     """Run every side in turn and show what each took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a 30 M model instead of the 360 M one")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/convert.json")
+    parser = command.parser(__doc__, "convert", "a 30 M model instead of the 360 M one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -69,9 +65,7 @@ def main() -> None:
         },
         "versions": stack_versions(),
     }
-    if options.save:
-        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else convert_table(document))
+    command.publish(document, "convert", options)
 
 
 def _ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
@@ -89,8 +83,8 @@ def _ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, A
 
 
 def _worker(side: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--worker", side, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = [sys.executable, __file__, "--worker", side, str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}: {done.stderr.strip().splitlines()[-1]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -8,17 +8,15 @@ Ours: the codes of the last step against those in the IR. Logits: the tuned mode
 arithmetic, float32 KV cache, no dynamic quantization; the largest difference over the range of the logits.
 """
 
-import argparse
 import copy
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import command
 import numpy as np
 import torch
 from shapes import REPOSITORY, convert_moved
-from tables import exactness_table
 
 from ovexport.artifacts import BITS, IR, RunFolder
 from ovexport.graph import matrices_by_digest, nibbles, read_graph, weights
@@ -30,7 +28,6 @@ from ovexport.runtime import LogitsRunner
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
 
-RESULT = Path(__file__).parent / "results" / "exactness.json"
 MODEL = REPOSITORY / "models" / "storyteller-4m"
 GROUP_SIZE, RANK = 32, 32
 TOKENS = np.random.default_rng(0).integers(2, 2048, (4, 64))
@@ -38,10 +35,7 @@ TOKENS = np.random.default_rng(0).integers(2, 2048, (4, 64))
 
 def main() -> None:
     """Measure both ways and show the differences."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="nothing to shorten: it takes a minute")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/exactness.json")
+    parser = command.parser(__doc__, "exactness", "nothing to shorten: it takes a minute")
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         document = {
@@ -59,9 +53,7 @@ def main() -> None:
             },
             "versions": stack_versions(),
         }
-    if options.save:
-        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else exactness_table(document))
+    command.publish(document, "exactness", options)
 
 
 def differences(folder: Path) -> dict[str, float]:

@@ -15,24 +15,20 @@ MODE_FUSE, openvino-genai's third way, throws on 4-bit weights. That a runtime a
 before it is timed (ovexport.bench.adapters). Latency does not depend on the values of weights, so random ones do.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import command
 import numpy as np
-from shapes import M30, M360, REPOSITORY, Shape, build_run
-from tables import latency_table
+from shapes import M30, M360, Shape, build_run
 
-from ovexport.artifacts import write_text
 from ovexport.bench import RuntimeAdapter, bench, save_adapter
 from ovexport.progress import Progress
 from ovexport.recipe import BenchSpec, CompressSpec
 from ovexport.reports import BenchmarkReport, LatencyRatios
 
-SAVED = REPOSITORY / "benchmarks" / "results" / "latency.json"
 FIGURES = ("time_to_first_token", "time_per_output_token")
 FULL = BenchSpec(output_tokens=32, sessions=12, pairs=24)
 QUICK = BenchSpec(output_tokens=32, sessions=24, pairs=96)
@@ -77,20 +73,14 @@ def _tell(progress: Progress) -> None:
 
 def main() -> None:
     """Measure, and print a table or a JSON document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small shape, under 10 minutes on 2 cores")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
-    parser.add_argument("--save", action="store_true", help=f"write it to {SAVED.relative_to(REPOSITORY)} too")
+    parser = command.parser(__doc__, "latency", "a 30 M model instead of the 360 M one")
     options = parser.parse_args()
     shape, spec = (M30, QUICK) if options.quick else (M360, FULL)
     compress_spec = CompressSpec()
     report = measure(shape, spec, compress_spec)
     print(file=sys.stderr)
     measured = document(report, shape, compress_spec)
-    text = json.dumps(measured, indent=2)
-    if options.save:
-        write_text(text + "\n", SAVED)
-    print(text if options.json else latency_table(measured))
+    command.publish(measured, "latency", options)
 
 
 if __name__ == "__main__":

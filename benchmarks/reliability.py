@@ -8,8 +8,6 @@ or the file is refused (exit code 4); as named when the layer and the tensor, or
 runs in a worker process, so that a crash would be seen and counted as not found.
 """
 
-import argparse
-import json
 import random
 import sys
 import traceback
@@ -23,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
+import command
 import numpy as np
 from shapes import TINY, build_run
-from tables import reliability_table
 
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import OvexportError
@@ -34,7 +32,6 @@ from ovexport.recipe import CompressSpec
 from ovexport.verify import verify
 from ovexport.versions import stack_versions
 
-RESULT = Path(__file__).parent / "results" / "reliability.json"
 EXPECTED_CODES = (4, 7)
 FLIPS = {"codes": 400, "scale": 300, "zero_point": 300}
 PARTS = {"codes": "codes", "scale": "a scale", "zero_point": "a zero point"}
@@ -65,10 +62,7 @@ class Count:
 
 def main() -> None:
     """Run the trials and say what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/reliability.json")
+    parser = command.parser(__doc__, "reliability", "a tenth of the trials")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -79,9 +73,7 @@ def main() -> None:
         "conditions": {"seed": options.seed, "model": "random Llama, 2 layers of 64, INT4_ASYM group 32, rank 8"},
         "versions": stack_versions(),
     }
-    if options.save:
-        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else reliability_table(document))
+    command.publish(document, "reliability", options)
     if any(value.found < value.trials or value.unexpected for value in counts.values()):
         sys.exit(1)
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import command
 from process import measured
 
 from ovexport.artifacts import IR, Checkpoint
@@ -23,24 +24,19 @@ from ovexport.progress import silent
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
 
-RESULT = Path(__file__).parent / "results" / "verify.json"
 GROUP_SIZE = 64
 RANKS = (0, 8, 32, 64)
 
 
 def main() -> None:
     """Measure each rank in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a 30 M model instead of the 360 M one")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/verify.json")
+    parser = command.parser(__doc__, "verify", "a 30 M model instead of the 360 M one")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(_measured(Path(options.worker))))
         return
     from shapes import M30, M360, convert_moved, save_random_llama
-    from tables import verify_table
 
     from ovexport.recipe import CompressSpec, ModelSpec
 
@@ -59,15 +55,13 @@ def main() -> None:
         "conditions": {"model": f"random Llama, {shape}", "group_size": GROUP_SIZE, "threads": 1},
         "versions": stack_versions(),
     }
-    if options.save:
-        RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document) if options.json else verify_table(document))
+    command.publish(document, "verify", options)
 
 
 def _worker(run: Path) -> dict[str, float]:
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--worker", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | one_thread)
+    arguments = [sys.executable, __file__, "--worker", str(run)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=os.environ | one_thread)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

@@ -13,15 +13,14 @@ import pytest
 import torch
 from conftest import COMMON, save_tiny_model
 from openvino import opset13 as opset
+from shapes import moved
 from transformers import LlamaConfig
 
-from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder, write_record
+from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.graph import raw, read_graph, type_name, weights
-from ovexport.model import load_model, matrix
-from ovexport.quantization import load_quantizer
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.reports import VerificationReport
 from ovexport.runtime import ExecutedNode
@@ -241,27 +240,6 @@ def test_a_manifest_without_a_layer_is_refused(run_copy: RunFolder, damage: str)
         proof(run_copy)
 
 
-def moved(start: Checkpoint, model: ModelSpec, out: Path, **changes: int) -> Checkpoint:
-    """The starting point with its adapters moved, as tuning would, and some fields of its packed Linears changed."""
-    manifest = start.manifest
-    generator = np.random.default_rng(0)
-    tensors = {name: np.array(start.adapters[name]) for name in start.adapters}
-    for name, value in tensors.items():
-        if name.endswith("lora_B"):
-            value[...] = generator.normal(scale=0.02, size=value.shape)
-    out.mkdir()
-    write_tensors(tensors, out / "adapters.safetensors")
-    layers = tuple(layer.model_copy(update=changes) if layer.rank else layer for layer in manifest.layers)
-    network, adapters = load_model(model), Checkpoint(out).adapters
-    digests = {
-        layer.name: load_quantizer(layer, adapters).quantize(matrix(network, layer.name, transposed=False)).digest()
-        for layer in layers
-        if layer.mode != "float"
-    }
-    write_record(manifest.model_copy(update={"layers": layers, "digests": digests}), out / "checkpoint.json")
-    return Checkpoint(out)
-
-
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 def traced(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, IR]:
     """A tiny model of a dtype and its baseline IR."""
@@ -280,7 +258,7 @@ def test_whatever_is_tuned_is_what_ships(traced, mode, group_size, active_rank, 
     nls = {"format": "fq_lora_nls", "rank_space": (8, 4)} if active_rank else {"rank": 8}
     spec = CompressSpec(mode=mode, group_size=group_size, **nls)
     start = compress(model, spec, PreparedData(tmp_path), 0, tmp_path / "start")
-    checkpoint = moved(start, model, tmp_path / "checkpoint", active_rank=active_rank)
+    checkpoint = moved(start, model, tmp_path / "checkpoint", active_rank)
     product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")
     report = verify(product, checkpoint=checkpoint, base=base, runtime=False)
     assert report.passed, failures(report)

@@ -23,7 +23,7 @@ from ovexport.graph import Weight
 from ovexport.reports import Check
 from ovexport.runtime import LogitsRunner
 from ovexport.tensorfile import TensorFile
-from ovexport.verify.checks import zero
+from ovexport.verify.checks import equal, zero
 
 UNIT_ROUNDOFF = 2.0**-24
 MARGIN = 8.0
@@ -91,10 +91,8 @@ def _checked(reference: TensorFile) -> tuple[NDArray[np.integer[Any]], NDArray[n
 
 def _not_run(error: RuntimeError) -> Check:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return Check(
-        name="logits as the tuned model's", subject="the model runs", value=False, limit=True, passed=False,
-        detail=lines[-1] if lines else "the runtime gives no reason",
-    )  # fmt: skip
+    detail = lines[-1] if lines else "the runtime gives no reason"
+    return equal("logits as the tuned model's", "the model runs", False, True, detail)
 
 
 def rounding_limit(found: tuple[Weight, ...]) -> float:

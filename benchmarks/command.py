@@ -1,0 +1,31 @@
+"""What every benchmark's command line has in common, and where its result goes."""
+
+import argparse
+import json
+from typing import Any
+
+from tables import MEASURED, RESULTS
+
+from ovexport.artifacts import write_text
+
+
+def parser(description: str | None, name: str, quick: str) -> argparse.ArgumentParser:
+    """--quick, --json and --save.
+
+    Args:
+        name: of the benchmark, and of its file under benchmarks/results.
+        quick: what --quick does.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument("--json", action="store_true", help="one JSON document on stdout instead of the table")
+    made.add_argument("--save", action="store_true", help=f"write benchmarks/results/{name}.json too")
+    return made
+
+
+def publish(document: dict[str, Any], name: str, options: argparse.Namespace) -> None:
+    """Save the document where that was asked for, and print it or its table."""
+    text = json.dumps(document, indent=2)
+    if options.save:
+        write_text(text + "\n", RESULTS / f"{name}.json")
+    print(json.dumps(document) if options.json else MEASURED[name](document))

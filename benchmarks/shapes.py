@@ -41,6 +41,14 @@ M360 = Shape(
 TINY = Shape(hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=128, vocabulary=2048)
 M30 = Shape(hidden_size=512, layers=8, heads=8, key_value_heads=4, intermediate_size=1408, vocabulary=8192)
 
+M33 = Shape(hidden_size=512, layers=10, heads=8, key_value_heads=4, intermediate_size=1408, vocabulary=8192)
+M135 = Shape(
+    hidden_size=576, layers=30, heads=9, key_value_heads=3, intermediate_size=1536, vocabulary=49152
+)  # SmolLM2-135M's
+M1700 = Shape(
+    hidden_size=2048, layers=24, heads=32, key_value_heads=32, intermediate_size=8192, vocabulary=49152
+)  # SmolLM2-1.7B's
+
 
 def save_random_llama(folder: Path, shape: Shape, seed: int = 0) -> Path:
     """A Llama with random BF16 weights and tied embeddings, norms included, with the bundled tokenizer."""

@@ -162,6 +162,16 @@ def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
     return weight.T if transposed else weight
 
 
+def compute_in(model: PreTrainedModel, kind: torch.dtype) -> None:
+    """Keep the weight matrices in a type and everything else, what runs between them included, in float32."""
+    matrices = {id(model.get_parameter(matrix.name)) for matrix in weight_matrices(model)}
+    for value in model.parameters():
+        value.data = value.data.to(kind if id(value) in matrices else torch.float32)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda _module, _inputs, output: output.float())
+
+
 def parameter_of_hook(hook: str) -> str:
     """The parameter that a hook of NNCF's is on: "post_hooks.model:norm:weight__0.0" is on model.norm.weight."""
     _, _, operation = hook.partition(".")

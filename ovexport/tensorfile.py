@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from ovexport.errors import ArtifactError
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_WRITTEN_AS = _DTYPES | {"BF16": "<u2"}  # NumPy has no bfloat16: its bits are written
 _LONGEST_HEADER_BYTES = 100_000_000
 
 
@@ -102,11 +103,12 @@ class TensorWriter:
     """A safetensors file written tensor by tensor, so that no more than one has to be in memory.
 
     Args:
-        layout: dtype (as the format names it: "U8", "F16", …) and shape of each tensor to come.
+        layout: dtype (as the format names it: "U8", "F16", …) and shape of each tensor to come; bfloat16 ("BF16")
+            comes as its bits, uint16.
     """
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        widths = {name: np.dtype(_DTYPES[kind]).itemsize for name, (kind, _) in layout.items()}
+        widths = {name: np.dtype(_WRITTEN_AS[kind]).itemsize for name, (kind, _) in layout.items()}
         header: dict[str, dict[str, Any]] = {}
         end = 0
         for name in sorted(layout, key=lambda name: (-widths[name], name)):  # the widest first: all are aligned
@@ -134,7 +136,7 @@ class TensorWriter:
             ValueError: it is not of the dtype and shape that the layout gave it.
         """
         entry = self._header[name]
-        if values.dtype != np.dtype(_DTYPES[entry["dtype"]]) or list(values.shape) != entry["shape"]:
+        if values.dtype != np.dtype(_WRITTEN_AS[entry["dtype"]]) or list(values.shape) != entry["shape"]:
             raise ValueError(f"{name}: {values.dtype} {values.shape} where the layout has {entry}")
         self._file.seek(self._start + entry["data_offsets"][0])
         self._file.write(np.ascontiguousarray(values).data)

@@ -64,6 +64,12 @@ def tiny_values(model: Path) -> dict:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is left in the user's cache, and nothing is found there."""
+    os.environ["OVEXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = LlamaConfig(**COMMON, tie_word_embeddings=True, initializer_range=0.1)

@@ -1,17 +1,21 @@
+import errno
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import tiny_values
+from conftest import REPOSITORY, tiny_values
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
-from ovexport.errors import TuningDivergedError
+from ovexport.errors import ArtifactError, TuningDivergedError
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.tune import tune, tuner
+from ovexport.tune import store, tune, tuner
 
 
 def tuned(run: RunFolder, model: Recipe, spec: TuneSpec, out: Path, **options) -> Checkpoint:
@@ -42,7 +46,7 @@ def test_tuning_lowers_the_divergence_and_moves_adapters_and_ranges(finished_run
         assert not np.array_equal(before[f"{name}.{part}"], after[f"{name}.{part}"]), part
     embedding = "model.embed_tokens.weight.input_range"
     assert np.array_equal(before[embedding], after[embedding])
-    assert {"loss_kl_nats", "tokens_per_s", "learning_rate"} <= set(lines[1])
+    assert {"loss_nats", "tokens_per_s", "learning_rate_adapters"} <= set(lines[1])
     assert any(path.name.startswith("events") for path in (tmp_path / "logs").rglob("*"))
 
 
@@ -72,48 +76,150 @@ def test_a_killed_tuning_goes_on_to_the_very_same_end(finished_run, tiny_recipe,
     assert not (tmp_path / "killed" / "tuning").exists()
 
 
-def test_the_state_of_another_tuning_is_not_taken_up(finished_run, tiny_recipe, tmp_path) -> None:
-    def kill(moment) -> None:
-        if moment.done == 3:
+def stopped_at(step: int):
+    """A listener that raises after a step, as a kill between two steps would."""
+
+    def stop(moment) -> None:
+        if moment.task == "tune" and moment.done == step:
             raise KeyboardInterrupt
 
+    return stop
+
+
+def test_the_state_of_another_tuning_is_not_taken_up(finished_run, tiny_recipe, tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=kill)
-    state = json.loads((tmp_path / "tuning" / "state.json").read_text())
-    (tmp_path / "tuning" / "state.json").write_text(json.dumps(state | {"identity": "another"}))
+        tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=stopped_at(3))
+    path = tmp_path / "tuning" / "step-00000002" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": "another"}))
     seen: list[int] = []
     tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=lambda moment: seen.append(moment.done))
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_damaged_state_is_left_and_tuning_begins_anew(finished_run, tiny_recipe, tmp_path) -> None:
-    def kill(moment) -> None:
-        if moment.done == 3:
-            raise KeyboardInterrupt
-
+def test_the_last_two_states_and_the_best_are_kept(finished_run, tiny_recipe, tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=kill)
-    state = tmp_path / "tuning" / "state.safetensors"
+        tuned(finished_run, tiny_recipe, spec(steps=20), tmp_path, listener=stopped_at(15))
+    names = sorted(path.name for path in (tmp_path / "tuning").iterdir())
+    assert [name for name in names if name.startswith("step-")] == ["step-00000012", "step-00000014"]
+    states = [json.loads((tmp_path / "tuning" / name / "state.json").read_text()) for name in names[-2:]]
+    assert {f"best-{state['best_step']:08d}.safetensors" for state in states} == set(names[:-2])
+
+
+def test_a_damaged_state_is_left_for_the_one_before_it(finished_run, tiny_recipe, tmp_path) -> None:
+    whole = tuned(finished_run, tiny_recipe, spec(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=stopped_at(5))
+    state = tmp_path / "tuning" / "step-00000004" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-50])
     with (tmp_path / "logs" / "tuning.jsonl").open("a") as file:
         file.write('{"step": 3, "loss_')
-    checkpoint = tuned(finished_run, tiny_recipe, spec(), tmp_path)
-    assert checkpoint.manifest.digests == tuned(finished_run, tiny_recipe, spec(), tmp_path / "b").manifest.digests
+    seen: list[int] = []
+    checkpoint = tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=lambda moment: seen.append(moment.done))
+    assert seen == [3, 4, 5, 6]
+    assert checkpoint.manifest.digests == whole.manifest.digests
     assert [line["step"] for line in log(tmp_path)] == list(range(7))
 
 
-def test_a_loss_that_is_not_finite_keeps_the_best_checkpoint(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
-    true_logits = tuner._logits
-    calls = {"count": 0}
+_SIGNALLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from test_tune import spec, tuned
+from ovexport import recipe
+from ovexport.artifacts import RunFolder
 
-    def spoiled(network, ids):
+run, out, number, steps, save_every, seconds = sys.argv[1:]
+def send():
+    time.sleep(float(seconds))
+    os.kill(os.getpid(), int(number))
+started = []
+def listener(moment):
+    if moment.task == "tune" and not started:
+        started.append(threading.Thread(target=send, daemon=True).start())
+options = {"steps": int(steps), "save_every": int(save_every)}
+tuned(RunFolder(Path(run)), recipe.load(Path(run) / "recipe.toml"), spec(**options), Path(out), listener=listener)
+"""
+
+
+def signalled(run: RunFolder, out: Path, number: int, *, steps: int, save_every: int, seconds: float) -> int:
+    """Exit status of a tuning in a process of its own that gets a signal some time after its first step."""
+    places = os.pathsep.join(str(path) for path in (Path(__file__).parent, REPOSITORY, REPOSITORY / "benchmarks"))
+    numbers = [str(value) for value in (int(number), steps, save_every, seconds)]
+    arguments = [sys.executable, "-c", _SIGNALLED, str(run.path), str(out), *numbers]
+    environment = os.environ | {"PYTHONPATH": places}
+    return subprocess.run(arguments, env=environment, check=False, capture_output=True).returncode
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_where_it_would_have(finished_run, tiny_recipe, tmp_path) -> None:
+    whole = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path / "whole")
+    moments = np.random.default_rng(0)
+    for _ in range(20):
+        seconds = float(moments.uniform(0, 0.15))
+        status = signalled(finished_run, tmp_path, signal.SIGKILL, steps=400, save_every=2, seconds=seconds)
+        assert status == -signal.SIGKILL
+    last = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path)
+    for name in ("adapters.safetensors", "reference.safetensors"):
+        assert (last.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert last.manifest == whole.manifest
+
+
+def test_ctrl_c_ends_the_step_that_is_under_way_and_saves_it(finished_run, tiny_recipe, tmp_path) -> None:
+    whole = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path / "whole")
+    assert signalled(finished_run, tmp_path, signal.SIGINT, steps=400, save_every=1000, seconds=0.1) != 0
+    (state,) = (tmp_path / "tuning").glob("step-*")
+    seen: list[int] = []
+    again = tuned(
+        finished_run, tiny_recipe, spec(steps=400), tmp_path, listener=lambda moment: seen.append(moment.done)
+    )
+    assert seen[0] == int(state.name.removeprefix("step-")) + 1
+    assert again.manifest == whole.manifest
+
+
+def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
+    whole = tuned(finished_run, tiny_recipe, spec(), tmp_path / "whole")
+    write, calls = store.write_tensors, {"count": 0}
+
+    def full(tensors, path) -> None:
         calls["count"] += 1
-        logits = true_logits(network, ids)
-        return logits * float("nan") if calls["count"] > 20 and torch.is_grad_enabled() else logits
+        if calls["count"] == 4:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
 
-    monkeypatch.setattr(tuner, "_logits", spoiled)
-    with pytest.raises(TuningDivergedError, match=r"at step \d+; the best checkpoint so far is kept, lower"):
-        tuned(finished_run, tiny_recipe, spec(steps=50), tmp_path)
+    monkeypatch.setattr(store, "write_tensors", full)
+    with pytest.raises((ArtifactError, OSError), match="o space left on"):
+        tuned(finished_run, tiny_recipe, spec(), tmp_path)
+    seen: list[int] = []
+    again = tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=lambda moment: seen.append(moment.done))
+    assert seen[0] == 3
+    assert again.manifest.digests == whole.manifest.digests
+
+
+def spoiled(monkeypatch, steps: range) -> None:
+    """Losses of these steps are not finite."""
+    true_loss, calls = tuner.distillation, {"count": 0}
+
+    def loss(*arguments, **options):
+        calls["count"] += 1
+        value = true_loss(*arguments, **options)
+        return value * float("nan") if (calls["count"] - 1) // 2 in steps else value
+
+    monkeypatch.setattr(tuner, "distillation", loss)
+
+
+def test_a_step_that_is_not_finite_is_skipped(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
+    spoiled(monkeypatch, range(1, 3))
+    checkpoint = tuned(finished_run, tiny_recipe, spec(), tmp_path)
+    assert ["loss_nats" in line for line in log(tmp_path)] == [False, True, False, False, True, True, True]
+    assert all(np.isfinite(value).all() for value in tensors(checkpoint).values())
+
+
+def test_too_many_such_steps_end_it_and_the_best_checkpoint_is_named(
+    finished_run, tiny_recipe, tmp_path, monkeypatch
+) -> None:
+    spoiled(monkeypatch, range(5, 100))
+    with pytest.raises(TuningDivergedError, match=r"at step 8, the 3th on end .* the best one, of step \d+, is in"):
+        tuned(finished_run, tiny_recipe, spec(steps=50, most_skipped_steps=2), tmp_path)
     kept = Checkpoint(tmp_path / "checkpoint")
     assert all(np.isfinite(value).all() for value in tensors(kept).values())
     assert kept.manifest.validation_kl_nats <= log(tmp_path)[0]["validation_kl_nats"]
@@ -124,7 +230,7 @@ def test_the_seed_decides_the_order_and_nothing_else_does(finished_run, tiny_rec
     again = tuned(finished_run, tiny_recipe, spec(steps=2), tmp_path / "b")
     other = tuned(finished_run, tiny_recipe, spec(steps=2, seed=1), tmp_path / "c")
     assert first.manifest.digests == again.manifest.digests
-    assert log(tmp_path / "a")[1]["loss_kl_nats"] != log(tmp_path / "c")[1]["loss_kl_nats"]
+    assert log(tmp_path / "a")[1]["loss_nats"] != log(tmp_path / "c")[1]["loss_nats"]
     assert other.manifest.layers == first.manifest.layers
 
 
@@ -132,6 +238,82 @@ def test_bfloat16_arithmetic_and_epochs(finished_run, tiny_recipe, tmp_path) -> 
     checkpoint = tuned(finished_run, tiny_recipe, spec(steps=None, epochs=1, precision="bf16"), tmp_path)
     assert len(log(tmp_path)) == 1 + 32 // 4
     assert checkpoint.manifest.validation_kl_nats is not None
+
+
+def test_moving_averages_are_what_is_validated_and_kept(finished_run, tiny_recipe, tmp_path) -> None:
+    averaged = tuned(finished_run, tiny_recipe, spec(ema_decay=0.9), tmp_path / "averaged")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(finished_run, tiny_recipe, spec(ema_decay=0.9), tmp_path / "killed", listener=stopped_at(5))
+    assert tuned(finished_run, tiny_recipe, spec(ema_decay=0.9), tmp_path / "killed").manifest == averaged.manifest
+    assert averaged.manifest.digests != tuned(finished_run, tiny_recipe, spec(), tmp_path / "last").manifest.digests
+
+
+def test_patience_ends_a_tuning_that_gets_no_better(finished_run, tiny_recipe, tmp_path) -> None:
+    tuned(finished_run, tiny_recipe, spec(steps=40, learning_rate=1.0, patience=2), tmp_path)
+    assert log(tmp_path)[-1]["step"] < 40
+
+
+def test_the_probe_chooses_the_rate_that_tunes_and_the_choice_is_resumed(finished_run, tiny_recipe, tmp_path) -> None:
+    probing = spec(probe_learning_rates=(10.0, 1e-3), probe_steps=3)
+    whole = tuned(finished_run, tiny_recipe, probing, tmp_path / "whole")
+    fixed = tuned(finished_run, tiny_recipe, spec(learning_rate=1e-3), tmp_path / "fixed")
+    assert whole.manifest.digests == fixed.manifest.digests
+    with pytest.raises(KeyboardInterrupt):
+        tuned(finished_run, tiny_recipe, probing, tmp_path / "killed", listener=stopped_at(5))
+    assert tuned(finished_run, tiny_recipe, probing, tmp_path / "killed").manifest == whole.manifest
+
+
+def test_the_log_tells_what_became_of_codes_scales_and_zero_points(finished_run, tiny_recipe, tmp_path) -> None:
+    tuned(finished_run, tiny_recipe, spec(steps=20, learning_rate=2e-3), tmp_path)
+    last = log(tmp_path)[-1]
+    assert 0 < last["codes_moved"] < 0.5
+    assert 0 < last["scales_moved"] <= 1
+    assert last["learning_rate_scales"] == pytest.approx(last["learning_rate_adapters"] / 10)
+    assert last["peak_memory_bytes"] > 1e6
+
+
+def test_checkpointed_gradients_are_the_same_gradients(finished_run, tiny_recipe, tmp_path) -> None:
+    plain = tuned(finished_run, tiny_recipe, spec(precision="fp32"), tmp_path / "a")
+    again = tuned(finished_run, tiny_recipe, spec(precision="fp32", gradient_checkpointing=True), tmp_path / "b")
+    assert plain.manifest.digests == again.manifest.digests
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_teacher_says_the_same_from_the_cache_and_live(finished_run, tiny_recipe, tmp_path, precision) -> None:
+    cached = tuned(finished_run, tiny_recipe, spec(precision=precision), tmp_path / "a")
+    live = tuned(finished_run, tiny_recipe, spec(precision=precision, teacher_cache_gb=0.0), tmp_path / "b")
+    first, second = log(tmp_path / "a")[1]["loss_nats"], log(tmp_path / "b")[1]["loss_nats"]
+    assert first == pytest.approx(second, rel=1e-3)
+    assert cached.manifest.validation_kl_nats == pytest.approx(live.manifest.validation_kl_nats, rel=0.02)
+
+
+def test_the_teachers_states_are_computed_once_and_a_damaged_file_again(
+    finished_run, tiny_recipe, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("OVEXPORT_CACHE", str(tmp_path / "cache"))
+    tasks: list[str] = []
+
+    def note(moment) -> None:
+        tasks.append(moment.task)
+
+    whole = tuned(finished_run, tiny_recipe, spec(), tmp_path / "a", listener=note)
+    assert "teacher" in tasks
+    tasks.clear()
+    tuned(finished_run, tiny_recipe, spec(), tmp_path / "b", listener=note)
+    assert "teacher" not in tasks
+    (states,) = (tmp_path / "cache").glob("*/hidden_states.safetensors")
+    states.write_bytes(states.read_bytes()[:-1])
+    again = tuned(finished_run, tiny_recipe, spec(), tmp_path / "c", listener=note)
+    assert "teacher" in tasks
+    assert again.manifest.digests == whole.manifest.digests
+
+
+def test_the_cache_makes_room_by_what_was_used_longest_ago(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OVEXPORT_CACHE", str(tmp_path / "cache"))
+    small = {"steps": 1, "teacher_cache_gb": 2.5 * 4 * 64 * 64 * 2 / 1e9}
+    for seed in range(4):
+        tuned(finished_run, tiny_recipe, spec(seed=seed, **small), tmp_path / str(seed))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 @pytest.mark.slow

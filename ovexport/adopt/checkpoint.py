@@ -186,9 +186,8 @@ def _quantizer(layer: LayerFormat, stored: StoredQuantizer) -> FakeQuantizer:
     """Our quantizer with the file's parameters, adapters widened to float32."""
     quantizer = FakeQuantizer(layer)
     values = _ranges(layer, stored) | {name: stored.tensors[name] for name in ("lora_A", "lora_B") if layer.rank}
-    with torch.no_grad():
-        for name, parameter in quantizer.named_parameters():
-            parameter.copy_(values[name].reshape(parameter.shape))
+    shapes = {name: value.shape for name, value in quantizer.stored().items()}
+    quantizer.load({name: value.reshape(shapes[name]) for name, value in values.items()})
     return quantizer
 
 

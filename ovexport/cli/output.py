@@ -121,7 +121,7 @@ def _plain_lines() -> Listener:
 
 
 def _figures(moment: Progress) -> str:
-    shown = ("loss_kl_nats", "validation_kl_nats", "tokens_per_s")
+    shown = ("loss_nats", "validation_kl_nats", "tokens_per_s")
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 

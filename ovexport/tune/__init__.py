@@ -1,5 +1,5 @@
 """Stage tune: adapters and quantization ranges learn the distribution of the uncompressed model (distillation)."""
 
-from ovexport.tune.loop import tune
+from ovexport.tune.loop import check_device, check_objective, tune
 
-__all__ = ["tune"]
+__all__ = ["check_device", "check_objective", "tune"]

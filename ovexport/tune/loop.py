@@ -2,20 +2,24 @@
 
 import logging
 import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
+import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 
 from ovexport.artifacts import Checkpoint, PreparedData, atomic_folder, write_record
 from ovexport.errors import RecipeError, TuningDivergedError
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tensorfile import write_tensors
-from ovexport.tune.store import StateStore, TuningLog
+from ovexport.tune.log import TuningLog
+from ovexport.tune.store import StateStore
 from ovexport.tune.tuner import Tuner
 from ovexport.versions import stack_versions
 
@@ -35,89 +39,156 @@ def tune(
 ) -> Checkpoint:
     """Tune the starting point and keep the parameters of the step with the least validation divergence.
 
+    Ctrl-C ends the step that is under way, saves the state and is raised then; a second one is raised at once.
+
     Args:
         start: the compress stage's checkpoint; validated first, so that the result is never worse on validation.
         logs: takes tuning.jsonl and TensorBoard events.
         identity: names this very tuning; an interrupted one with the same identity goes on where it was saved.
 
     Raises:
-        TuningDivergedError: the loss is not finite; the best checkpoint so far is in `out`.
-        RecipeError: the device is not there.
+        TuningDivergedError: loss or gradient were not finite for too many steps on end; the best checkpoint so far is
+            in `out`.
+        RecipeError: as check_objective and check_device.
+        UnsupportedModelError: the model's logits are not made as tuning relies on.
     """
-    if spec.objective == "task":
-        raise RecipeError('tune.objective="task" can be planned, not run, in this version; use "distillation"')
-    set_seed(spec.seed)
-    accelerator = _accelerator(spec, logs)
-    tuner = Tuner(start, model, spec, data, accelerator)
+    check_objective(spec)
+    check_device(spec)
+    torch.manual_seed(spec.seed)
+    tuner = Tuner(start, model, spec, data, device_of(spec), listener)
     store = StateStore(out.with_name("tuning"), identity)
-    with TuningLog(logs / "tuning.jsonl", accelerator) as log:
+    with TuningLog(logs) as log:
         try:
-            _run(tuner, store, log, spec, listener)
-        except TuningDivergedError:
-            _write_checkpoint(start, tuner, store, data, out)
-            raise
+            _run(tuner, store, log, listener)
+        except TuningDivergedError as error:
+            checkpoint = _write_checkpoint(start, tuner, store, data, out)
+            raise TuningDivergedError(
+                f"{error}; the best one, of step {checkpoint.manifest.steps}, is in {out}"
+            ) from error
     checkpoint = _write_checkpoint(start, tuner, store, data, out)
     store.clear()
     return checkpoint
 
 
-def _run(tuner: Tuner, store: StateStore, log: TuningLog, spec: TuneSpec, listener: Listener) -> None:
+def check_objective(spec: TuneSpec) -> None:
+    """Refuse an objective that can't be tuned for.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    if spec.objective == "task":
+        raise RecipeError('tune.objective="task" can be planned, not run, in this version; use "distillation"')
+
+
+def check_device(spec: TuneSpec) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
+
+
+def device_of(spec: TuneSpec) -> torch.device:
+    """The device to tune on."""
+    return torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) -> None:
     """The steps from where the store stands to the end."""
+    spec = tuner.spec
     if store.restore(tuner):
         logger.info("  tuning goes on after step %d of %d", store.state.step, tuner.steps)
         log.forget_after(store.state.step)
     else:
         log.forget_after(-1)
+        if tuner.steps and spec.probe_learning_rates:
+            _probe(tuner, listener)
         store.begin(tuner, tuner.validate())
         log.write(0, validation_kl_nats=store.state.best_kl_nats)
-    tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.train.shape[1]
-    for index in range(store.state.step, tuner.steps):
-        started = time.monotonic()
-        rate = tuner.optimizer.param_groups[0]["lr"]
-        loss, norm = tuner.step(index)
-        figures = {
-            "loss_kl_nats": loss,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "tokens_per_s": tokens / (time.monotonic() - started),
-        }
-        done = index + 1
-        last = done == tuner.steps
-        if last or done % spec.validate_every == 0:
-            figures["validation_kl_nats"] = tuner.validate()
-        store.advance(tuner, figures.get("validation_kl_nats"))
-        log.write(done, **figures)
-        if last or done % spec.save_every == 0:
-            store.save(tuner)
-        listener(Progress(task="tune", done=done, total=tuner.steps, figures=figures))
+    tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.sequence_length
+    with _interrupts() as interrupted:
+        for index in range(store.state.step, tuner.steps):
+            started = time.monotonic()
+            result = tuner.step(index)
+            figures = {"loss_nats": result.loss_nats, "gradient_norm": result.gradient_norm}
+            figures |= {f"learning_rate_{name}": rate for name, rate in tuner.learning_rates.items()}
+            figures["tokens_per_s"] = tokens / (time.monotonic() - started)
+            store.advance(tuner, taken=result.taken)
+            done = index + 1
+            last = done == tuner.steps
+            if last or done % spec.validate_every == 0:
+                figures |= {"validation_kl_nats": tuner.validate(), "peak_memory_bytes": tuner.peak_memory_bytes()}
+                figures |= tuner.changes()
+                store.judge(tuner, figures["validation_kl_nats"])
+            log.write(done, **{name: value for name, value in figures.items() if math.isfinite(value)})
+            if store.state.skipped > spec.most_skipped_steps:
+                raise TuningDivergedError(
+                    f"tune: loss {result.loss_nats} and gradient norm {result.gradient_norm} at step {done}, the "
+                    f"{store.state.skipped}th on end that is not finite; lower tune.learning_rate={spec.learning_rate}"
+                )
+            stopped = spec.patience is not None and store.state.stale >= spec.patience
+            listener(Progress(task="tune", done=done, total=tuner.steps, figures=figures))
+            if last or stopped or interrupted.is_set() or done % spec.save_every == 0:
+                store.save(tuner)
+            if interrupted.is_set() and not last:
+                logger.info("  stopped after step %d of %d, which is saved; --resume goes on", done, tuner.steps)
+                raise KeyboardInterrupt
+            if stopped:
+                logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, done)
+                break
 
 
-def _accelerator(spec: TuneSpec, logs: Path) -> Accelerator:
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of an earlier tuning otherwise
-    return Accelerator(
-        cpu=spec.device == "cpu",
-        mixed_precision="bf16" if spec.precision == "bf16" else "no",
-        log_with="tensorboard",
-        project_dir=logs,
-    )
+def _probe(tuner: Tuner, listener: Listener) -> None:
+    """Give each learning rate a short tuning of its own, schedule included, and choose the one with the least
+    validation divergence."""
+    spec = tuner.spec
+    found: dict[float, float] = {}
+    total = spec.probe_steps * len(spec.probe_learning_rates)
+    for number, rate in enumerate(spec.probe_learning_rates):
+        tuner.begin_anew(rate, spec.probe_steps)
+        for index in range(spec.probe_steps):
+            tuner.step(index)
+            listener(Progress(task="probe", done=number * spec.probe_steps + index + 1, total=total))
+        found[rate] = tuner.validate()
+        logger.info("  learning rate %g: validation KL %.5f after %d steps", rate, found[rate], spec.probe_steps)
+    finite = {rate: kl for rate, kl in found.items() if math.isfinite(kl)}
+    tuner.begin_anew(min(finite, key=finite.__getitem__, default=spec.learning_rate), tuner.steps)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C; the second one is a KeyboardInterrupt as ever. Signals reach the main thread only."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    former = signal.getsignal(signal.SIGINT)
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, data: PreparedData, out: Path) -> Checkpoint:
     """The best parameters, with the digests of the codes that they give and what the model says with them."""
-    manifest = start.manifest
-    digests = {}
-    with torch.no_grad():
-        for name, quantizer in tuner.quantizers.items():
-            for key, parameter in quantizer.named_parameters():
-                parameter.copy_(torch.from_numpy(store.best[f"{name}.{key}"]))
-            digests[name] = quantizer.quantize(tuner.bases[name]).digest()
+    manifest, best, student = start.manifest, store.best(), tuner.student
+    student.load(best)
+    digests = {name: quantizer.quantize(student.bases[name]).digest() for name, quantizer in student.quantizers.items()}
     with atomic_folder(out) as folder:
-        write_tensors(store.best, folder / "adapters.safetensors")
+        write_tensors(best, folder / "adapters.safetensors")
         write_tensors(tuner.reference(data.tokens("test")), folder / "reference.safetensors")
         if manifest.changed:
-            write_tensors(dict(start.weights), folder / "weights.safetensors")
+            write_tensors(
+                {name: np.array(value) for name, value in start.weights.items()}, folder / "weights.safetensors"
+            )
         write_record(
             manifest.model_copy(
                 update={

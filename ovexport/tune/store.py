@@ -1,138 +1,155 @@
-"""What a tuning leaves behind while it runs: the state it can go on from, and its log."""
+"""What a tuning leaves on disk while it runs: the states it can go on from, and its best parameters.
 
-import json
+    tuning/step-00000100/state.json, state.safetensors     the last two
+    tuning/best-00000050.safetensors                       those of the step with the least validation divergence
+
+Everything is written under another name, synced and renamed, so that a kill at any moment leaves a state whole or not
+at all. The best parameters are written before a state says that it has them.
+"""
+
 import logging
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from ovexport.artifacts import Record, atomic_folder, read_record, write_record
+from ovexport.artifacts import Record, atomic_folder, read_record, translated_disk_errors, write_record
 from ovexport.errors import ArtifactError, TuningDivergedError
 from ovexport.tensorfile import TensorFile, write_tensors
 from ovexport.tune.tuner import Tuner
 
 logger = logging.getLogger(__name__)
 
+_KEPT = 2
+
 
 class TunerState(Record):
-    """state.json: where an interrupted tuning goes on, beside state.safetensors and best.safetensors.
+    """state.json: where an interrupted tuning goes on.
+
+    What is drawn at random is the order of the sequences, which follows from the recipe's seed and the step; the
+    learning rates follow from the step.
 
     Attributes:
         identity: digest of all that this tuning depends on; a state of another tuning is not taken up.
-        step: optimizer steps taken.
-        best_step, best_kl_nats: of the parameters in best.safetensors, by validation.
+        learning_rate: of the adapters, which a probe may have chosen.
+        step: optimizer steps begun, the skipped ones too.
+        updates: steps that changed the parameters.
+        skipped: steps whose loss or gradient was not finite, one after the other up to this one.
+        best_step, best_kl_nats: of the best parameters, by validation.
+        stale: validations since the best one.
     """
 
     identity: str
-    step: int
-    best_step: int
-    best_kl_nats: float
+    learning_rate: float | None = None
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    best_step: int = 0
+    best_kl_nats: float = math.inf
+    stale: int = 0
 
 
 class StateStore:
-    """The state of a tuning and its best parameters, and the folder that an interrupted tuning goes on from.
+    """The state of a tuning, and the folder that an interrupted one goes on from.
 
     Attributes:
         state: of the step that was taken last.
-        best: the parameters with the least validation divergence, by name.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
-        self._path = path
-        self.state = TunerState(identity=identity, step=0, best_step=0, best_kl_nats=math.inf)
-        self.best: dict[str, NDArray[np.float32]] = {}
+        self.path = path
+        self.state = TunerState(identity=identity)
 
     def restore(self, tuner: Tuner) -> bool:
-        """Bring the tuner to the saved state, when there is one of this very tuning."""
-        if not (self._path / "state.json").is_file():
-            return False
-        try:
-            saved = read_record(self._path / "state.json", TunerState)
-            if saved.identity != self.state.identity:
-                return False
-            best = TensorFile(self._path / "best.safetensors")
-            self.best = {key: np.array(best.require(key)) for key in tuner.parameters}
-            tuner.restore(TensorFile(self._path / "state.safetensors"), saved.step)
-        except ArtifactError as error:
-            logger.warning("  tuning begins anew, its saved state is damaged: %s", error)
-            return False
-        self.state = saved
-        return True
+        """Bring the tuner to the newest saved state of this very tuning that is whole, when there is one."""
+        for folder in reversed(self._states()):
+            try:
+                saved = read_record(folder / "state.json", TunerState)
+                if saved.identity != self.state.identity:
+                    continue
+                self._best(saved.best_step)
+                tuner.begin_anew(saved.learning_rate or tuner.learning_rate, tuner.steps)
+                tuner.restore(TensorFile(folder / "state.safetensors"), saved.updates)
+            except (ArtifactError, KeyError, RuntimeError) as error:  # RuntimeError: tensors of another shape
+                logger.warning("  a saved state is damaged and left: %s: %s", folder.name, error)
+                continue
+            self.state = saved
+            return True
+        return False
 
     def begin(self, tuner: Tuner, kl_nats: float) -> None:
-        """Take the starting point for the best so far.
+        """Take the starting point for the best so far, and forget what another tuning left.
 
         Raises:
             TuningDivergedError: its divergence is not finite.
         """
-        self._keep(tuner, 0, kl_nats)
+        self.clear()
+        self.state = TunerState(identity=self.state.identity, learning_rate=tuner.learning_rate)
+        self._keep(tuner, kl_nats)
         if not math.isfinite(kl_nats):
             raise TuningDivergedError(
                 f"tune: the starting point's divergence is {kl_nats}; the model's logits are not finite on this text"
             )
 
-    def advance(self, tuner: Tuner, kl_nats: float | None) -> None:
-        """Count a step, and keep its parameters when its validation divergence is the least so far."""
-        step = self.state.step + 1
-        if kl_nats is not None and kl_nats < self.state.best_kl_nats:
-            self._keep(tuner, step, kl_nats)
-        self.state = self.state.model_copy(update={"step": step})
+    def advance(self, tuner: Tuner, *, taken: bool) -> None:
+        """Count a step."""
+        self.state = self.state.model_copy(
+            update={
+                "step": self.state.step + 1,
+                "updates": tuner.updates,
+                "skipped": 0 if taken else self.state.skipped + 1,
+            }
+        )
+
+    def judge(self, tuner: Tuner, kl_nats: float) -> None:
+        """Keep the present parameters when their validation divergence is the least so far."""
+        if kl_nats < self.state.best_kl_nats:
+            self._keep(tuner, kl_nats)
+        else:
+            self.state = self.state.model_copy(update={"stale": self.state.stale + 1})
 
     def save(self, tuner: Tuner) -> None:
-        """Write the present state and the best parameters, all or nothing."""
-        with atomic_folder(self._path) as folder:
+        """Write the present state, all or nothing; what is not needed any more goes."""
+        with atomic_folder(self.path / f"step-{self.state.step:08d}") as folder:
             write_tensors(tuner.state(), folder / "state.safetensors")
-            write_tensors(self.best, folder / "best.safetensors")
             write_record(self.state, folder / "state.json")
+        states = self._states()
+        for folder in states[:-_KEPT]:
+            shutil.rmtree(folder)
+        needed = {self._best_path(self.state.best_step)}
+        for folder in states[-_KEPT:]:
+            needed.add(self._best_path(read_record(folder / "state.json", TunerState).best_step))
+        for file in set(self.path.glob("best-*.safetensors")) - needed:
+            file.unlink()
 
-    def _keep(self, tuner: Tuner, step: int, kl_nats: float) -> None:
-        self.best = {key: value.detach().cpu().numpy().copy() for key, value in tuner.parameters.items()}
-        self.state = self.state.model_copy(update={"best_step": step, "best_kl_nats": kl_nats})
+    def best(self) -> dict[str, NDArray[np.float32]]:
+        """The best parameters so far, by name."""
+        file = self._best(self.state.best_step)
+        return {name: np.array(file[name]) for name in file}
 
     def clear(self) -> None:
-        """Remove the folder; the checkpoint holds what is worth keeping."""
-        if self._path.is_dir():
-            for file in self._path.iterdir():
-                file.unlink()
-            self._path.rmdir()
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
+    def _keep(self, tuner: Tuner, kl_nats: float) -> None:
+        path = self._best_path(self.state.step)
+        temporary = path.with_name(f".{path.name}.partial")
+        with translated_disk_errors(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_tensors(tuner.kept(), temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        self.state = self.state.model_copy(update={"best_step": self.state.step, "best_kl_nats": kl_nats, "stale": 0})
 
-class TuningLog:
-    """A JSON line per step, and the same figures for TensorBoard."""
+    def _best(self, step: int) -> TensorFile:
+        return TensorFile(self._best_path(step))
 
-    def __init__(self, path: Path, accelerator: Accelerator) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._accelerator = accelerator
+    def _best_path(self, step: int) -> Path:
+        return self.path / f"best-{step:08d}.safetensors"
 
-    def __enter__(self) -> "TuningLog":
-        self._accelerator.init_trackers("tuning")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._accelerator.end_training()
-
-    def write(self, step: int, **figures: float) -> None:
-        """Append the figures of a step."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._accelerator.log(figures, step=step)
-
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that will be taken again, and those of an earlier tuning."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        steps = [_step(line) for line in lines]
-        begin = len(steps) - 1 - steps[::-1].index(0) if 0 in steps else 0
-        kept = [line for line, taken in zip(lines[begin:], steps[begin:], strict=True) if taken <= step]
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _step(line: str) -> float:
-    """The step of a line; infinity for one that a kill cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
+    def _states(self) -> list[Path]:
+        return sorted(folder for folder in self.path.glob("step-*") if (folder / "state.json").is_file())

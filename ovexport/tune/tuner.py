@@ -1,227 +1,340 @@
-"""Teacher, student and one optimizer step.
-
-The student is the plain model with its weights set to de-quantized values. Weights change only at an optimizer step,
-so each matrix is quantized once a step; its gradient is summed over the microbatches and sent through the quantizer
-once, one layer at a time.
-"""
+"""One tuning: the student, what teaches it, and one optimizer step."""
 
 import itertools
 import math
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import openvino as ov
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
-from ovexport.errors import TuningDivergedError
-from ovexport.model import load_model, matrix
-from ovexport.quantization import FakeQuantizer, load_quantizer
+from ovexport.model import compute_in, load_model
+from ovexport.progress import Listener
+from ovexport.quantization import load_quantizer
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.tensorfile import TensorFile
+from ovexport.tune.head import Head, hidden_states, require_plain_head
+from ovexport.tune.loss import Loss, distillation, divergence
+from ovexport.tune.student import Student
+from ovexport.tune.teacher import LiveTeacher, Teacher, cached_teacher
 
 _REFERENCE_ELEMENTS = 2**22
 _REFERENCE_LENGTH = 64
 _FEWEST_POSITIONS = 32
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss_nats: mean per token over the step's microbatches.
+        gradient_norm: before it was scaled down.
+        taken: false where either is not finite; nothing was changed then.
+    """
+
+    loss_nats: float
+    gradient_norm: float
+    taken: bool
 
 
 class Tuner:
-    """Teacher, student and the quantizers between them.
+    """Teacher, student and optimizer.
 
     Attributes:
         steps: optimizer steps in all; 0 where no layer has an adapter.
-        parameters: every trained tensor by "LAYER.PARAMETER".
+        learning_rate: of the adapters, before warm-up and schedule.
+        updates: of the parameters, so far; a step that is not finite makes none.
     """
 
     def __init__(
-        self, start: Checkpoint, model: ModelSpec, spec: TuneSpec, data: PreparedData, accelerator: Accelerator
+        self,
+        start: Checkpoint,
+        model: ModelSpec,
+        spec: TuneSpec,
+        data: PreparedData,
+        device: torch.device,
+        listener: Listener,
     ) -> None:
         manifest = start.manifest
         self.spec = spec
-        self.accelerator = accelerator
-        self.device = accelerator.device
-        self.teacher = load_model(model, dtype=torch.float32).to(self.device)
-        self.student = load_model(model, dtype=torch.float32).to(self.device)
-        self.train = torch.from_numpy(data.tokens("train").astype(np.int64))
-        self.validation = torch.from_numpy(data.tokens("validation").astype(np.int64))
+        self.device = device
+        self._start = start
+        self._loss = Loss.of(spec)
+        self._kind = arithmetic(spec, device)
+        tokens = torch.from_numpy(data.tokens("train").astype(np.int64))
         per_step = spec.batch_size * spec.gradient_accumulation_steps
-        epochs = math.ceil((spec.epochs or 1) * len(self.train) / per_step)
+        epochs = math.ceil((spec.epochs or 1) * len(tokens) / per_step)
         tunable = any(layer.rank for layer in manifest.layers)
         self.steps = 0 if not tunable else epochs if spec.steps is None else spec.steps
+        self._order = _order(len(tokens), self.steps * per_step, spec.seed)
+        used, self._order = np.unique(self._order, return_inverse=True)
+        self._train = tokens[used]
+        self._validation = torch.from_numpy(data.tokens("validation").astype(np.int64))
 
-        changed = start.weights if manifest.changed else {}
-        adapters = start.adapters
-        self.quantizers: dict[str, FakeQuantizer] = {}
-        self.bases: dict[str, Tensor] = {}
-        self.targets: dict[str, nn.Parameter] = {}
-        for layer in manifest.layers:
-            target = self.student.get_parameter(layer.name)
-            base = matrix(self.teacher, layer.name, transposed=layer.transposed)
-            if layer.name in changed:
-                base = torch.from_numpy(np.array(changed[layer.name])).to(self.device)
-            view = target.data.T if layer.transposed else target.data
-            if layer.mode == "float":
-                view.copy_(base)
-                continue
-            quantizer = load_quantizer(layer, adapters).to(self.device)
-            self.quantizers[layer.name], self.bases[layer.name] = quantizer, base
-            self.targets[layer.name] = target
-            target.requires_grad_(layer.rank > 0)
-        self.parameters = {
-            f"{name}.{key}": parameter
-            for name, quantizer in self.quantizers.items()
-            for key, parameter in quantizer.named_parameters()
-        }
-        self.optimizer = self._optimizer()
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
-        self.quantize_weights()
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        adapters = [value for key, value in self.parameters.items() if ".lora_" in key]
-        ranges = [value for key, value in self.parameters.items() if ".lora_" not in key and value.requires_grad]
-        scale_rate = self.spec.scale_learning_rate
-        return torch.optim.AdamW(
-            [
-                {"params": adapters, "lr": self.spec.learning_rate, "weight_decay": self.spec.weight_decay},
-                {
-                    "params": ranges,
-                    "lr": self.spec.learning_rate / 10 if scale_rate is None else scale_rate,
-                    "weight_decay": 0.0,
-                },
+        network = load_model(model).to(device)
+        bases = {layer.name: network.get_parameter(layer.name).data for layer in manifest.layers}
+        compute_in(network, self._kind)
+        own = network.get_output_embeddings().weight.detach()
+        self._teacher_head = Head.of(network, own)
+        self._teacher: Teacher | None = None
+        if self.steps:
+            with self._autocast():
+                require_plain_head(network, self._teacher_head, self._validation.to(device))
+            self._teacher = self._taught(model, network, listener)
+        with torch.no_grad(), self._autocast():
+            self._validation_states = [
+                hidden_states(network, part.to(device)).to(self._kind)
+                for part in torch.split(self._validation, spec.batch_size)
             ]
-        )
+        self.student = Student(network, start, bases, self._kind)
+        if spec.gradient_checkpointing:
+            self.student.checkpoint_gradients()
+        self._student_head = self.student.head
+        self.begin_anew(spec.learning_rate, self.steps)
 
-    def _learning_rate_factor(self, step: int) -> float:
-        warmup = round(self.spec.warmup_fraction * self.steps)
+    def _taught(self, model: ModelSpec, network, listener: Listener) -> Teacher:
+        cached = cached_teacher(
+            network,
+            self._train,
+            self._autocast(),
+            batch_size=self.spec.batch_size,
+            limit_bytes=self.spec.teacher_cache_gb * 1e9,
+            listener=listener,
+        )
+        if cached is not None:
+            return cached
+        live = load_model(model).to(self.device)
+        compute_in(live, self._kind)
+        return LiveTeacher(live, self._train, self._autocast())
+
+    def begin_anew(self, learning_rate: float, steps: int) -> None:
+        """Go back to the starting point, with a learning rate of the adapters and a schedule over so many steps."""
+        self.learning_rate = learning_rate
+        self.updates = 0
+        self._horizon = steps
+        self.student.load(self._start.adapters)
+        self.student.quantize_weights()
+        self._optimizer = self._made_optimizer()
+        self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+        trained = self.student.trained if self.spec.ema_decay else {}
+        self._averages = {key: value.detach().clone() for key, value in trained.items()}
+
+    def _made_optimizer(self) -> torch.optim.AdamW:
+        spec, trained = self.spec, self.student.trained
+        scale_rate = self.learning_rate / 10 if spec.scale_learning_rate is None else spec.scale_learning_rate
+        adapters = [value for key, value in trained.items() if ".lora_" in key]
+        zero_points = [value for key, value in trained.items() if key.endswith(".zero_point")]
+        others = {id(value) for value in (*adapters, *zero_points)}
+        ranges = [value for value in trained.values() if id(value) not in others]
+        groups = [
+            {"name": "adapters", "params": adapters, "lr": self.learning_rate, "weight_decay": spec.weight_decay},
+            {"name": "scales", "params": ranges, "lr": scale_rate, "weight_decay": 0.0},
+            {
+                "name": "zero_points",
+                "params": zero_points,
+                "lr": spec.zero_point_learning_rate,
+                "weight_decay": 0.0,
+            },
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]] or [{"params": [torch.zeros(0)]}])
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        return int(self._train.shape[1])
+
+    def peak_memory_bytes(self) -> int:
+        """The most that was in use so far: on a GPU what was allocated there, else the process's resident memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of the step to come, by group."""
+        return {str(group.get("name")): float(group["lr"]) for group in self._optimizer.param_groups}
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Warm-up and schedule: what the learning rates are multiplied with, 0 to 1."""
+        warmup = round(self.spec.warmup_fraction * self._horizon)
         if step < warmup:
             return (step + 1) / warmup
-        left = max(0.0, (self.steps - step) / max(1, self.steps - warmup))
+        left = max(0.0, (self._horizon - step) / max(1, self._horizon - warmup))
         return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.spec.schedule]
 
-    @torch.no_grad()
-    def quantize_weights(self) -> None:
-        """Set the student's weights to the de-quantized values of the present parameters."""
-        for name, quantizer in self.quantizers.items():
-            target = self.targets[name].data
-            view = target.T if quantizer.layer.transposed else target
-            view.copy_(quantizer(self.bases[name]))
-
-    def step(self, index: int) -> tuple[float, float]:
-        """One optimizer step.
-
-        Returns:
-            The mean KL divergence per token in nats over the step's microbatches, and the norm of the gradient.
-
-        Raises:
-            TuningDivergedError: either is not finite; the parameters are those before the step.
-        """
+    def step(self, index: int) -> StepResult:
+        """One optimizer step; one whose loss or gradient is not finite changes nothing."""
+        spec = self.spec
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * self.learning_rate_factor(index)
+        tokens = spec.batch_size * spec.gradient_accumulation_steps * self._train.shape[1]
         total = 0.0
-        count = self.spec.gradient_accumulation_steps
-        for batch in itertools.islice(self._microbatches(index), count):
-            loss = self._divergence(batch)
-            self.accelerator.backward(loss / count)
-            total += loss.item() / count
-        self._backward_through_quantizers()
-        trained = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(trained, self.spec.max_gradient_norm))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise TuningDivergedError(
-                f"tune: loss {total} and gradient norm {norm} at step {index + 1}; the best checkpoint so far is kept, "
-                f"lower tune.learning_rate={self.spec.learning_rate}"
-            )
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.quantize_weights()
-        return total, norm
+        for sequences in self._microbatches(index):
+            loss = self._microbatch_loss(sequences, tokens)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss)
+        self.student.backward_through_quantizers()
+        trained = [value for value in self.student.trained.values() if value.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(trained, spec.max_gradient_norm))
+        taken = math.isfinite(total) and math.isfinite(norm)
+        if taken:
+            self._optimizer.step()
+            self.updates += 1
+            self._average()
+        self.student.drop_gradients()
+        if taken:
+            self.student.quantize_weights()
+        return StepResult(loss_nats=total, gradient_norm=norm, taken=taken)
+
+    def _microbatch_loss(self, sequences: list[int], tokens: int) -> Tensor:
+        assert self._teacher is not None
+        ids = self._train[sequences].to(self.device)
+        taught = self._teacher.states(sequences).to(self.device)
+        with self._autocast():
+            hidden = hidden_states(self.student.network, ids)
+        return distillation(
+            hidden.float(), taught, ids, self._student_head, self._teacher_head, self._loss, tokens=tokens
+        )
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean KL divergence per token from the teacher on the validation sequences, in nats."""
-        parts = torch.split(self.validation, self.spec.batch_size)
-        losses = [float(self._divergence(part)) * len(part) for part in parts]
-        return sum(losses) / len(self.validation)
+        """Mean KL divergence per token from the teacher on the validation sequences, in nats, of what would be kept."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.averaged(), self._autocast():
+            parts = torch.split(self._validation, self.spec.batch_size)
+            for ids, taught in zip(parts, self._validation_states, strict=True):
+                hidden = hidden_states(self.student.network, ids.to(self.device))
+                total += divergence(hidden, taught, self._student_head, self._teacher_head)
+        return float(total) / self._validation.numel()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the parameters are what is kept of them: their moving averages, where there are any."""
+        if not self._averages:
+            yield
+            return
+        present = {key: value.detach().clone() for key, value in self.student.trained.items()}
+        self.student.assign(self._averages)
+        self.student.quantize_weights()
+        try:
+            yield
+        finally:
+            self.student.assign(present)
+            self.student.quantize_weights()
+
+    def kept(self) -> dict[str, NDArray[np.generic]]:
+        """What a checkpoint of the present step holds, by name."""
+        with self.averaged():
+            return {key: value.cpu().numpy().copy() for key, value in self.student.stored().items()}
+
+    @torch.no_grad()
+    def changes(self) -> dict[str, float]:
+        """Shares of the codes, scales and zero points that are not those of the starting point.
+
+        Of the parameters as they are, not of their averages.
+        """
+        flipped = dict.fromkeys(("codes", "scales", "zero_points"), 0)
+        counted = dict.fromkeys(flipped, 0)
+        adapters = self._start.adapters
+        for name, quantizer in self.student.quantizers.items():
+            if not quantizer.layer.rank:
+                continue
+            former = load_quantizer(quantizer.layer, adapters).to(self.device).quantize(self.student.bases[name])
+            present = quantizer.quantize(self.student.bases[name])
+            for key, before, now in (
+                ("codes", former.codes, present.codes),
+                ("scales", former.scale, present.scale),
+                ("zero_points", former.zero_point, present.zero_point),
+            ):
+                if before is not None and now is not None:
+                    flipped[key] += int((before != now).sum())
+                    counted[key] += before.numel()
+        return {f"{key}_moved": flipped[key] / counted[key] for key in flipped if counted[key]}
 
     @torch.no_grad()
     def reference(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.generic]]:
         """What the student, as its parameters are now, says of the first tokens: `token_ids` (sequences, length) int32
-        and `logits` (sequences, length, vocabulary), computed in float32 whatever the precision of the tuning."""
-        self.quantize_weights()
-        positions = max(_FEWEST_POSITIONS, _REFERENCE_ELEMENTS // self.student.config.get_text_config().vocab_size)
+        and `logits` (sequences, length, vocabulary), computed in float32 whatever the precision of the tuning.
+
+        The student is in float32 from here on.
+        """
+        self.student.in_float32()
+        network = self.student.network
+        positions = max(_FEWEST_POSITIONS, _REFERENCE_ELEMENTS // network.config.get_text_config().vocab_size)
         length = min(tokens.shape[1], positions, _REFERENCE_LENGTH)
         sample = tokens[: positions // length, :length]
         ids = torch.from_numpy(sample.astype(np.int64)).to(self.device)
-        logits = [_logits(self.student, row[None]).float().cpu().numpy() for row in ids]
+        logits = [network(input_ids=row[None], use_cache=False).logits.float().cpu().numpy() for row in ids]
         return {"token_ids": sample, "logits": np.concatenate(logits)}
 
-    def _divergence(self, batch: Tensor) -> Tensor:
-        ids = batch.to(self.device)
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                teacher = _logits(self.teacher, ids)
-            student = _logits(self.student, ids)
-        return (
-            nn.functional.kl_div(
-                student.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction="sum"
-            )
-            / ids.numel()
-        )
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._kind == torch.bfloat16)
 
-    def _backward_through_quantizers(self) -> None:
-        for name, quantizer in self.quantizers.items():
-            gradient = self.targets[name].grad
-            if gradient is None:
-                continue
-            self.targets[name].grad = None
-            quantizer(self.bases[name]).backward(gradient.T if quantizer.layer.transposed else gradient)
+    def _average(self) -> None:
+        """Moving averages with a decay that rises from 0.1, so that the start is soon forgotten."""
+        decay = min(self.spec.ema_decay, self.updates / (9 + self.updates))
+        for key, average in self._averages.items():
+            average.lerp_(self.student.trained[key].detach(), 1 - decay)
 
-    def _microbatches(self, step: int) -> Iterator[Tensor]:
-        """The step's microbatches; the order of the sequences follows from the seed alone."""
+    def _microbatches(self, step: int) -> Iterator[list[int]]:
         size = self.spec.batch_size
         first = step * self.spec.gradient_accumulation_steps * size
-        for begin in itertools.count(first, size):
-            yield self.train[[self._sequence_at(position) for position in range(begin, begin + size)]]
+        for begin in itertools.islice(itertools.count(first, size), self.spec.gradient_accumulation_steps):
+            yield self._order[begin : begin + size].tolist()
 
-    def _sequence_at(self, position: int) -> int:
-        epoch, index = divmod(position, len(self.train))
-        return int(np.random.default_rng((self.spec.seed, epoch)).permutation(len(self.train))[index])
-
-    def state(self) -> dict[str, NDArray[np.float32]]:
-        """Parameters and the optimizer's moments, by name."""
-        tensors = {}
-        for key, parameter in self.parameters.items():
-            tensors[key] = parameter.detach().cpu().numpy().copy()
-            for moment in ("exp_avg", "exp_avg_sq"):
-                value = self.optimizer.state.get(parameter, {}).get(moment)
-                if value is not None:
-                    tensors[f"{moment}/{key}"] = value.cpu().numpy().copy()
-        return tensors
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Parameters, the optimizer's moments and the averages, by name."""
+        tensors = {key: value.detach() for key, value in self.student.trained.items()}
+        for key, value in self.student.trained.items():
+            moments = self._optimizer.state.get(value, {})
+            tensors |= {f"{name}/{key}": moments[name] for name in _MOMENTS if name in moments}
+        tensors |= {f"average/{key}": value for key, value in self._averages.items()}
+        return {key: value.cpu().numpy().copy() for key, value in tensors.items()}
 
     @torch.no_grad()
-    def restore(self, tensors: TensorFile, step: int) -> None:
-        """Go on from a state saved after `step` steps.
+    def restore(self, tensors: Mapping[str, NDArray[np.generic]], updates: int) -> None:
+        """Go on from a state saved after so many updates.
 
         Raises:
-            ArtifactError: the state lacks a tensor; nothing was changed.
+            KeyError: the state lacks a tensor; nothing was changed.
         """
-        values = {key: tensors.require(key) for key in self.parameters}
-        for key, parameter in self.parameters.items():
-            parameter.copy_(torch.from_numpy(np.array(values[key])))
-            if f"exp_avg/{key}" in tensors:
-                moments = {name: tensors[f"{name}/{key}"] for name in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    **{name: torch.from_numpy(np.array(value)).to(self.device) for name, value in moments.items()},
+        wanted = [*self.student.trained, *(f"average/{key}" for key in self._averages)]
+        if updates:
+            wanted += [f"{name}/{key}" for name in _MOMENTS for key in self.student.trained]
+        values = {key: torch.from_numpy(np.array(tensors[key])).to(self.device) for key in wanted}
+        self.student.assign({key: values[key] for key in self.student.trained})
+        for key, average in self._averages.items():
+            average.copy_(values[f"average/{key}"])
+        if updates:
+            for key, parameter in self.student.trained.items():
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(updates)),
+                    **{name: values[f"{name}/{key}"] for name in _MOMENTS},
                 }
-        for group, base_rate in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
-            group["lr"] = base_rate * self._learning_rate_factor(step)
-        self.scheduler.last_epoch = step
-        self.quantize_weights()
+        self.updates = updates
+        self.student.quantize_weights()
 
 
-def _logits(network: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits: Tensor = network(input_ids=ids, use_cache=False).logits
-    return logits
+def arithmetic(spec: TuneSpec, device: torch.device) -> torch.dtype:
+    """What products of matrices are computed in: bfloat16 where it was asked for, or where the device is fast at it."""
+    if spec.precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _order(sequences: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Which sequence stands at each position: every epoch in an order of its own, which follows from the seed alone."""
+    epochs = range(-(-count // sequences))
+    orders = [np.random.default_rng((seed, epoch)).permutation(sequences) for epoch in epochs]
+    return np.concatenate(orders)[:count] if orders else np.zeros(0, dtype=np.int64)

@@ -1,69 +1,22 @@
-"""Stage compress: which layers, in which format, from which starting point. Leaves the checkpoint that tuning begins
-from, which is the plain twin's as well.
-
-Round to nearest is computed here. AWQ and Scale Estimation are NNCF's: the model is compressed by it in the FQ_LORA
-format, and the weights and quantization ranges that it found are read out of its quantizers.
-"""
+"""AWQ and Scale Estimation as starting points, by NNCF: the model is compressed by it in the FQ_LORA format, and the
+weights and quantization ranges that it found are read out of its quantizers."""
 
 import copy
-import logging
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Checkpoint, LayerFormat, PreparedData
+from ovexport.artifacts import LayerFormat
 from ovexport.errors import UnsupportedModelError
-from ovexport.layers import plan_layers
-from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer, write_checkpoint
-from ovexport.recipe import CompressSpec, ModelSpec
-
-logger = logging.getLogger(__name__)
+from ovexport.model import parameter_of_hook
+from ovexport.quantization import FakeQuantizer
+from ovexport.recipe import CompressSpec
 
 
-def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
-    """Decide the fate of every layer and find its starting codes.
-
-    Args:
-        data: calibrates AWQ and Scale Estimation.
-        seed: of the adapters' random side.
-
-    Raises:
-        RecipeError: a layer's in-features can't be grouped as asked.
-        UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite.
-    """
-    network = load_model(model)
-    layers = plan_layers(weight_matrices(network), spec)
-    _tell(layers)
-    packed = [layer for layer in layers if layer.mode != "float"]
-    generator = torch.Generator().manual_seed(seed)
-    quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
-    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
-    digests = {name: weight_digest(weight) for name, weight in weights.items()}
-    for layer in packed:
-        if not torch.isfinite(weights[layer.name]).all():
-            raise UnsupportedModelError(f"{layer.name}: holds weights that are not finite; give a sound checkpoint")
-        quantizers[layer.name].initialize(weights[layer.name], generator)
-    changed: dict[str, Tensor] = {}
-    if spec.awq or spec.scale_estimation:
-        calibration = torch.from_numpy(data.tokens("train")[: spec.calibration_sequences]).long()
-        changed = _initialize_with_nncf(network, layers, spec, calibration, quantizers, generator)
-    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
-
-
-def _tell(layers: tuple[LayerFormat, ...]) -> None:
-    """Say which layers are not as the recipe asked, a line per reason."""
-    for note, count in Counter(layer.note for layer in layers if layer.note).items():
-        first = next(layer.name for layer in layers if layer.note == note).removesuffix(".weight")
-        logger.info("  %s: %s", first if count == 1 else f"{first} and {count - 1} more", note)
-
-
-def _initialize_with_nncf(
+def awq_and_scales(
     network: PreTrainedModel,
     layers: tuple[LayerFormat, ...],
     spec: CompressSpec,

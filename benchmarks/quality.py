@@ -1,0 +1,251 @@
+"""What tuning recovers: post-training quantization, the documented NNCF loop, and ours, on one test text.
+
+python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--quick] [--json] [--save]
+
+Every row is an IR, measured by the same code on the same tokens, in float32, against the BF16 IR:
+
+- NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
+  many calibration sequences as ours; and rounding to nearest;
+- the documented NNCF loop (nncf_loop.py) with its defaults and the recipe's rank, given the seconds that our tuning
+  took (its compression, hidden states and validation are not counted), its best checkpoint by validation;
+- our starting point, and our tuning of the recipe.
+
+The two tunings run with each seed; their figures are means over the seeds, and intervals are bootstrapped over seeds
+and sequences. `recovered_gap` is 1 - KL / KL(rounding to nearest).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import command
+import nncf
+import numpy as np
+import openvino as ov
+import torch
+from nncf_loop import NncfLoop, Settings
+from numpy.typing import NDArray
+
+from ovexport import pipeline
+from ovexport import recipe as recipes
+from ovexport.artifacts import IR, Checkpoint, RunFolder
+from ovexport.compress import compress
+from ovexport.convert import convert
+from ovexport.evaluate import load_encoder
+from ovexport.evaluate.answers import aggregate, compare_answers, generate
+from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
+from ovexport.evaluate.prompts import choose_prompts
+from ovexport.graph import read_graph
+from ovexport.progress import silent
+from ovexport.recipe import Recipe
+from ovexport.strip import strip
+from ovexport.versions import stack_versions
+
+DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
+SEEDS = (0, 1, 2)
+RESAMPLES = 2000
+OURS, THEIRS, START, ROUNDING = "ovexport, tuned", "documented NNCF loop", "ovexport, not tuned", "rounding to nearest"
+PTQ = {
+    ROUNDING: {},
+    "AWQ": {"awq": True},
+    "Scale Estimation": {"scale_estimation": True},
+    "AWQ + Scale Estimation": {"awq": True, "scale_estimation": True},
+    "GPTQ": {"gptq": True},
+    "Scale Estimation + GPTQ": {"scale_estimation": True, "gptq": True},
+    "AWQ + Scale Estimation + GPTQ": {"awq": True, "scale_estimation": True, "gptq": True},
+}
+
+
+def main() -> None:
+    """Make every row's IRs, then measure them."""
+    parser = command.parser(__doc__, "quality", "one seed, 20 steps, and GPTQ alone beside rounding to nearest")
+    parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
+    parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    options = parser.parse_args()
+    quick = ["tune.steps=20"] if options.quick else []
+    recipe = recipes.load(options.recipe, [*options.overrides, *quick])
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    with TemporaryDirectory() as scratch:
+        document = measured(recipe, Path(scratch), seeds, quick=options.quick)
+    command.publish(document, "quality", options, case=options.recipe.stem)
+
+
+def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
+    """The document: rows, ratios, conditions."""
+    run = pipeline.run(recipe, scratch / "run", until="tune")
+    base, tokens = run.ir("bf16"), run.data.tokens("train")
+    made: dict[str, list[IR]] = {OURS: [], THEIRS: [], START: []}
+    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
+    for seed in seeds:
+        seeded = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"seed": seed})})
+        folder = pipeline.run(seeded, scratch / "run", resume=True, until="tune")
+        seconds[OURS].append(_stage_seconds(folder))
+        made[OURS].append(_converted(folder.checkpoint, base, scratch / f"ours-{seed}"))
+        if seed == seeds[0]:
+            made[START].append(_converted(folder.compressed, base, scratch / "start"))
+        used, checkpoint = _documented(recipe, folder, seed, seconds[OURS][-1], scratch / f"nncf-{seed}.pth")
+        seconds[THEIRS].append(used)
+        made[THEIRS].append(_adopted(checkpoint, recipe, base, scratch / f"theirs-{seed}"))
+    chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
+    for name, flags in chosen.items():
+        made[name] = [_post_training(name, flags, recipe, run, tokens, scratch)]
+    rows, samples = _evaluated(base, made, recipe, run)
+    return {
+        "rows": rows,
+        "ratios": {f"kl {OURS} / {other}": _ratio(samples[OURS], samples[other]) for other in made if other != OURS},
+        "seconds": seconds,
+        "conditions": {
+            "model": Path(recipe.model.id).name,
+            "seeds": list(seeds),
+            "compress": recipe.compress.model_dump(mode="json"),
+            "tune": recipe.tune.model_dump(mode="json"),
+            "train": Path(str(recipe.data.train.path)).name,
+            "train_tokens": int(tokens.size),
+            "test_sequences": len(run.data.tokens("test")),
+            "sequence_length": recipe.data.sequence_length,
+            "calibration_sequences": min(recipe.compress.calibration_sequences, len(tokens)),
+            "encoder": recipe.evaluate.encoder,
+            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": stack_versions(),
+    }
+
+
+def _stage_seconds(folder: RunFolder) -> float:
+    from ovexport.artifacts import StageRecord, read_record
+
+    return read_record(folder.stage_record("tune"), StageRecord).seconds
+
+
+def _converted(checkpoint: Checkpoint, base: IR, out: Path) -> IR:
+    return convert(base, strip(checkpoint, base, out / "packed"), out / "ir")
+
+
+def _documented(recipe: Recipe, run: RunFolder, seed: int, seconds: float, path: Path) -> tuple[float, Path]:
+    """The loop's seconds, and its best checkpoint by the divergence on the validation text."""
+    tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
+    rank = min(layer.rank for layer in run.compressed.manifest.layers if layer.rank)
+    settings = Settings(group_size=recipe.compress.group_size, rank=min(rank, recipe.compress.rank))
+    loop = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed)
+    best = [float("inf")]
+
+    def keep() -> None:
+        divergence = loop.validate()
+        if divergence < best[0]:
+            best[0] = divergence
+            loop.save(path)
+
+    return loop.tune_for(seconds, keep), path
+
+
+def _adopted(path: Path, recipe: Recipe, base: IR, out: Path) -> IR:
+    from ovexport.adopt import adopt
+
+    return _converted(adopt(path, recipe.model, out / "checkpoint"), base, out)
+
+
+def _post_training(
+    name: str, flags: Mapping[str, bool], recipe: Recipe, run: RunFolder, tokens: NDArray[np.int32], scratch: Path
+) -> IR:
+    """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
+    if not flags:
+        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "gptq": False})
+        checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
+        return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
+    count = min(recipe.compress.calibration_sequences, len(tokens))
+    graph = read_graph(run.ir("bf16"))
+    graph = nncf.compress_weights(
+        graph,
+        mode=nncf.CompressWeightsMode(recipe.compress.mode),
+        ratio=1.0,
+        group_size=recipe.compress.group_size,
+        dataset=nncf.Dataset([_inputs(graph, row) for row in tokens[:count]]),
+        subset_size=count,
+        **flags,
+    )
+    out = scratch / name
+    out.mkdir()
+    ov.save_model(graph, out / "openvino_model.xml", compress_to_fp16=False)
+    for file in run.ir("bf16").path.iterdir():
+        if not file.name.startswith("openvino_model."):
+            (out / file.name).symlink_to(file)
+    return IR(out)
+
+
+def _inputs(graph: ov.Model, row: NDArray[np.int32]) -> dict[str, NDArray[np.int64]]:
+    ids = row.astype(np.int64)[None]
+    every = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+        "beam_idx": np.zeros(1, dtype=np.int32),
+    }
+    names = {name for port in graph.inputs for name in port.get_names()}
+    return {name: value for name, value in every.items() if name in names}
+
+
+def _evaluated(
+    base: IR, made: Mapping[str, list[IR]], recipe: Recipe, run: RunFolder
+) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[np.float64]]]:
+    """Rows, and per row the divergence of each seed and sequence, (seeds, sequences)."""
+    spec, encoder = recipe.evaluate, load_encoder(recipe.evaluate.encoder)
+    prompts = choose_prompts(run.data.test_documents, spec)
+    expected = generate("bf16", base, prompts, spec, silent)
+    figures: dict[str, list[TokenFigures]] = {}
+    reference: TokenFigures | None = None
+    similarity: dict[str, float] = {}
+    for name, models in made.items():
+        figures[name] = []
+        similarities = []
+        for ir in models:
+            found, _ = compare({"bf16": base, "row": ir}, "bf16", run.data.tokens("test"), spec.batch_size, silent)
+            figures[name].append(found["row"])
+            reference = found["bf16"]
+            answers = generate(name, ir, prompts, spec, silent)
+            similarities.append(float(aggregate(compare_answers(expected, answers, encoder)).similarity))
+        similarity[name] = float(np.mean(similarities))
+    assert reference is not None
+    samples = {name: np.stack([one.joined("kl").mean(1) for one in found]) for name, found in figures.items()}
+    rows = {}
+    for name, found in figures.items():
+        gap = _ratio(samples[name], samples[ROUNDING])
+        rows[name] = {
+            "kl_mean_nats": float(samples[name].mean()),
+            "kl_ci95": _interval(samples[name], lambda drawn: drawn),
+            "kl_by_seed": samples[name].mean(1).tolist(),
+            "recovered_gap": 1 - gap["median"],
+            "recovered_gap_ci95": [1 - gap["ci95"][1], 1 - gap["ci95"][0]],
+            "perplexity": float(np.mean([perplexity(one) for one in found])),
+            "same_top1": float(np.mean([one.joined("same_top1").mean() for one in found])),
+            "similarity": similarity[name],
+        }
+    rows["BF16"] = {"perplexity": perplexity(reference)}
+    return rows, samples
+
+
+def _draws(seeds: int, sequences: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    generator = np.random.default_rng(0)
+    sequence = generator.integers(0, sequences, (RESAMPLES, 1, sequences))
+    return generator.integers(0, seeds, (RESAMPLES, seeds, 1)), sequence
+
+
+def _resampled(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over seeds and sequences drawn with replacement; the same sequences for every row."""
+    seed, sequence = _draws(*samples.shape)
+    return np.asarray(samples[seed, sequence].mean((1, 2)))
+
+
+def _interval(samples: NDArray[np.float64], of: Callable[[Any], Any]) -> list[float]:
+    return np.percentile(of(_resampled(samples)), [2.5, 97.5]).tolist()
+
+
+def _ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, Any]:
+    """Ours over theirs, pair by pair of sequences."""
+    drawn = _resampled(ours) / _resampled(theirs)
+    return {"median": float(ours.mean() / theirs.mean()), "ci95": np.percentile(drawn, [2.5, 97.5]).tolist()}
+
+
+if __name__ == "__main__":
+    main()

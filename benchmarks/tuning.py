@@ -1,0 +1,194 @@
+"""One tuning step, ours against the documented NNCF loop: tokens per second, peak memory, and the loss both come to.
+
+python benchmarks/tuning.py [--quick] [--json] [--save] [--device cuda]
+
+Same random model, same 32 sequences of 256 tokens at every step, in microbatches of 2, bfloat16, rank 64, learning rate
+1e-4 (a tenth of it for scales), constant. Each side has processes of its own, in turn; the first step, in which NNCF
+compiles its extension and the caches warm up, is dropped. Peak memory is the process's resident memory, libraries
+included; on a GPU it is what was allocated there. The teacher's hidden states are computed before the steps by both.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import command
+import numpy as np
+
+from ovexport.versions import stack_versions
+
+SEQUENCES, MICROBATCH, LENGTH = 32, 2, 256
+RANK, GROUP_SIZE, LEARNING_RATE = 64, 64, 1e-4
+STEPS = 4
+ROUNDS = 2
+RESAMPLES = 2000
+
+
+def main() -> None:
+    """Both sides of every shape, in turn."""
+    parser = command.parser(__doc__, "tuning", "the 33 M shape alone, one round")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda measures a 1.7 B shape")
+    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps({"ours": _ours, "theirs": _theirs}[options.worker](options.folder, options.device)))
+        return
+    from shapes import M33, M135, M1700, save_random_llama
+
+    shapes = {"cuda": {"1.7 B": M1700}, "cpu": {"33 M": M33} | ({} if options.quick else {"135 M": M135})}
+    figures: dict[str, Any] = {}
+    for name, shape in shapes[options.device].items():
+        with TemporaryDirectory() as folder:
+            save_random_llama(Path(folder) / "model", shape)
+            sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+            for _ in range(1 if options.quick else ROUNDS):
+                for side, runs in sides.items():
+                    runs.append(_worker(side, Path(folder), options.device))
+        figures[name] = sides
+    document = {
+        "figures": figures,
+        "ratios": {
+            f"{figure} {name}": ratio
+            for name, sides in figures.items()
+            for figure, ratio in _ratios(sides["ours"], sides["theirs"]).items()
+        },
+        "conditions": _conditions(options.device, list(figures)),
+        "versions": stack_versions(),
+    }
+    command.publish(document, "tuning" if options.device == "cpu" else "tuning-cuda", options)
+
+
+def _conditions(device: str, shapes: list[str]) -> dict[str, Any]:
+    import openvino as ov
+    import torch
+
+    return {
+        "device_name": torch.cuda.get_device_name()
+        if device == "cuda"
+        else ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "threads": torch.get_num_threads(),
+        "shapes": shapes,
+        "sequences": SEQUENCES,
+        "microbatch": MICROBATCH,
+        "sequence_length": LENGTH,
+        "rank": RANK,
+        "group_size": GROUP_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "timed_steps": STEPS - 1,
+    }
+
+
+def _worker(side: str, folder: Path, device: str) -> dict[str, Any]:
+    arguments = [sys.executable, __file__, "--worker", side, "--folder", str(folder), "--device", device]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side}: {done.stderr.strip()[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _tokens(folder: Path) -> Any:
+    """The same sequences for both sides."""
+    vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
+    return np.random.default_rng(0).integers(0, vocabulary, (SEQUENCES, LENGTH)).astype(np.int32)
+
+
+def _ours(folder: Path, device: str) -> dict[str, Any]:
+    import os
+
+    import torch
+
+    from ovexport.artifacts import PreparedData
+    from ovexport.compress import compress
+    from ovexport.progress import silent
+    from ovexport.recipe import CompressSpec, ModelSpec, TuneSpec
+    from ovexport.tensorfile import write_tensors
+    from ovexport.tune.tuner import Tuner
+
+    with TemporaryDirectory(dir=folder) as scratch:
+        os.environ["OVEXPORT_CACHE"] = scratch
+        data = PreparedData(Path(scratch))
+        write_tensors({"train": _tokens(folder), "validation": _tokens(folder)[:1]}, data.path / "tokens.safetensors")
+        model = ModelSpec(id=str(folder / "model"))
+        spec = TuneSpec(
+            steps=STEPS,
+            batch_size=MICROBATCH,
+            gradient_accumulation_steps=SEQUENCES // MICROBATCH,
+            learning_rate=LEARNING_RATE,
+            weight_decay=LEARNING_RATE,
+            schedule="constant",
+            warmup_fraction=0.0,
+            max_gradient_norm=1e9,
+            precision="bf16",
+        )
+        start = compress(model, CompressSpec(group_size=GROUP_SIZE, rank=RANK), data, 0, Path(scratch) / "start")
+        tuner = Tuner(start, model, spec, data, torch.device(device), silent)
+        return _timed(lambda index: tuner.step(index).loss_nats, device)
+
+
+def _theirs(folder: Path, device: str) -> dict[str, Any]:
+    import torch
+    from nncf_loop import NncfLoop, Settings
+
+    tokens = torch.from_numpy(_tokens(folder)).long().to(device)
+    settings = Settings(group_size=GROUP_SIZE, rank=RANK, batch_size=SEQUENCES, microbatch_size=MICROBATCH)
+    loop = NncfLoop(folder / "model", tokens, tokens[:1], settings)
+    steps = loop.steps()
+    return _timed(lambda index: next(steps), device)
+
+
+def _timed(step: Any, device: str) -> dict[str, Any]:
+    import torch
+
+    seconds, losses = [], []
+    for index in range(STEPS):
+        started = time.perf_counter()
+        losses.append(step(index))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds[1:], "losses": losses, "peak_memory_bytes": _peak(device)}
+
+
+def _peak(device: str) -> int:
+    import resource
+
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Ours over theirs: of the medians, with an interval bootstrapped over the steps."""
+    generator = np.random.default_rng(0)
+
+    def drawn(runs: list[dict[str, Any]]) -> Any:
+        seconds = np.concatenate([run["seconds"] for run in runs])
+        chosen = generator.integers(0, len(seconds), (RESAMPLES, len(seconds)))
+        return np.median(seconds), np.median(seconds[chosen], axis=1)
+
+    (mine, my_draws), (other, other_draws) = drawn(ours), drawn(theirs)
+    ratios = {
+        "tokens_per_s": {
+            "median": float(other / mine),
+            "ci95": np.percentile(other_draws / my_draws, [2.5, 97.5]).tolist(),
+        }
+    }
+    for name, values in (
+        ("peak_memory", [[run["peak_memory_bytes"] for run in runs] for runs in (ours, theirs)]),
+        ("final_loss", [[run["losses"][-1] for run in runs] for runs in (ours, theirs)]),
+    ):
+        pairs = [one / another for one in values[0] for another in values[1]]
+        ratios[name] = {"median": float(np.median(pairs)), "ci95": [min(pairs), max(pairs)]}
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

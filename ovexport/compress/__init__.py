@@ -1,0 +1,5 @@
+"""Stage compress: which layers, in which format, from which starting point."""
+
+from ovexport.compress.stage import compress
+
+__all__ = ["compress"]

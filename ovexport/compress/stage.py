@@ -1,0 +1,89 @@
+"""The stage: rounding to nearest, then what the recipe asks for on top of it. Leaves the checkpoint that tuning begins
+from, which is the plain twin's as well."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Checkpoint, LayerFormat, PreparedData
+from ovexport.compress.awq import awq_and_scales
+from ovexport.compress.gptq import gptq
+from ovexport.errors import UnsupportedModelError
+from ovexport.layers import plan_layers
+from ovexport.model import load_model, matrix, weight_digest, weight_matrices
+from ovexport.quantization import FakeQuantizer, write_checkpoint
+from ovexport.recipe import CompressSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
+    """Decide the fate of every layer and find its starting codes.
+
+    Args:
+        data: calibrates AWQ, Scale Estimation and GPTQ.
+        seed: of the adapters' random side.
+
+    Raises:
+        RecipeError: a layer's in-features can't be grouped as asked.
+        UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite.
+    """
+    network = load_model(model)
+    layers = plan_layers(weight_matrices(network), spec)
+    _tell(layers)
+    packed = [layer for layer in layers if layer.mode != "float"]
+    generator = torch.Generator().manual_seed(seed)
+    quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
+    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
+    digests = {name: weight_digest(weight) for name, weight in weights.items()}
+    for layer in packed:
+        if not torch.isfinite(weights[layer.name]).all():
+            raise UnsupportedModelError(f"{layer.name}: holds weights that are not finite; give a sound checkpoint")
+        quantizers[layer.name].initialize(weights[layer.name], generator)
+    changed: dict[str, Tensor] = {}
+    if spec.awq or spec.scale_estimation or spec.gptq:
+        calibration = _sample(data.tokens("train"), spec.calibration_sequences)
+    if spec.awq or spec.scale_estimation:
+        changed = awq_and_scales(network, layers, spec, calibration, quantizers, generator)
+    if spec.gptq:
+        changed |= _rounded_by_gptq(network, layers, quantizers, changed, calibration)
+    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
+
+
+def _tell(layers: tuple[LayerFormat, ...]) -> None:
+    """Say which layers are not as the recipe asked, a line per reason."""
+    for note, count in Counter(layer.note for layer in layers if layer.note).items():
+        first = next(layer.name for layer in layers if layer.note == note).removesuffix(".weight")
+        logger.info("  %s: %s", first if count == 1 else f"{first} and {count - 1} more", note)
+
+
+def _sample(tokens: NDArray[np.int32], count: int) -> Tensor:
+    """So many of the sequences, evenly spread."""
+    chosen = np.linspace(0, len(tokens) - 1, min(count, len(tokens))).round().astype(int)
+    return torch.from_numpy(tokens[chosen]).long()
+
+
+def _rounded_by_gptq(
+    network: PreTrainedModel,
+    layers: tuple[LayerFormat, ...],
+    quantizers: dict[str, FakeQuantizer],
+    changed: dict[str, Tensor],
+    calibration: Tensor,
+) -> dict[str, Tensor]:
+    """GPTQ's weights of the 4-bit layers; the 8-bit ones count as they ship."""
+    for layer in layers:
+        parameter = network.get_parameter(layer.name)
+        parameter.data = parameter.data.float().clone()  # the model's own weights are read again afterwards
+        weight = matrix(network, layer.name, transposed=layer.transposed)
+        if layer.name in changed:
+            weight.copy_(changed[layer.name])
+        if layer.mode == "int8_asym":
+            quantizers[layer.name].dequantize_into(weight.clone(), weight)
+    tuned = [layer for layer in layers if layer.mode.startswith("int4")]
+    return gptq(network.float(), tuned, quantizers, calibration)

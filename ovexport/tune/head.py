@@ -1,0 +1,99 @@
+"""The output head: from hidden states to logits, a few tokens at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.errors import UnsupportedModelError
+
+_PROBED_TOKENS = 8
+
+
+class Head:
+    """logits = cap · tanh(factor · (hidden · Wᵀ + bias) / cap), where a model has a factor or a cap.
+
+    Args:
+        weight: (vocabulary, hidden size); products are in its type, everything after in float32.
+        factor: what Cohere (`logit_scale`) and Granite (`logits_scaling`) multiply the logits with.
+        cap: Gemma 2's `final_logit_softcapping`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, factor: float, cap: float | None) -> None:
+        self.weight = weight
+        self._bias = bias
+        self._factor = factor
+        self._cap = cap
+
+    @classmethod
+    def of(cls, network: PreTrainedModel, weight: Tensor) -> "Head":
+        """The head of a model, with weights that stand for its own."""
+        output = network.get_output_embeddings()
+        config = network.config.get_text_config()
+        factor = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
+        bias = getattr(output, "bias", None)
+        return cls(
+            weight,
+            None if bias is None else bias.detach().float(),
+            factor,
+            getattr(config, "final_logit_softcapping", None),
+        )
+
+    def to(self, kind: torch.dtype) -> "Head":
+        """The same head with products in another type."""
+        return Head(self.weight.to(kind), self._bias, self._factor, self._cap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits, (tokens, vocabulary) float32, of hidden states, (tokens, hidden size)."""
+        logits = (hidden.to(self.weight.dtype) @ self.weight.T).float()
+        if self._bias is not None:
+            logits += self._bias
+        if self._factor != 1:
+            logits *= self._factor
+        if self._cap is not None:
+            logits = logits.div_(self._cap).tanh_().mul_(self._cap)
+        return logits
+
+    def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Gradient of the hidden states from that of the logits, which is overwritten.
+
+        Args:
+            logits: as they came out, where the model caps them; anything else where it does not.
+        """
+        if self._cap is not None:
+            gradient *= 1 - (logits / self._cap) ** 2
+        if self._factor != 1:
+            gradient *= self._factor
+        return gradient.to(self.weight.dtype) @ self.weight
+
+    @property
+    def capped(self) -> bool:
+        """Whether `backward` looks at the logits."""
+        return self._cap is not None
+
+
+def hidden_states(network: PreTrainedModel, ids: Tensor) -> Tensor:
+    """What the head reads: (sequences, length, hidden size)."""
+    states: Tensor = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states
+
+
+@torch.no_grad()
+def require_plain_head(network: PreTrainedModel, head: Head, ids: Tensor) -> None:
+    """Make sure that the model's logits are `head` of its last hidden states and nothing else.
+
+    Args:
+        ids: some sequences; the first tokens of the first are looked at.
+
+    Raises:
+        UnsupportedModelError: they are not.
+    """
+    sample = ids[:1, :_PROBED_TOKENS]
+    whole: Any = network(input_ids=sample, use_cache=False).logits[0].float()
+    ours = head.logits(hidden_states(network, sample)[0])
+    if ours.shape != whole.shape or not torch.allclose(ours, whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise UnsupportedModelError(
+            f"{network.config.model_type}: its logits are not its output embedding times its last hidden states, "
+            "which tuning relies on; set tune.steps = 0 to convert it without tuning"
+        )

@@ -1,0 +1,166 @@
+"""The teacher: the uncompressed model's last hidden states, which the head turns into its logits.
+
+It runs once. What it says of the training text is kept on disk in bfloat16 and read a microbatch at a time; a later
+tuning of the same model on the same text reads it again. Where the disk or its limit does not allow that, the model
+stays in memory and is run again for every microbatch.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Record, atomic_folder, bytes_digest, existing_parent, json_digest, write_record
+from ovexport.errors import ArtifactError
+from ovexport.model import weight_digest
+from ovexport.progress import Listener, Progress
+from ovexport.tensorfile import TensorFile, TensorWriter
+from ovexport.tune.head import hidden_states
+from ovexport.versions import installed_version
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = "hidden_states.safetensors"
+_FREE_SHARE = 0.9
+
+
+class Teacher(Protocol):
+    """Says what the uncompressed model's last hidden states are."""
+
+    def states(self, indices: list[int]) -> Tensor:
+        """Of some sequences, (sequences, length, hidden size), on the CPU or the tuning's device."""
+
+
+class CacheRecord(Record):
+    """teacher.json in a folder of the cache: what its states are of."""
+
+    key: str
+    sequences: int
+    length: int
+    hidden_size: int
+
+
+class CachedTeacher:
+    """Hidden states in a file, memory-mapped."""
+
+    def __init__(self, folder: Path, sequences: int) -> None:
+        self._states = TensorFile(folder / _TENSORS)
+        if len(self._states) != sequences:
+            raise ArtifactError(f"{folder}: holds {len(self._states)} sequences, not {sequences}; remove it")
+
+    def states(self, indices: list[int]) -> Tensor:
+        """As Teacher."""
+        return torch.from_numpy(np.stack([self._states[str(index)] for index in indices])).bfloat16()
+
+
+class LiveTeacher:
+    """The model itself, run whenever it is asked."""
+
+    def __init__(self, network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> None:
+        self._network = network
+        self._tokens = tokens
+        self._autocast = autocast
+
+    @torch.no_grad()
+    def states(self, indices: list[int]) -> Tensor:
+        """As Teacher."""
+        with self._autocast:
+            return hidden_states(self._network, self._tokens[indices].to(self._network.device))
+
+
+def cached_teacher(
+    network: PreTrainedModel,
+    tokens: Tensor,
+    autocast: torch.autocast,
+    *,
+    batch_size: int,
+    limit_bytes: float,
+    listener: Listener,
+) -> CachedTeacher | None:
+    """The teacher's states from the cache, computed where they are not there; None where there is no room for them.
+
+    Args:
+        tokens: all training sequences, (sequences, length).
+        limit_bytes: of the whole cache; the folders used longest ago make room.
+    """
+    size = 2 * tokens.numel() * int(network.config.get_text_config().hidden_size)
+    folder = cache_folder()
+    key = _key(network, tokens, autocast)
+    if (folder / key / "teacher.json").is_file():
+        try:
+            found = CachedTeacher(folder / key, len(tokens))
+        except ArtifactError as error:
+            logger.warning("  the cached hidden states are damaged and made again: %s", error)
+        else:
+            os.utime(folder / key)
+            return found
+    if size > limit_bytes or not _room(folder, size, limit_bytes):
+        logger.info("  no room for %.2f GB of the teacher's hidden states; it runs at every step", size / 1e9)
+        return None
+    _write(network, tokens, autocast, folder / key, key, batch_size, listener)
+    return CachedTeacher(folder / key, len(tokens))
+
+
+def cache_folder() -> Path:
+    """OVEXPORT_CACHE, or the user's cache folder."""
+    named = os.environ.get("OVEXPORT_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ovexport"
+
+
+@torch.no_grad()
+def _write(
+    network: PreTrainedModel,
+    tokens: Tensor,
+    autocast: torch.autocast,
+    folder: Path,
+    key: str,
+    batch_size: int,
+    listener: Listener,
+) -> None:
+    shape = (tokens.shape[1], int(network.config.get_text_config().hidden_size))
+    layout = {str(index): ("BF16", shape) for index in range(len(tokens))}
+    with atomic_folder(folder) as written:
+        with TensorWriter(written / _TENSORS, layout) as writer:
+            for begin in range(0, len(tokens), batch_size):
+                with autocast:
+                    states = hidden_states(network, tokens[begin : begin + batch_size].to(network.device))
+                bits = states.bfloat16().cpu().view(torch.int16).numpy().view(np.uint16)
+                for offset, row in enumerate(bits):
+                    writer.write(str(begin + offset), row)
+                listener(Progress(task="teacher", done=min(begin + batch_size, len(tokens)), total=len(tokens)))
+        record = CacheRecord(key=key, sequences=len(tokens), length=shape[0], hidden_size=shape[1])
+        write_record(record, written / "teacher.json")
+
+
+def _key(network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> str:
+    weights = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        weights.update(f"{name} {weight_digest(value)}".encode())
+    return json_digest(
+        {
+            "weights": weights.hexdigest(),
+            "config": network.config.to_json_string(),
+            "tokens": [list(tokens.shape), bytes_digest(tokens.numpy())],
+            "arithmetic": str(autocast.fast_dtype if autocast._enabled else torch.float32),
+            "versions": [installed_version("torch"), installed_version("transformers")],
+        }
+    )
+
+
+def _room(folder: Path, size: int, limit_bytes: float) -> bool:
+    """Make room for so many bytes, within the limit and on the disk."""
+    entries = sorted((entry for entry in folder.glob("*/teacher.json")), key=lambda entry: entry.parent.stat().st_mtime)
+    sizes = {entry.parent: (entry.parent / _TENSORS).stat().st_size for entry in entries}
+    for entry in sizes:
+        if sum(sizes.values()) + size <= limit_bytes:
+            break
+        shutil.rmtree(entry)
+        sizes = {kept: value for kept, value in sizes.items() if kept != entry}
+    return size <= _FREE_SHARE * shutil.disk_usage(existing_parent(folder)).free

@@ -23,9 +23,13 @@ def parser(description: str | None, name: str, quick: str) -> argparse.ArgumentP
     return made
 
 
-def publish(document: dict[str, Any], name: str, options: argparse.Namespace) -> None:
-    """Save the document where that was asked for, and print it or its table."""
+def publish(document: dict[str, Any], name: str, options: argparse.Namespace, case: str | None = None) -> None:
+    """Save the document where that was asked for, and print it or its table.
+
+    Args:
+        case: what was measured, where a benchmark has a file for each.
+    """
     text = json.dumps(document, indent=2)
     if options.save:
-        write_text(text + "\n", RESULTS / f"{name}.json")
+        write_text(text + "\n", RESULTS / (f"{name}-{case}.json" if case else f"{name}.json"))
     print(json.dumps(document) if options.json else MEASURED[name](document))

@@ -62,6 +62,8 @@ class NncfLoop:
             advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=settings.rank),
         )
         self._optimizer = self._made_optimizer()
+        self._loss(tokens[:1], self._taught[0]).backward()  # compiles NNCF's extension, in no one's time
+        self._optimizer.zero_grad()
 
     def _made_optimizer(self) -> torch.optim.AdamW:
         rate = self._settings.learning_rate

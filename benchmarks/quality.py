@@ -14,7 +14,9 @@ The two tunings run with each seed; their figures are means over the seeds, and 
 and sequences. `recovered_gap` is 1 - KL / KL(rounding to nearest).
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,7 +68,7 @@ def main() -> None:
     quick = ["tune.steps=20"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, *quick])
     seeds = SEEDS[:1] if options.quick else SEEDS
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
         document = measured(recipe, Path(scratch), seeds, quick=options.quick)
     command.publish(document, "quality", options, case=options.recipe.stem)
 

@@ -195,21 +195,81 @@ def latency_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def quality_table(document: dict[str, Any]) -> str:
+    """What benchmarks/quality.py measured: the best first."""
+    lines = [
+        "| INT4 by | KL from BF16, nats (95 %) | recovered of rounding's (95 %) | perplexity | same likeliest token "
+        "| similarity |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    rows = {name: row for name, row in document["rows"].items() if "kl_mean_nats" in row}
+    for name in sorted(rows, key=lambda name: float(rows[name]["kl_mean_nats"])):
+        row = rows[name]
+        (low, high), (worst, best) = row["kl_ci95"], row["recovered_gap_ci95"]
+        lines.append(
+            f"| {name} | {row['kl_mean_nats']:.5f} ({low:.5f}–{high:.5f}) "
+            f"| {row['recovered_gap']:.0%} ({worst:.0%}–{best:.0%}) | {row['perplexity']:.3f} "
+            f"| {row['same_top1']:.2%} | {row['similarity']:.4f} |"
+        )
+    conditions, seconds = document["conditions"], document["seconds"]
+    compress, tune = conditions["compress"], conditions["tune"]
+    times = ", ".join(f"{name} {median(values):.0f} s" for name, values in seconds.items())
+    lines += [
+        "",
+        f"{conditions['model']}, {compress['mode']} group {compress['group_size']}, rank {compress['rank']}; BF16 has a "
+        f"perplexity of {document['rows']['BF16']['perplexity']:.3f}. Tuned on {conditions['train_tokens']} tokens of "
+        f"{conditions['train']}, {tune['steps']} steps of {tune['batch_size'] * tune['gradient_accumulation_steps']} "
+        f"sequences, learning rate {tune['learning_rate']:g}; tested on {conditions['test_sequences']} x "
+        f"{conditions['sequence_length']} other tokens; {conditions['calibration_sequences']} calibration sequences; "
+        f"{len(conditions['seeds'])} seeds, tuning took (median) {times}; {conditions['device_name']}, "
+        f"{conditions['threads']} threads; encoder {conditions['encoder']}.",
+    ]
+    return "\n".join(lines)
+
+
+def tuning_table(document: dict[str, Any]) -> str:
+    """What benchmarks/tuning.py measured: a line per shape and side."""
+    conditions = document["conditions"]
+    tokens = conditions["sequences"] * conditions["sequence_length"]
+    names = {"ours": "ovexport", "theirs": "documented NNCF loop"}
+    lines = ["| shape | | tokens per second | peak memory, MB | loss at the last step |", "|---|---|---:|---:|---:|"]
+    for shape, sides in document["figures"].items():
+        for side, runs in sides.items():
+            seconds = median([value for run in runs for value in run["seconds"]])
+            peak = median([run["peak_memory_bytes"] for run in runs])
+            loss = median([run["losses"][-1] for run in runs])
+            lines.append(f"| {shape} | {names[side]} | {tokens / seconds:.0f} | {peak / 1e6:.0f} | {loss:.5f} |")
+        ratios = {name: document["ratios"][f"{name} {shape}"] for name in ("tokens_per_s", "peak_memory", "final_loss")}
+        shown = [f"{one['median']:.2f} ({one['ci95'][0]:.2f}–{one['ci95'][1]:.2f})" for one in ratios.values()]
+        lines.append(f"| {shape} | ours over theirs (95 %) | {' | '.join(shown)} |")
+    lines += [
+        "",
+        f"{conditions['device_name']}, {conditions['threads']} threads; random Llama shapes, bfloat16, rank "
+        f"{conditions['rank']}, group {conditions['group_size']}, {conditions['sequences']} x "
+        f"{conditions['sequence_length']} tokens a step in microbatches of {conditions['microbatch']}.",
+    ]
+    return "\n".join(lines)
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
     "exactness": exactness_table,
     "convert": convert_table,
     "verify": verify_table,
     "latency": latency_table,
+    "quality": quality_table,
+    "tuning": tuning_table,
 }
 """By benchmark, what shows its document."""
 
 
 def _committed(name: str) -> str:
-    return MEASURED[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    benchmark = name.split("-", 1)[0]
+    return MEASURED[benchmark](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
-TABLES = {"demo": demo_table, "models": models_table} | {name: partial(_committed, name) for name in MEASURED}
+COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
+TABLES = {"demo": demo_table, "models": models_table} | {name: partial(_committed, name) for name in COMMITTED}
 
 
 def filled(text: str) -> str:

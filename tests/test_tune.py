@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, tiny_values
+from torch.func import functional_call
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError
+from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
 from ovexport.tune import store, tune, tuner
+from ovexport.tune.loss import Loss, distillation
+from ovexport.tune.tuner import Tuner
 
 
 def tuned(run: RunFolder, model: Recipe, spec: TuneSpec, out: Path, **options) -> Checkpoint:
@@ -341,3 +346,34 @@ def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
     run = pipeline.run(resolved, tmp_path / "run", until="verify")
     assert run.checkpoint.manifest.steps == 0
     assert {layer.mode for layer in run.checkpoint.manifest.layers} == {"int8_asym"}
+
+
+def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run, tiny_recipe, tmp_path) -> None:
+    """Fifty steps of ours against autograd through the quantizers in every microbatch, in float32."""
+    options = spec(steps=50, precision="fp32", schedule="constant", warmup_fraction=0.0, learning_rate=1e-4)
+    ours = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
+    naive = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
+    student, optimizer = naive.student, naive._optimizer
+    tokens = 2 * options.batch_size * naive.sequence_length
+    for index in range(50):
+        loss = ours.step(index).loss_nats
+        total = 0.0
+        for sequences in naive._microbatches(index):
+            weights = {name: quantizer(student.bases[name]) for name, quantizer in student.quantizers.items()}
+            ids = naive._train[sequences]
+            hidden = functional_call(student.network.base_model, without_prefix(weights), (ids,)).last_hidden_state
+            taught = naive._teacher.states(sequences)
+            part = distillation(hidden, taught, ids, student.head, naive._teacher_head, Loss(), tokens=tokens)
+            part.backward()
+            total += float(part)
+        torch.nn.utils.clip_grad_norm_(student.trained.values(), options.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert loss == pytest.approx(total, rel=2e-4), index
+    for key, value in ours.student.trained.items():
+        difference = (value - student.trained[key]).abs()
+        assert float(difference.mean()) < 1e-2 * 50 * options.learning_rate, key
+
+
+def without_prefix(weights: dict) -> dict:
+    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}

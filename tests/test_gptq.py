@@ -1,0 +1,99 @@
+"""GPTQ's rounding: the very codes of the plain algorithm, a smaller error on the layer's inputs, and a better model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import STORYTELLER, tiny_values
+
+from ovexport import pipeline, recipe
+from ovexport.artifacts import LayerFormat
+from ovexport.compress.gptq import rounding_to_gptq
+from ovexport.errors import UnsupportedModelError
+from ovexport.quantization import FakeQuantizer
+
+
+def layer_and_inputs(mode: str) -> tuple[FakeQuantizer, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    layer = LayerFormat(name="w", kind="linear", mode=mode, out_features=24, in_features=96, group_size=32, rank=4)
+    weight = torch.randn(24, 96, generator=generator)
+    mixed = torch.randn(96, 96, generator=generator)
+    inputs = torch.randn(4000, 96, generator=generator) @ mixed / 10
+    quantizer = FakeQuantizer(layer)
+    quantizer.initialize(weight, generator)
+    return quantizer, weight, inputs.T @ inputs / len(inputs)
+
+
+def textbook(weight: torch.Tensor, moments: torch.Tensor, quantizer: FakeQuantizer) -> torch.Tensor:
+    """The algorithm as its paper has it before any blocking: after each column, the exact update of all that remain."""
+    weight, moments = weight.double().clone(), moments.double()
+    moments = moments + 0.01 * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    step, zero_point = (value.double() for value in quantizer.grid())
+    result = torch.empty_like(weight)
+    left = moments.diagonal().argsort(descending=True).tolist()
+    while left:
+        column, group = left[0], left[0] // quantizer.layer.group_size
+        inverse = torch.linalg.inv(moments[left][:, left])
+        scale, zero = step[:, group, 0], zero_point[:, group, 0]
+        code = ((weight[:, column] / scale).round() + zero).clamp(quantizer.level_low, quantizer.level_high)
+        result[:, column] = (code - zero) * scale
+        error = (weight[:, column] - result[:, column]) / inverse[0, 0]
+        weight[:, left] -= torch.outer(error, inverse[0])
+        left = left[1:]
+    return result
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_codes_are_the_textbooks_and_the_error_is_smaller(mode: str) -> None:
+    quantizer, weight, moments = layer_and_inputs(mode)
+    plain = quantizer(weight).detach()
+    changed = rounding_to_gptq(weight, moments, quantizer, "w")
+    rounded = quantizer(changed).detach()
+    expected = textbook(weight, moments, quantizer)
+    assert (rounded.double() - expected).abs().gt(1e-4).float().mean() < 0.005  # float32 against float64: a tie or two
+
+    def error(value: torch.Tensor) -> float:
+        return float(((value - weight) @ moments * (value - weight)).sum())
+
+    assert error(rounded) < 0.6 * error(plain)
+
+
+def test_inputs_that_hardly_vary_or_are_not_finite() -> None:
+    quantizer, weight, moments = layer_and_inputs("int4_asym")
+    rank_one = torch.ones(96, 96)
+    assert torch.isfinite(rounding_to_gptq(weight, rank_one, quantizer, "w")).all()
+    assert torch.isfinite(rounding_to_gptq(weight, torch.zeros(96, 96), quantizer, "w")).all()
+    moments[0, 0] = float("nan")
+    with pytest.raises(UnsupportedModelError, match="w: its inputs are not finite .* compress.gptq = false"):
+        rounding_to_gptq(weight, moments, quantizer, "w")
+
+
+def start(tmp_path: Path, **compress) -> float:
+    """Validation divergence of a starting point of the bundled model."""
+    values = tiny_values(STORYTELLER)
+    values["data"] |= {"sequence_length": 128, "train_sequences": 64, "validation_sequences": 8}
+    values["compress"] = {"group_size": 64, "rank": 8, **compress}
+    values["tune"] |= {"steps": 0}
+    resolved = recipe.parse(values, base=tmp_path, origin="gptq")
+    run = pipeline.run(resolved, tmp_path / "-".join(["run", *compress]), until="tune")
+    assert run.checkpoint.manifest.digests == run.compressed.manifest.digests
+    return float(run.checkpoint.manifest.validation_kl_nats)
+
+
+def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> None:
+    assert start(tmp_path, gptq=True) < 0.6 * start(tmp_path)
+    values = tiny_values(Path(tiny_recipe.model.id))
+    values["compress"] |= {"gptq": True}
+    run = pipeline.run(recipe.parse(values, base=tmp_path, origin="gptq"), tmp_path / "verified", until="verify")
+    assert set(run.compressed.manifest.changed) == {
+        layer.name for layer in run.compressed.manifest.layers if layer.rank
+    }
+
+
+@pytest.mark.slow
+def test_it_rounds_on_the_scales_of_scale_estimation(tmp_path) -> None:
+    estimated = start(tmp_path, scale_estimation=True)
+    both = start(tmp_path, scale_estimation=True, gptq=True)
+    assert np.isfinite(both)
+    assert both < estimated

@@ -17,8 +17,8 @@ from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.runtime import check_device
+from ovexport.tune import arithmetic, check_objective, device_of
 from ovexport.tune import check_device as check_tuning_device
-from ovexport.tune import check_objective
 
 
 class Plan(Record):
@@ -27,7 +27,7 @@ class Plan(Record):
     Attributes:
         baseline_bytes, product_bytes: weights of the BF16 and the INT4 IR.
         tuned_parameters: entries of adapters and quantization ranges.
-        tuning_memory_bytes: teacher, student, gradients, adapters and optimizer; activations come on top.
+        tuning_memory_bytes: weights, gradients, adapters and optimizer; activations come on top.
         tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
             the speed of a matrix product measured now.
         problems: everything that would stop the run.
@@ -50,11 +50,16 @@ class Plan(Record):
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is known of a model without its weights."""
+    """What is known of a model without its weights.
+
+    Attributes:
+        changed: the starting point has weights of its own, in float32.
+    """
 
     layers: tuple[LayerFormat, ...] = ()
     parameters: int = 0
     bytes_per_parameter: int = 2
+    changed: bool = False
 
     @property
     def baseline_bytes(self) -> int:
@@ -75,13 +80,17 @@ class _Shape:
 
     @property
     def tuning_memory_bytes(self) -> int:
-        teacher, student, gradients = self.parameters, self.parameters, self.parameters
-        return 4 * (teacher + student + gradients + 4 * self.tuned_parameters)
+        """The base weights, the student's and the sums of their gradients; parameters, gradients and two moments."""
+        tuned = sum(layer.out_features * layer.in_features for layer in self.layers if layer.rank)
+        base = 4 * tuned if self.changed else self.bytes_per_parameter * tuned
+        return base + 4 * self.parameters + 4 * tuned + 4 * 4 * self.tuned_parameters
 
     @property
     def disk_bytes(self) -> int:
-        """Three IRs, two of them packed twice, and two checkpoints with an optimizer state."""
-        return self.baseline_bytes * 2 + self.product_bytes * 4 + 4 * 6 * self.tuned_parameters
+        """Three IRs, two of them packed twice, and two checkpoints with two optimizer states."""
+        changed = 4 * sum(layer.out_features * layer.in_features for layer in self.layers if layer.rank)
+        checkpoints = 4 * 9 * self.tuned_parameters + (2 * changed if self.changed else 0)
+        return self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints
 
 
 def plan_model(model: ModelSpec, compress: CompressSpec) -> Plan:
@@ -141,6 +150,7 @@ def _examine(
             layers=plan_layers(weight_matrices(network), compress),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=dtype.itemsize,
+            changed=compress.awq or compress.gptq,
         )
     except OvexportError as error:
         problems[str(error)] = error
@@ -172,22 +182,22 @@ def _plan(
 
 
 def _tuning_length(tune: TuneSpec, data: DataSpec, shape: _Shape) -> tuple[int | None, float | None]:
-    """Steps, and seconds they take at least: 8 operations per parameter and token (the teacher's forward pass 2, the
-    student's 2, its gradients 4)."""
+    """Steps, and seconds they take at least: 6 operations per parameter and token (the student's forward pass 2, its
+    gradients 4; the teacher runs once and for all)."""
     per_step = tune.batch_size * tune.gradient_accumulation_steps
     steps = tune.steps
     if steps is None and data.train_sequences is not None:
         steps = math.ceil((tune.epochs or 1) * data.train_sequences / per_step)
     if steps is None:
         return None, None
-    operations = 8.0 * shape.parameters * per_step * data.sequence_length * steps
-    return steps, operations / _operations_per_second()
+    operations = 6.0 * shape.parameters * per_step * data.sequence_length * steps
+    return steps, operations / _operations_per_second(tune)
 
 
-def _operations_per_second() -> float:
-    """Speed of a float32 matrix product on the device that would tune, best of a few."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix = torch.randn(1024, 1024, device=device)
+def _operations_per_second(tune: TuneSpec) -> float:
+    """Speed of a matrix product as tuning would compute it, best of a few."""
+    device = device_of(tune)
+    matrix = torch.randn(1024, 1024, device=device, dtype=arithmetic(tune, device))
     best = 0.0
     for _ in range(5):
         started = time.perf_counter()

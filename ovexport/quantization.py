@@ -2,16 +2,16 @@
 
     W' = W + B·A                          (B·A summed in float64 and rounded once, so the order of the sum is no matter)
     step = float16(range / 15)            the scale that ships; symmetric: float16(scale / 8), and may be negative
-    zero_point = clamp(round(-low / step), 0, 15)
+    zero_point = clamp(round(zero point), 0, 15)
     code = clamp(round(W' / step) + zero_point, 0, 15)
     dequantized = (code - zero_point) · step
 
-Rounding is half to even. A checkpoint holds NNCF's parameters (`input_low`, `input_range`; `scale` for symmetric). Tuned
-is the zero point itself in place of `input_low`: low / step is a whole number only as long as neither moves, and a zero
-point that flips because the step was learned shifts its whole group. Gradients pass the rounding unchanged
+Rounding is half to even. A checkpoint holds NNCF's parameters (`input_low`, `input_range`; `scale` for symmetric). What
+is tuned in place of `input_low` is the zero point: low / step is a whole number only as long as neither moves, and a
+zero point that flips because the step was learned shifts its whole group. Gradients pass the rounding unchanged
 (straight-through) and are those of Learned Step Size Quantization (arXiv:1902.08153) for the range and of LSQ+
-(arXiv:2004.09576) for the zero point. NNCF itself learns `input_low`, adds B·A in the weight's dtype, and rounds the scale
-to float16 only on export; that is where its codes differ between training and export.
+(arXiv:2004.09576) for the zero point. NNCF itself learns `input_low`, adds B·A in the weight's dtype, and rounds the
+scale to float16 only on export; that is where its codes differ between training and export.
 """
 
 from collections.abc import Iterator, Mapping

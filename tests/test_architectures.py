@@ -17,10 +17,13 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.graph import read_graph
 from ovexport.model import load_model, weight_matrices
 from ovexport.quantization import load_quantizer
-from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
+from ovexport.progress import silent
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec, TuneSpec
 from ovexport.runtime import LogitsRunner
 from ovexport.strip import strip
+from ovexport.tensorfile import write_tensors
 from ovexport.trace import trace
+from ovexport.tune.tuner import Tuner
 from ovexport.verify import verify
 
 GPT2 = {
@@ -116,6 +119,31 @@ def test_other_families_convert_and_pass_the_proof(kind: str, tmp_path: Path) ->
     assert report.passed, [check for check in report.checks if not check.passed]
     assert report.summary.packed_int4 >= 8
     assert report.summary.float == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES, *CONVERTED])
+def test_a_family_starts_from_gptq_and_takes_a_step(family: str, tmp_path: Path) -> None:
+    kind, values = FAMILIES[family] if family in FAMILIES else (family, CONVERTED[family])
+    model = ModelSpec(id=str(save_tiny_model(tmp_path / "model", getattr(transformers, kind)(**values))))
+    tokens = np.random.default_rng(0).integers(2, 2048, (24, 48)).astype(np.int32)
+    data = PreparedData(tmp_path)
+    write_tensors({"train": tokens, "validation": tokens[:2]}, tmp_path / "tokens.safetensors")
+    nearest, best = (
+        compress(model, CompressSpec(group_size=16, rank=4, gptq=gptq), data, 0, tmp_path / str(gptq))
+        for gptq in (False, True)
+    )
+    int4 = [layer.name for layer in best.manifest.layers if layer.mode == "int4_asym"]
+    assert set(best.manifest.changed) == set(int4)
+    assert all(best.manifest.digests[name].codes != nearest.manifest.digests[name].codes for name in int4)
+    assert all(best.manifest.digests[name].scale == nearest.manifest.digests[name].scale for name in int4)
+    spec = TuneSpec(steps=1, batch_size=2, precision="fp32", learning_rate=1e-3, warmup_fraction=0.0)
+    divergence = {}
+    for name, start in (("nearest", nearest), ("gptq", best)):
+        tuner = Tuner(start, model, spec, data, torch.device("cpu"), silent)
+        divergence[name] = tuner.validate()
+        assert tuner.step(0).taken
+    assert 0 < divergence["gptq"] < divergence["nearest"]
 
 
 def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from ovexport import artifacts
 from ovexport.artifacts import StageRecord, atomic_folder, read_record, write_record
 from ovexport.errors import ArtifactError
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.tensorfile import TensorFile, TensorWriter, write_tensors
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -44,6 +44,17 @@ def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
     values = torch.randn(5, 7).bfloat16()
     save_file({"w": values}, tmp_path / "w.safetensors")
     assert np.array_equal(TensorFile(tmp_path / "w.safetensors")["w"], values.float().numpy())
+
+
+def test_bfloat16_is_written_as_its_bits(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    values = torch.randn(3, 4).bfloat16()
+    with TensorWriter(tmp_path / "a.safetensors", {"value": ("BF16", (3, 4))}) as writer:
+        writer.write("value", values.view(torch.int16).numpy().view(np.uint16))
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["value"], values)
+    assert np.array_equal(TensorFile(tmp_path / "a.safetensors")["value"], values.float().numpy())
 
 
 @pytest.mark.parametrize("kept", [0, 4, 20, 60])

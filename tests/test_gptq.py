@@ -65,7 +65,7 @@ def test_inputs_that_hardly_vary_or_are_not_finite() -> None:
     assert torch.isfinite(rounding_to_gptq(weight, rank_one, quantizer, "w")).all()
     assert torch.isfinite(rounding_to_gptq(weight, torch.zeros(96, 96), quantizer, "w")).all()
     moments[0, 0] = float("nan")
-    with pytest.raises(UnsupportedModelError, match="w: its inputs are not finite .* compress.gptq = false"):
+    with pytest.raises(UnsupportedModelError, match=r"w: its inputs are not finite .* compress\.gptq = false"):
         rounding_to_gptq(weight, moments, quantizer, "w")
 
 

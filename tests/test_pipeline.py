@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, tiny_values
+from filelock import FileLock
 
 from ovexport import pipeline, recipe
 from ovexport.artifacts import RunFolder
@@ -143,6 +144,12 @@ def test_a_damaged_recipe_of_a_run_says_what_to_do(run_copy: RunFolder, tiny_rec
     run_copy.recipe.write_text("[model\n")
     with pytest.raises(ArtifactError, match="--overwrite to begin anew"):
         pipeline.run(tiny_recipe, run_copy.path, resume=True)
+
+
+def test_a_second_process_on_one_run_is_refused(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    with FileLock(run_copy.path / ".lock"), pytest.raises(ArtifactError, match="another ovexport works on it"):
+        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+    assert redone(tiny_recipe, run_copy) == []
 
 
 def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Weights change only at an optimizer step, so each matrix is quantized once a ste
 microbatches and sent through the quantizer once, one layer at a time.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -53,7 +54,7 @@ class Student:
             own = bases[layer.name]
             base = own.T if layer.transposed else own
             if layer.name in changed:
-                base = torch.from_numpy(np.array(changed[layer.name])).to(own.device)
+                base = _mapped(changed[layer.name]).to(own.device)
             target.data = torch.empty_like(target.data, dtype=kind)
             if layer.mode == "float":
                 target.data.copy_(base.T if layer.transposed else base)
@@ -155,3 +156,10 @@ class Student:
                 self._sums[name] = gradient.float()
 
         return add
+
+
+def _mapped(values: NDArray[np.float32]) -> Tensor:
+    """A tensor that lies in its file, not in memory; nobody writes to it, which torch can't know and warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)

@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.model import compute_in, load_model
@@ -99,7 +100,7 @@ class Tuner:
         self._student_head = self.student.head
         self.begin_anew(spec.learning_rate, self.steps)
 
-    def _taught(self, model: ModelSpec, network, listener: Listener) -> Teacher:
+    def _taught(self, model: ModelSpec, network: PreTrainedModel, listener: Listener) -> Teacher:
         cached = cached_teacher(
             network,
             self._train,
@@ -179,7 +180,7 @@ class Tuner:
         for sequences in self._microbatches(index):
             loss = self._microbatch_loss(sequences, tokens)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss)
+            total += float(loss.detach())
         self.student.backward_through_quantizers()
         trained = [value for value in self.student.trained.values() if value.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(trained, spec.max_gradient_norm))

@@ -216,8 +216,8 @@ def quality_table(document: dict[str, Any]) -> str:
     times = ", ".join(f"{name} {median(values):.0f} s" for name, values in seconds.items())
     lines += [
         "",
-        f"{conditions['model']}, {compress['mode']} group {compress['group_size']}, rank {compress['rank']}; perplexity "
-        f"of BF16 {document['rows']['BF16']['perplexity']:.3f}. Tuned on {conditions['train_tokens']} tokens of "
+        f"{conditions['model']}, {compress['mode']} group {compress['group_size']}, rank {compress['rank']}; BF16 has "
+        f"perplexity {document['rows']['BF16']['perplexity']:.3f}. Tuned on {conditions['train_tokens']} tokens of "
         f"{conditions['train']}, {tune['steps']} steps of {tune['batch_size'] * tune['gradient_accumulation_steps']} "
         f"sequences, learning rate {tune['learning_rate']:g}; tested on {conditions['test_sequences']} x "
         f"{conditions['sequence_length']} other tokens; {conditions['calibration_sequences']} calibration sequences; "

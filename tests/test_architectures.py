@@ -16,8 +16,8 @@ from ovexport.convert import convert
 from ovexport.errors import UnsupportedModelError
 from ovexport.graph import read_graph
 from ovexport.model import load_model, weight_matrices
-from ovexport.quantization import load_quantizer
 from ovexport.progress import silent
+from ovexport.quantization import load_quantizer
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec, TuneSpec
 from ovexport.runtime import LogitsRunner
 from ovexport.strip import strip

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
-from ovexport.errors import ArtifactError, TuningDivergedError
+from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
 from ovexport.tune import store, tune, tuner
@@ -318,7 +318,22 @@ def test_the_cache_makes_room_by_what_was_used_longest_ago(finished_run, tiny_re
     small = {"steps": 1, "teacher_cache_gb": 2.5 * 4 * 64 * 64 * 2 / 1e9}
     for seed in range(4):
         tuned(finished_run, tiny_recipe, spec(seed=seed, **small), tmp_path / str(seed))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*/teacher.json"))) == 2
+
+
+def test_a_cache_that_can_not_be_written_is_done_without(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("OVEXPORT_CACHE", str(tmp_path / "file"))
+    assert tuned(finished_run, tiny_recipe, spec(), tmp_path).manifest.steps >= 0
+
+
+def test_a_model_whose_logits_are_made_otherwise_is_refused_before_any_step(
+    finished_run, tiny_recipe, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tuner, "is_plain", lambda *_: False)
+    with pytest.raises(UnsupportedModelError, match=r"llama: its logits are not .* set tune.steps = 0 to convert"):
+        tuned(finished_run, tiny_recipe, spec(), tmp_path)
+    assert tuned(finished_run, tiny_recipe, spec(steps=0), tmp_path).manifest.validation_kl_nats is None
 
 
 @pytest.mark.slow

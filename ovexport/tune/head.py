@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.errors import UnsupportedModelError
-
 _PROBED_TOKENS = 8
 
 
@@ -80,20 +78,14 @@ def hidden_states(network: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def require_plain_head(network: PreTrainedModel, head: Head, ids: Tensor) -> None:
-    """Make sure that the model's logits are `head` of its last hidden states and nothing else.
+def is_plain(network: PreTrainedModel, head: Head, ids: Tensor) -> bool:
+    """Whether the model's logits are `head` of its last hidden states and nothing else.
 
     Args:
         ids: some sequences; the first tokens of the first are looked at.
-
-    Raises:
-        UnsupportedModelError: they are not.
     """
     sample = ids[:1, :_PROBED_TOKENS]
     whole: Any = network(input_ids=sample, use_cache=False).logits[0].float()
     ours = head.logits(hidden_states(network, sample)[0])
-    if ours.shape != whole.shape or not torch.allclose(ours, whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
-        raise UnsupportedModelError(
-            f"{network.config.model_type}: its logits are not its output embedding times its last hidden states, "
-            "which tuning relies on; set tune.steps = 0 to convert it without tuning"
-        )
+    tolerance = 1e-2 * float(whole.abs().max())
+    return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-2, atol=tolerance)

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -106,7 +106,7 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
         if tuner.steps and spec.probe_learning_rates:
             _probe(tuner, listener)
         store.begin(tuner, tuner.validate())
-        log.write(0, validation_kl_nats=store.state.best_kl_nats)
+        log.write(0, **_finite({"validation_kl_nats": store.state.best_kl_nats}))
     tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.sequence_length
     with _interrupts() as interrupted:
         for index in range(store.state.step, tuner.steps):
@@ -119,10 +119,11 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
             done = index + 1
             last = done == tuner.steps
             if last or done % spec.validate_every == 0:
-                figures |= {"validation_kl_nats": tuner.validate(), "peak_memory_bytes": tuner.peak_memory_bytes()}
-                figures |= tuner.changes()
+                figures |= {"validation_kl_nats": tuner.validate(), **tuner.changes()}
+                if (peak := tuner.peak_memory_bytes()) is not None:
+                    figures["peak_memory_bytes"] = peak
                 store.judge(tuner, figures["validation_kl_nats"])
-            log.write(done, **{name: value for name, value in figures.items() if math.isfinite(value)})
+            log.write(done, **_finite(figures))
             if store.state.skipped > spec.most_skipped_steps:
                 raise TuningDivergedError(
                     f"tune: loss {result.loss_nats} and gradient norm {result.gradient_norm} at step {done}, the "
@@ -138,6 +139,11 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
             if stopped:
                 logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, done)
                 break
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """What JSON can hold."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _probe(tuner: Tuner, listener: Listener) -> None:
@@ -164,7 +170,7 @@ def _interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    former = signal.getsignal(signal.SIGINT)
+    former = signal.getsignal(signal.SIGINT) or signal.default_int_handler  # None: it was not set from Python
 
     def note(_number: int, _frame: FrameType | None) -> None:
         interrupted.set()

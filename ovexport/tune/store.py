@@ -89,7 +89,7 @@ class StateStore:
         self.clear()
         self.state = TunerState(identity=self.state.identity, learning_rate=tuner.learning_rate)
         self._keep(tuner, kl_nats)
-        if not math.isfinite(kl_nats):
+        if tuner.steps and not math.isfinite(kl_nats):
             raise TuningDivergedError(
                 f"tune: the starting point's divergence is {kl_nats}; the model's logits are not finite on this text"
             )

@@ -14,10 +14,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Record, atomic_folder, bytes_digest, existing_parent, json_digest, write_record
+from ovexport.artifacts import Record, atomic_folder, bytes_digest, json_digest, write_record
 from ovexport.errors import ArtifactError
 from ovexport.model import weight_digest
 from ovexport.progress import Listener, Progress
@@ -80,6 +81,7 @@ def cached_teacher(
     tokens: Tensor,
     autocast: torch.autocast,
     *,
+    width: int,
     batch_size: int,
     limit_bytes: float,
     listener: Listener,
@@ -88,24 +90,36 @@ def cached_teacher(
 
     Args:
         tokens: all training sequences, (sequences, length).
+        width: of a hidden state.
         limit_bytes: of the whole cache; the folders used longest ago make room.
     """
-    size = 2 * tokens.numel() * int(network.config.get_text_config().hidden_size)
+    size = 2 * tokens.numel() * width
     folder = cache_folder()
     key = _key(network, tokens, autocast)
-    if (folder / key / "teacher.json").is_file():
-        try:
-            found = CachedTeacher(folder / key, len(tokens))
-        except ArtifactError as error:
-            logger.warning("  the cached hidden states are damaged and made again: %s", error)
-        else:
-            os.utime(folder / key)
-            return found
-    if size > limit_bytes or not _room(folder, size, limit_bytes):
-        logger.info("  no room for %.2f GB of the teacher's hidden states; it runs at every step", size / 1e9)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):  # a second process waits, and finds what the first one wrote
+            if (found := _found(folder / key, len(tokens))) is not None:
+                return found
+            if size <= limit_bytes and _room(folder, size, limit_bytes):
+                _write(network, tokens, autocast, folder / key, key, width, batch_size, listener)
+                return CachedTeacher(folder / key, len(tokens))
+    except (ArtifactError, OSError) as error:
+        logger.warning("  %s can't hold the teacher's hidden states: %s", folder, error)
+    logger.info("  no room for %.2f GB of the teacher's hidden states; it runs at every step", size / 1e9)
+    return None
+
+
+def _found(folder: Path, sequences: int) -> CachedTeacher | None:
+    if not (folder / "teacher.json").is_file():
         return None
-    _write(network, tokens, autocast, folder / key, key, batch_size, listener)
-    return CachedTeacher(folder / key, len(tokens))
+    try:
+        found = CachedTeacher(folder, sequences)
+    except ArtifactError as error:
+        logger.warning("  the cached hidden states are damaged and made again: %s", error)
+        return None
+    os.utime(folder)
+    return found
 
 
 def cache_folder() -> Path:
@@ -121,10 +135,11 @@ def _write(
     autocast: torch.autocast,
     folder: Path,
     key: str,
+    width: int,
     batch_size: int,
     listener: Listener,
 ) -> None:
-    shape = (tokens.shape[1], int(network.config.get_text_config().hidden_size))
+    shape = (tokens.shape[1], width)
     layout = {str(index): ("BF16", shape) for index in range(len(tokens))}
     with atomic_folder(folder) as written:
         with TensorWriter(written / _TENSORS, layout) as writer:
@@ -156,11 +171,12 @@ def _key(network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> 
 
 def _room(folder: Path, size: int, limit_bytes: float) -> bool:
     """Make room for so many bytes, within the limit and on the disk."""
-    entries = sorted((entry for entry in folder.glob("*/teacher.json")), key=lambda entry: entry.parent.stat().st_mtime)
-    sizes = {entry.parent: (entry.parent / _TENSORS).stat().st_size for entry in entries}
-    for entry in sizes:
-        if sum(sizes.values()) + size <= limit_bytes:
+    entries = [entry.parent for entry in folder.glob("*/teacher.json")]
+    sizes = {entry: (entry / _TENSORS).stat().st_size for entry in entries}
+    left = sum(sizes.values())
+    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
+        if left + size <= limit_bytes:
             break
         shutil.rmtree(entry)
-        sizes = {kept: value for kept, value in sizes.items() if kept != entry}
-    return size <= _FREE_SHARE * shutil.disk_usage(existing_parent(folder)).free
+        left -= sizes[entry]
+    return size <= _FREE_SHARE * shutil.disk_usage(folder).free

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +14,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.errors import UnsupportedModelError
 from ovexport.model import compute_in, load_model
 from ovexport.progress import Listener
 from ovexport.quantization import load_quantizer
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.tune.head import Head, hidden_states, require_plain_head
+from ovexport.tune.head import Head, hidden_states, is_plain
 from ovexport.tune.loss import Loss, distillation, divergence
 from ovexport.tune.student import Student
 from ovexport.tune.teacher import LiveTeacher, Teacher, cached_teacher
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 _REFERENCE_ELEMENTS = 2**22
 _REFERENCE_LENGTH = 64
@@ -85,9 +90,14 @@ class Tuner:
         own = network.get_output_embeddings().weight.detach()
         self._teacher_head = Head.of(network, own)
         self._teacher: Teacher | None = None
+        with self._autocast():
+            self._plain = is_plain(network, self._teacher_head, self._validation.to(device))
+        if self.steps and not self._plain:
+            raise UnsupportedModelError(
+                f"{network.config.model_type}: its logits are not its output embedding times its last hidden states, "
+                "which tuning relies on; set tune.steps = 0 to convert it without tuning"
+            )
         if self.steps:
-            with self._autocast():
-                require_plain_head(network, self._teacher_head, self._validation.to(device))
             self._teacher = self._taught(model, network, listener)
         with torch.no_grad(), self._autocast():
             self._validation_states = [
@@ -105,6 +115,7 @@ class Tuner:
             network,
             self._train,
             self._autocast(),
+            width=self._teacher_head.weight.shape[1],
             batch_size=self.spec.batch_size,
             limit_bytes=self.spec.teacher_cache_gb * 1e9,
             listener=listener,
@@ -151,11 +162,12 @@ class Tuner:
         """Tokens of a sequence."""
         return int(self._train.shape[1])
 
-    def peak_memory_bytes(self) -> int:
-        """The most that was in use so far: on a GPU what was allocated there, else the process's resident memory."""
+    def peak_memory_bytes(self) -> int | None:
+        """The most that was in use so far: on a GPU what was allocated there, else the process's resident memory; None
+        where the operating system does not tell."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else None
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -206,7 +218,12 @@ class Tuner:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean KL divergence per token from the teacher on the validation sequences, in nats, of what would be kept."""
+        """Mean KL divergence per token from the teacher on the validation sequences, in nats, of what would be kept.
+
+        NaN for a model that can't be tuned.
+        """
+        if not self._plain:
+            return math.nan
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.averaged(), self._autocast():
             parts = torch.split(self._validation, self.spec.batch_size)

@@ -34,6 +34,7 @@ class Settings:
 
     group_size: int
     rank: int
+    mode: str = "int4_asym"
     batch_size: int = 32
     microbatch_size: int = 2
     learning_rate: float = LEARNING_RATE
@@ -45,17 +46,19 @@ class NncfLoop:
 
     def __init__(self, model: Path, tokens: Tensor, validation: Tensor, settings: Settings, seed: int = 0) -> None:
         """Arguments: tokens, validation: (sequences, length)."""
+        if len(tokens) < settings.batch_size:
+            raise ValueError(f"{len(tokens)} sequences are no batch of {settings.batch_size}")
         torch.manual_seed(seed)
         self._settings = settings
         self._tokens = tokens
         self._validation = validation
-        network = AutoModelForCausalLM.from_pretrained(model, dtype=settings.dtype).eval()
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=settings.dtype).eval().to(tokens.device)
         with torch.no_grad():
             self._taught = [network.model(**_inputs(row[None])).last_hidden_state for row in tokens]
             self._expected = [network.model(**_inputs(row[None])).last_hidden_state for row in validation]
         self.network = nncf.compress_weights(
             network,
-            mode=nncf.CompressWeightsMode.INT4_ASYM,
+            mode=nncf.CompressWeightsMode(settings.mode),
             group_size=settings.group_size,
             dataset=nncf.Dataset([_inputs(tokens[:1])]),
             compression_format=nncf.CompressionFormat.FQ_LORA,

@@ -129,7 +129,7 @@ def _documented(recipe: Recipe, run: RunFolder, seed: int, seconds: float, path:
     """The loop's seconds, and its best checkpoint by the divergence on the validation text."""
     tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
     rank = min(layer.rank for layer in run.compressed.manifest.layers if layer.rank)
-    settings = Settings(group_size=recipe.compress.group_size, rank=min(rank, recipe.compress.rank))
+    settings = Settings(group_size=recipe.compress.group_size, rank=rank, mode=recipe.compress.mode)
     loop = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed)
     best = [float("inf")]
 

@@ -106,10 +106,10 @@ class CheckpointManifest(Record):
     Attributes:
         model_id, revision: the base model as the recipe named it.
         weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
-        changed: parameters whose weights the method replaced (AWQ); they are in weights.safetensors.
+        changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
         digests: of the codes that tuning ended with, by layer.
         steps: optimizer steps taken; 0 for the twin.
-        validation_kl_nats: of the kept step, None when there was no tuning.
+        validation_kl_nats: of the kept step, None for a starting point, and for a model that can't be tuned.
     """
 
     format_version: Literal[1] = 1

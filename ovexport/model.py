@@ -163,19 +163,13 @@ def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
 
 
 def compute_in(model: PreTrainedModel, kind: torch.dtype) -> None:
-    """Keep the weight matrices in a type and everything else in float32.
-
-    What runs between the layers stays in float32; what a norm hands to the products of matrices comes in their type, so
-    that it is converted, and kept for the backward pass, once for all of them.
-    """
+    """Keep the weight matrices in a type and everything else, what runs between them included, in float32."""
     matrices = {id(model.get_parameter(matrix.name)) for matrix in weight_matrices(model)}
     for value in model.parameters():
         value.data = value.data.to(kind if id(value) in matrices else torch.float32)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(lambda _module, _inputs, output: output.float())
-        elif type(module).__name__.endswith("Norm"):
-            module.register_forward_hook(_as_autocast_wants)
 
 
 def parameter_of_hook(hook: str) -> str:
@@ -187,11 +181,6 @@ def parameter_of_hook(hook: str) -> str:
 def weight_digest(weight: Tensor) -> str:
     """SHA-256 of a matrix's bytes in its own dtype, row by row."""
     return bytes_digest(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-
-
-def _as_autocast_wants(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    device = output.device.type
-    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class Stage:
         sections: the recipe's parts that it reads, as paths.
         upstream: stages whose artifacts it reads.
         outputs: what it writes, relative to the run.
+        scratch: folders that it can go on from when it was interrupted, and that go once it is done.
         reads_model, reads_text: its digest covers the content of the model's, the text's local files.
     """
 
@@ -75,6 +76,7 @@ class Stage:
     sections: tuple[str, ...] = ()
     upstream: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     reads_model: bool = False
     reads_text: bool = False
 
@@ -271,6 +273,8 @@ def _carry_out(stage: Stage, context: Context) -> StageRecord:
         versions=stack_versions(),
     )
     write_record(record, folder.stage_record(stage.name))
+    for name in stage.scratch:
+        shutil.rmtree(folder.path / name, ignore_errors=True)
     return record
 
 
@@ -463,7 +467,14 @@ STAGES: tuple[Stage, ...] = (
         outputs=("compressed",),
         reads_model=True,
     ),
-    Stage(name="tune", run=_tune, sections=("tune",), upstream=("prepare", "compress"), outputs=("checkpoint",)),
+    Stage(
+        name="tune",
+        run=_tune,
+        sections=("tune",),
+        upstream=("prepare", "compress"),
+        outputs=("checkpoint",),
+        scratch=("tuning",),
+    ),
     Stage(name="strip", run=_strip, upstream=("trace", "compress", "tune"), outputs=("packed/plain", "packed/int4")),
     Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
     Stage(name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)),

@@ -166,6 +166,16 @@ def test_gradient_of_clipped_and_inside_values_by_hand() -> None:
     assert float(quantizer.input_range.grad) == pytest.approx((-4 + 11) / 15 + (0.25 - 0.26) / 1.875)
 
 
+def test_a_group_whose_values_have_one_sign_is_not_clipped_to_one_value() -> None:
+    layer = LayerFormat(name="w", kind="linear", mode="int4_asym", out_features=1, in_features=4, group_size=4, rank=1)
+    weight = torch.tensor([[0.5, 0.6, 0.7, 0.8]])
+    quantizer = FakeQuantizer(layer)
+    quantizer.initialize(weight, torch.Generator())
+    assert quantizer(weight).unique().numel() == 1  # as NNCF has it
+    quantizer.initialize(weight, torch.Generator(), span_zero=True)
+    assert (quantizer(weight) - weight).abs().max() < 0.03
+
+
 def test_learning_the_step_leaves_the_zero_point_where_it_is() -> None:
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
     quantizer = FakeQuantizer(layer_format("int4_asym"))

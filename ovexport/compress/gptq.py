@@ -11,7 +11,6 @@ lost; at the latter, nothing says which of them would flip at little cost.
 Blocks of the decoder are done in their order, each on what the rounded ones before it give.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from ovexport.artifacts import LayerFormat
 from ovexport.errors import UnsupportedModelError
 from ovexport.model import matrix
 from ovexport.quantization import FakeQuantizer
-
-logger = logging.getLogger(__name__)
 
 _DAMPING = 0.01
 _SHARE_KEPT = 0.5

@@ -27,7 +27,7 @@ def tuning_curve(log: Path) -> str | None:
     if not log.is_file():
         return None
     lines = [figures for line in log.read_text(encoding="utf-8").splitlines() if (figures := _parsed(line))]
-    steps = [(line["step"], line["loss_nats"]) for line in lines if "loss_kl_nats" in line]
+    steps = [(line["step"], line["loss_nats"]) for line in lines if "loss_nats" in line]
     checks = [(line["step"], line["validation_kl_nats"]) for line in lines if "validation_kl_nats" in line]
     if not steps:
         return None

@@ -65,11 +65,6 @@ class Head:
             gradient *= self._factor
         return gradient.to(self.weight.dtype) @ self.weight
 
-    @property
-    def capped(self) -> bool:
-        """Whether `backward` looks at the logits."""
-        return self._cap is not None
-
 
 def hidden_states(network: PreTrainedModel, ids: Tensor) -> Tensor:
     """What the head reads: (sequences, length, hidden size)."""

@@ -39,7 +39,8 @@ def tune(
 ) -> Checkpoint:
     """Tune the starting point and keep the parameters of the step with the least validation divergence.
 
-    Ctrl-C ends the step that is under way, saves the state and is raised then; a second one is raised at once.
+    Ctrl-C ends the step that is under way, saves the state and is raised then; a second one is raised at once. The
+    folder `tuning` beside `out` holds the states; it is the caller's to remove once `out` counts as done.
 
     Args:
         start: the compress stage's checkpoint; validated first, so that the result is never worse on validation.
@@ -65,9 +66,7 @@ def tune(
             raise TuningDivergedError(
                 f"{error}; the best one, of step {checkpoint.manifest.steps}, is in {out}"
             ) from error
-    checkpoint = _write_checkpoint(start, tuner, store, data, out)
-    store.clear()
-    return checkpoint
+    return _write_checkpoint(start, tuner, store, data, out)
 
 
 def check_objective(spec: TuneSpec) -> None:
@@ -110,6 +109,9 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
     tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.sequence_length
     with _interrupts() as interrupted:
         for index in range(store.state.step, tuner.steps):
+            if spec.patience is not None and store.state.stale >= spec.patience:
+                logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, index)
+                break
             started = time.monotonic()
             result = tuner.step(index)
             figures = {"loss_nats": result.loss_nats, "gradient_norm": result.gradient_norm}
@@ -129,16 +131,12 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
                     f"tune: loss {result.loss_nats} and gradient norm {result.gradient_norm} at step {done}, the "
                     f"{store.state.skipped}th on end that is not finite; lower tune.learning_rate={spec.learning_rate}"
                 )
-            stopped = spec.patience is not None and store.state.stale >= spec.patience
             listener(Progress(task="tune", done=done, total=tuner.steps, figures=figures))
-            if last or stopped or interrupted.is_set() or done % spec.save_every == 0:
+            if last or interrupted.is_set() or done % spec.save_every == 0:
                 store.save(tuner)
-            if interrupted.is_set() and not last:
+            if interrupted.is_set():
                 logger.info("  stopped after step %d of %d, which is saved; --resume goes on", done, tuner.steps)
                 raise KeyboardInterrupt
-            if stopped:
-                logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, done)
-                break
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float]:
@@ -151,14 +149,15 @@ def _probe(tuner: Tuner, listener: Listener) -> None:
     validation divergence."""
     spec = tuner.spec
     found: dict[float, float] = {}
-    total = spec.probe_steps * len(spec.probe_learning_rates)
+    steps = min(spec.probe_steps, tuner.steps)
+    total = steps * len(spec.probe_learning_rates)
     for number, rate in enumerate(spec.probe_learning_rates):
-        tuner.begin_anew(rate, spec.probe_steps)
-        for index in range(spec.probe_steps):
+        tuner.begin_anew(rate, steps)
+        for index in range(steps):
             tuner.step(index)
-            listener(Progress(task="probe", done=number * spec.probe_steps + index + 1, total=total))
+            listener(Progress(task="probe", done=number * steps + index + 1, total=total))
         found[rate] = tuner.validate()
-        logger.info("  learning rate %g: validation KL %.5f after %d steps", rate, found[rate], spec.probe_steps)
+        logger.info("  learning rate %g: validation KL %.5f after %d steps", rate, found[rate], steps)
     finite = {rate: kl for rate, kl in found.items() if math.isfinite(kl)}
     tuner.begin_anew(min(finite, key=finite.__getitem__, default=spec.learning_rate), tuner.steps)
 

@@ -1,7 +1,7 @@
 """What a tuning leaves on disk while it runs: the states it can go on from, and its best parameters.
 
-    tuning/step-00000100/state.json, state.safetensors     the last two
-    tuning/best-00000050.safetensors                       those of the step with the least validation divergence
+    tuning/step-00000100/state.json, state.safetensors    the last two
+    tuning/best-00000050/best.safetensors                 of the step with the least validation divergence
 
 Everything is written under another name, synced and renamed, so that a kill at any moment leaves a state whole or not
 at all. The best parameters are written before a state says that it has them.
@@ -9,14 +9,13 @@ at all. The best parameters are written before a state says that it has them.
 
 import logging
 import math
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import Record, atomic_folder, read_record, translated_disk_errors, write_record
+from ovexport.artifacts import Record, atomic_folder, read_record, write_record
 from ovexport.errors import ArtifactError, TuningDivergedError
 from ovexport.tensorfile import TensorFile, write_tensors
 from ovexport.tune.tuner import Tuner
@@ -116,14 +115,11 @@ class StateStore:
         with atomic_folder(self.path / f"step-{self.state.step:08d}") as folder:
             write_tensors(tuner.state(), folder / "state.safetensors")
             write_record(self.state, folder / "state.json")
-        states = self._states()
-        for folder in states[:-_KEPT]:
+        readable = {folder: state for folder in self._states() if (state := _read(folder)) is not None}
+        kept = sorted(readable)[-_KEPT:]
+        needed = {*kept, *(self._best_path(readable[folder].best_step) for folder in kept)}
+        for folder in {*self.path.glob("step-*"), *self.path.glob("best-*")} - needed:
             shutil.rmtree(folder)
-        needed = {self._best_path(self.state.best_step)}
-        for folder in states[-_KEPT:]:
-            needed.add(self._best_path(read_record(folder / "state.json", TunerState).best_step))
-        for file in set(self.path.glob("best-*.safetensors")) - needed:
-            file.unlink()
 
     def best(self) -> dict[str, NDArray[np.float32]]:
         """The best parameters so far, by name."""
@@ -135,21 +131,22 @@ class StateStore:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _keep(self, tuner: Tuner, kl_nats: float) -> None:
-        path = self._best_path(self.state.step)
-        temporary = path.with_name(f".{path.name}.partial")
-        with translated_disk_errors(path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_tensors(tuner.kept(), temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        with atomic_folder(self._best_path(self.state.step)) as folder:
+            write_tensors(tuner.kept(), folder / "best.safetensors")
         self.state = self.state.model_copy(update={"best_step": self.state.step, "best_kl_nats": kl_nats, "stale": 0})
 
     def _best(self, step: int) -> TensorFile:
-        return TensorFile(self._best_path(step))
+        return TensorFile(self._best_path(step) / "best.safetensors")
 
     def _best_path(self, step: int) -> Path:
-        return self.path / f"best-{step:08d}.safetensors"
+        return self.path / f"best-{step:08d}"
 
     def _states(self) -> list[Path]:
         return sorted(folder for folder in self.path.glob("step-*") if (folder / "state.json").is_file())
+
+
+def _read(folder: Path) -> TunerState | None:
+    try:
+        return read_record(folder / "state.json", TunerState)
+    except ArtifactError:
+        return None

@@ -5,13 +5,14 @@ microbatches and sent through the quantizer once, one layer at a time.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ovexport.artifacts import Checkpoint
 from ovexport.quantization import FakeQuantizer, load_quantizer
@@ -34,12 +35,15 @@ class Student:
         start: Checkpoint,
         bases: Mapping[str, Tensor],
         kind: torch.dtype,
+        *,
+        fixed: Collection[str] = (),
     ) -> None:
         """Make a student of a model.
 
         Args:
             bases: the model's own weights, as the parameters have them.
             kind: of the products of matrices.
+            fixed: names of quantizers' parameters that are not tuned.
         """
         manifest = start.manifest
         changed = start.weights if manifest.changed else {}
@@ -47,6 +51,7 @@ class Student:
         self.network = network
         self.quantizers: dict[str, FakeQuantizer] = {}
         self.bases: dict[str, Tensor] = {}
+        self._floats: dict[str, Tensor] = {}
         self._targets: dict[str, nn.Parameter] = {}
         self._sums: dict[str, Tensor] = {}
         for layer in manifest.layers:
@@ -57,9 +62,12 @@ class Student:
                 base = _mapped(changed[layer.name]).to(own.device)
             target.data = torch.empty_like(target.data, dtype=kind)
             if layer.mode == "float":
-                target.data.copy_(base.T if layer.transposed else base)
+                self._floats[layer.name] = base.T if layer.transposed else base
+                target.data.copy_(self._floats[layer.name])
                 continue
-            self.quantizers[layer.name] = load_quantizer(layer, adapters).to(own.device)
+            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(own.device)
+            for name in set(fixed) & set(quantizer.range_names):
+                getattr(quantizer, name).requires_grad_(False)
             self.bases[layer.name] = base
             self._targets[layer.name] = target
             if layer.rank:
@@ -69,7 +77,7 @@ class Student:
             f"{name}.{key}": parameter
             for name, quantizer in self.quantizers.items()
             for key, parameter in quantizer.named_parameters()
-            if quantizer.layer.rank
+            if parameter.requires_grad
         }
         self.quantize_weights()
 
@@ -92,7 +100,7 @@ class Student:
                 continue
             found = quantizer.gradients(self.bases[name], self._view(quantizer, gradient))
             for key, parameter in quantizer.named_parameters():
-                parameter.grad = found[key]
+                parameter.grad = found[key] if parameter.requires_grad else None
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
@@ -118,16 +126,14 @@ class Student:
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them.
 
-        transformers does so in training mode only, where models drop out at random: that is turned off.
+        transformers does so for blocks in training mode only, which may drop out at random: that is turned off.
         """
-        for module in self.network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for name in ("attention_dropout", "attn_dropout", "dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
-        self.network.train()
+        _drop_nothing(self.network.config)
+        for module in self.network.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                _drop_nothing(module)
+                module.training = True  # of the block alone: what is inside stays in evaluation mode
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""
@@ -137,7 +143,9 @@ class Student:
 
     def in_float32(self) -> None:
         """Let the network compute in float32 from here on."""
-        self.network.float()
+        self.network.float().eval()
+        for name, weight in self._floats.items():
+            self.network.get_parameter(name).data.copy_(weight)
         self.quantize_weights()
 
     @staticmethod
@@ -156,6 +164,13 @@ class Student:
                 self._sums[name] = gradient.float()
 
         return add
+
+
+def _drop_nothing(holder: object) -> None:
+    """Set every rate of dropout that an object has to 0."""
+    for name, value in vars(holder).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
 
 
 def _mapped(values: NDArray[np.float32]) -> Tensor:

@@ -9,16 +9,18 @@ import hashlib
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock
+from filelock import Timeout as LockTimeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Record, atomic_folder, bytes_digest, json_digest, write_record
+from ovexport.artifacts import Record, atomic_folder, bytes_digest, files_in, json_digest, write_record
 from ovexport.errors import ArtifactError
 from ovexport.model import weight_digest
 from ovexport.progress import Listener, Progress
@@ -29,7 +31,9 @@ from ovexport.versions import installed_version
 logger = logging.getLogger(__name__)
 
 _TENSORS = "hidden_states.safetensors"
+_RECORD = "teacher.json"
 _FREE_SHARE = 0.9
+_FORMAT = 1  # of the states; another number, and those from before are not read any more
 
 
 class Teacher(Protocol):
@@ -73,7 +77,7 @@ class LiveTeacher:
     def states(self, indices: list[int]) -> Tensor:
         """As Teacher."""
         with self._autocast:
-            return hidden_states(self._network, self._tokens[indices].to(self._network.device))
+            return hidden_states(self._network, self._tokens[indices].to(self._network.device)).bfloat16()
 
 
 def cached_teacher(
@@ -111,7 +115,7 @@ def cached_teacher(
 
 
 def _found(folder: Path, sequences: int) -> CachedTeacher | None:
-    if not (folder / "teacher.json").is_file():
+    if not (folder / _RECORD).is_file():
         return None
     try:
         found = CachedTeacher(folder, sequences)
@@ -151,7 +155,7 @@ def _write(
                     writer.write(str(begin + offset), row)
                 listener(Progress(task="teacher", done=min(begin + batch_size, len(tokens)), total=len(tokens)))
         record = CacheRecord(key=key, sequences=len(tokens), length=shape[0], hidden_size=shape[1])
-        write_record(record, written / "teacher.json")
+        write_record(record, written / _RECORD)
 
 
 def _key(network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> str:
@@ -160,6 +164,7 @@ def _key(network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> 
         weights.update(f"{name} {weight_digest(value)}".encode())
     return json_digest(
         {
+            "format": [_FORMAT, network.device.type],
             "weights": weights.hexdigest(),
             "config": network.config.to_json_string(),
             "tokens": [list(tokens.shape), bytes_digest(tokens.numpy())],
@@ -170,13 +175,21 @@ def _key(network: PreTrainedModel, tokens: Tensor, autocast: torch.autocast) -> 
 
 
 def _room(folder: Path, size: int, limit_bytes: float) -> bool:
-    """Make room for so many bytes, within the limit and on the disk."""
-    entries = [entry.parent for entry in folder.glob("*/teacher.json")]
-    sizes = {entry: (entry / _TENSORS).stat().st_size for entry in entries}
-    left = sum(sizes.values())
-    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
-        if left + size <= limit_bytes:
+    """Make room for so many bytes, within the limit and on the disk; what a kill left half written goes first."""
+    entries = [entry for entry in folder.iterdir() if entry.is_dir()]
+    sizes = {entry: sum(file.stat().st_size for file in files_in(entry)) for entry in entries}
+    left, free = sum(sizes.values()), _FREE_SHARE * shutil.disk_usage(folder).free
+    if size > min(limit_bytes, free + left):
+        return False
+    for entry in sorted(entries, key=lambda entry: ((entry / _RECORD).is_file(), entry.stat().st_mtime)):
+        if left + size <= limit_bytes and size <= free:
             break
-        shutil.rmtree(entry)
-        left -= sizes[entry]
-    return size <= _FREE_SHARE * shutil.disk_usage(folder).free
+        with suppress(LockTimeout), FileLock(folder / f"{_key_of(entry)}.lock", blocking=False):
+            shutil.rmtree(entry)
+            left, free = left - sizes[entry], free + sizes[entry]
+    return left + size <= limit_bytes and size <= free
+
+
+def _key_of(entry: Path) -> str:
+    """The key of a folder, finished or half written."""
+    return entry.name.removeprefix(".").partition(".")[0]

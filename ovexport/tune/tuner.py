@@ -101,10 +101,11 @@ class Tuner:
             self._teacher = self._taught(model, network, listener)
         with torch.no_grad(), self._autocast():
             self._validation_states = [
-                hidden_states(network, part.to(device)).to(self._kind)
+                hidden_states(network, part.to(device)).float()
                 for part in torch.split(self._validation, spec.batch_size)
             ]
-        self.student = Student(network, start, bases, self._kind)
+        fixed = () if spec.zero_point_learning_rate else ("zero_point",)
+        self.student = Student(network, start, bases, self._kind, fixed=fixed)
         if spec.gradient_checkpointing:
             self.student.checkpoint_gradients()
         self._student_head = self.student.head
@@ -117,7 +118,7 @@ class Tuner:
             self._autocast(),
             width=self._teacher_head.weight.shape[1],
             batch_size=self.spec.batch_size,
-            limit_bytes=self.spec.teacher_cache_gb * 1e9,
+            limit_bytes=0 if model.trust_remote_code else self.spec.teacher_cache_gb * 1e9,  # code has no digest
             listener=listener,
         )
         if cached is not None:
@@ -225,11 +226,13 @@ class Tuner:
         if not self._plain:
             return math.nan
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        student, teacher = self._student_head.to(torch.float32), self._teacher_head.to(torch.float32)
         with self.averaged(), self._autocast():
             parts = torch.split(self._validation, self.spec.batch_size)
             for ids, taught in zip(parts, self._validation_states, strict=True):
                 hidden = hidden_states(self.student.network, ids.to(self.device))
-                total += divergence(hidden, taught, self._student_head, self._teacher_head)
+                with torch.autocast(self.device.type, enabled=False):  # rounded logits would diverge by themselves
+                    total += divergence(hidden, taught, student, teacher)
         return float(total) / self._validation.numel()
 
     @contextmanager

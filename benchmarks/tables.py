@@ -241,12 +241,13 @@ def tuning_table(document: dict[str, Any]) -> str:
             lines.append(f"| {shape} | {names[side]} | {tokens / seconds:.0f} | {peak / 1e6:.0f} | {loss:.5f} |")
         ratios = {name: document["ratios"][f"{name} {shape}"] for name in ("tokens_per_s", "peak_memory", "final_loss")}
         shown = [f"{one['median']:.2f} ({one['ci95'][0]:.2f}–{one['ci95'][1]:.2f})" for one in ratios.values()]
-        lines.append(f"| {shape} | ours over theirs (95 %) | {' | '.join(shown)} |")
+        lines.append(f"| {shape} | ours over theirs | {' | '.join(shown)} |")
     lines += [
         "",
         f"{conditions['device_name']}, {conditions['threads']} threads; random Llama shapes, bfloat16, rank "
         f"{conditions['rank']}, group {conditions['group_size']}, {conditions['sequences']} x "
-        f"{conditions['sequence_length']} tokens a step in microbatches of {conditions['microbatch']}.",
+        f"{conditions['sequence_length']} tokens a step in microbatches of {conditions['microbatch']}; in brackets the "
+        f"95 % interval over {conditions['timed_steps']} timed steps, of memory and loss the range over processes.",
     ]
     return "\n".join(lines)
 

@@ -166,7 +166,7 @@ def _peak(device: str) -> int:
 
 
 def _ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ours over theirs: of the medians, with an interval bootstrapped over the steps."""
+    """Ours over theirs: of medians, with an interval bootstrapped over the steps; of memory and loss, pairs' range."""
     generator = np.random.default_rng(0)
 
     def drawn(runs: list[dict[str, Any]]) -> Any:

@@ -156,25 +156,25 @@ def signalled(run: RunFolder, out: Path, number: int, *, steps: int, save_every:
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_where_it_would_have(finished_run, tiny_recipe, tmp_path) -> None:
-    whole = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path / "whole")
+    whole = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path / "whole")
     moments = np.random.default_rng(0)
     for _ in range(20):
         seconds = float(moments.uniform(0, 0.15))
-        status = signalled(finished_run, tmp_path, signal.SIGKILL, steps=400, save_every=2, seconds=seconds)
+        status = signalled(finished_run, tmp_path, signal.SIGKILL, steps=200, save_every=2, seconds=seconds)
         assert status == -signal.SIGKILL
-    last = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path)
+    last = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path)
     for name in ("adapters.safetensors", "reference.safetensors"):
         assert (last.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert last.manifest == whole.manifest
 
 
 def test_ctrl_c_ends_the_step_that_is_under_way_and_saves_it(finished_run, tiny_recipe, tmp_path) -> None:
-    whole = tuned(finished_run, tiny_recipe, spec(steps=400), tmp_path / "whole")
-    assert signalled(finished_run, tmp_path, signal.SIGINT, steps=400, save_every=1000, seconds=0.1) != 0
+    whole = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path / "whole")
+    assert signalled(finished_run, tmp_path, signal.SIGINT, steps=200, save_every=1000, seconds=0.1) != 0
     (state,) = (tmp_path / "tuning").glob("step-*")
     seen: list[int] = []
     again = tuned(
-        finished_run, tiny_recipe, spec(steps=400), tmp_path, listener=lambda moment: seen.append(moment.done)
+        finished_run, tiny_recipe, spec(steps=200), tmp_path, listener=lambda moment: seen.append(moment.done)
     )
     assert seen[0] == int(state.name.removeprefix("step-")) + 1
     assert again.manifest == whole.manifest

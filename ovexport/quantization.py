@@ -111,19 +111,18 @@ class FakeQuantizer(nn.Module):
         return ("scale",) if self.symmetric else ("input_range", "zero_point")
 
     @torch.no_grad()
-    def initialize(self, weight: Tensor, generator: torch.Generator, *, span_zero: bool = False) -> None:
-        """Round to nearest: the range of each group from its extremes; B = 0, A random, so that W' = W.
+    def initialize(self, weight: Tensor, generator: torch.Generator) -> None:
+        """Round to nearest: the range of each group from its extremes and 0; B = 0, A random, so that W' = W.
+
+        A zero point can't say where a range lies that does not hold 0: all values of such a group, which small groups
+        may well be, would be clipped to one.
 
         Args:
             weight: (output, input).
             generator: draws A, uniform within 1 / sqrt(input), as PEFT's LoRA does.
-            span_zero: widen ranges to hold 0. A zero point can't say where a range lies that does not, and all values
-                of such a group, which small groups may well be, are clipped to one; NNCF leaves it at that.
         """
         grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
-        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-        if span_zero:
-            low, high = low.clamp(max=0), high.clamp(min=0)
+        low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
         if self.symmetric:
             self.scale.copy_(torch.where(-low >= high, -low, -high))
         else:

@@ -45,7 +45,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     for layer in packed:
         if not torch.isfinite(weights[layer.name]).all():
             raise UnsupportedModelError(f"{layer.name}: holds weights that are not finite; give a sound checkpoint")
-        quantizers[layer.name].initialize(weights[layer.name], generator, span_zero=spec.gptq)
+        quantizers[layer.name].initialize(weights[layer.name], generator)
     changed: dict[str, Tensor] = {}
     if spec.awq or spec.scale_estimation or spec.gptq:
         calibration = _sample(data.tokens("train"), spec.calibration_sequences)

@@ -24,8 +24,8 @@ from ovexport.versions import stack_versions
 
 SEQUENCES, MICROBATCH, LENGTH = 32, 2, 256
 RANK, GROUP_SIZE, LEARNING_RATE = 64, 64, 1e-4
-STEPS = 3
-ROUNDS = 1
+STEPS = 4
+ROUNDS = 2
 RESAMPLES = 2000
 
 

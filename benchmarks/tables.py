@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
 REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
-MODELS = ("wikilm-16m", "stories260k", "babyllama-105")
+MODELS = ("wikilm-16m", "babyllama-105")
 
 
 def add(name: str, run: Path) -> None:

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from ovexport import pipeline
 from ovexport import recipe as recipes
-from ovexport.artifacts import IR, Checkpoint, RunFolder
+from ovexport.adopt import adopt
+from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_record
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
@@ -116,8 +117,6 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
 
 
 def _stage_seconds(folder: RunFolder) -> float:
-    from ovexport.artifacts import StageRecord, read_record
-
     return read_record(folder.stage_record("tune"), StageRecord).seconds
 
 
@@ -143,8 +142,6 @@ def _documented(recipe: Recipe, run: RunFolder, seed: int, seconds: float, path:
 
 
 def _adopted(path: Path, recipe: Recipe, base: IR, out: Path) -> IR:
-    from ovexport.adopt import adopt
-
     return _converted(adopt(path, recipe.model, out / "checkpoint"), base, out)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
         "conditions": _conditions(options.device, list(figures)),
         "versions": stack_versions(),
     }
-    command.publish(document, "tuning" if options.device == "cpu" else "tuning-cuda", options)
+    command.publish(document, "tuning", options, case=None if options.device == "cpu" else options.device)
 
 
 def _conditions(device: str, shapes: list[str]) -> dict[str, Any]:

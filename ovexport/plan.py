@@ -73,6 +73,11 @@ class _Shape:
         return rest + sum(layer.weight_bytes for layer in packed)
 
     @property
+    def tuned_weights(self) -> int:
+        """Entries of the matrices that have an adapter."""
+        return sum(layer.out_features * layer.in_features for layer in self.layers if layer.rank)
+
+    @property
     def tuned_parameters(self) -> int:
         tuned = [layer for layer in self.layers if layer.rank]
         ranges = sum(layer.out_features * layer.groups * (1 if layer.mode == "int4_sym" else 2) for layer in tuned)
@@ -81,15 +86,13 @@ class _Shape:
     @property
     def tuning_memory_bytes(self) -> int:
         """The base weights, the student's and the sums of their gradients; parameters, gradients and two moments."""
-        tuned = sum(layer.out_features * layer.in_features for layer in self.layers if layer.rank)
-        base = 4 * tuned if self.changed else self.bytes_per_parameter * tuned
-        return base + 4 * self.parameters + 4 * tuned + 4 * 4 * self.tuned_parameters
+        base = (4 if self.changed else self.bytes_per_parameter) * self.tuned_weights
+        return base + 4 * self.parameters + 4 * self.tuned_weights + 4 * 4 * self.tuned_parameters
 
     @property
     def disk_bytes(self) -> int:
         """Three IRs, two of them packed twice, and two checkpoints with two optimizer states."""
-        changed = 4 * sum(layer.out_features * layer.in_features for layer in self.layers if layer.rank)
-        checkpoints = 4 * 9 * self.tuned_parameters + (2 * changed if self.changed else 0)
+        checkpoints = 4 * 9 * self.tuned_parameters + (2 * 4 * self.tuned_weights if self.changed else 0)
         return self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints
 
 

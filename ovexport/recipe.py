@@ -32,12 +32,13 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-
-def tuples(values: Any) -> Any:
-    """A section with TOML's arrays as tuples, which a strict and frozen Spec wants."""
-    if not isinstance(values, dict):
-        return values
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    @model_validator(mode="before")
+    @classmethod
+    def _arrays_are_tuples(cls, values: Any) -> Any:
+        """TOML has lists, and a frozen section holds tuples."""
+        if not isinstance(values, dict):
+            return values
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 class ModelSpec(Spec):
@@ -131,11 +132,6 @@ class CompressSpec(Spec):
     ignored: tuple[str, ...] = ()
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, values: Any) -> Any:
-        return tuples(values)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.group_size == 0:
@@ -202,11 +198,6 @@ class TuneSpec(Spec):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     teacher_cache_gb: NotNegativeReal = 20.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, values: Any) -> Any:
-        return tuples(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

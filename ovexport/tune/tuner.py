@@ -172,7 +172,7 @@ class Tuner:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Of the step to come, by group."""
+        """Of the step that was taken last, by group."""
         return {str(group.get("name")): float(group["lr"]) for group in self._optimizer.param_groups}
 
     def learning_rate_factor(self, step: int) -> float:

@@ -33,8 +33,13 @@ class RuntimeAdapter:
     scale: float = 1.0
 
 
-def load_pipeline(ir: IR, spec: BenchSpec, adapter: RuntimeAdapter | None = None) -> openvino_genai.LLMPipeline:
+def load_pipeline(
+    ir: IR, spec: BenchSpec, adapter: RuntimeAdapter | None = None, *, accurate: bool = False
+) -> openvino_genai.LLMPipeline:
     """The IR under the benchmark's settings, with a runtime adapter where one is given.
+
+    Args:
+        accurate: with nothing but the weights approximate, whatever precision the benchmark asks for.
 
     Raises:
         ArtifactError: the IR is missing.
@@ -43,6 +48,8 @@ def load_pipeline(ir: IR, spec: BenchSpec, adapter: RuntimeAdapter | None = None
     folder = ir.require().path
     try:
         settings = runtime_settings(spec) | ({"adapters": _config(adapter)} if adapter else {})
+        if accurate:
+            settings |= {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
         return openvino_genai.LLMPipeline(str(folder), spec.device, **settings)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1].strip()

@@ -15,19 +15,20 @@ and sequences. `recovered_gap` is 1 - KL / KL(rounding to nearest).
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import command
-import nncf
 import numpy as np
 import openvino as ov
 import torch
+from intervals import interval, ratio
 from nncf_loop import NncfLoop, Settings
 from numpy.typing import NDArray
+from ptq import post_training
 
 from ovexport import pipeline
 from ovexport import recipe as recipes
@@ -39,7 +40,6 @@ from ovexport.evaluate import load_encoder
 from ovexport.evaluate.answers import aggregate, compare_answers, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
 from ovexport.evaluate.prompts import choose_prompts
-from ovexport.graph import read_graph
 from ovexport.progress import silent
 from ovexport.recipe import Recipe
 from ovexport.strip import strip
@@ -47,7 +47,6 @@ from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
-RESAMPLES = 2000
 OURS, THEIRS, START, ROUNDING = "ovexport, tuned", "documented NNCF loop", "ovexport, not tuned", "rounding to nearest"
 PTQ = {
     ROUNDING: {},
@@ -96,7 +95,7 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
     rows, samples = _evaluated(base, made, recipe, run)
     return {
         "rows": rows,
-        "ratios": {f"kl {OURS} / {other}": _ratio(samples[OURS], samples[other]) for other in made if other != OURS},
+        "ratios": {f"kl {OURS} / {other}": ratio(samples[OURS], samples[other]) for other in made if other != OURS},
         "seconds": seconds,
         "conditions": {
             "model": Path(recipe.model.id).name,
@@ -153,36 +152,7 @@ def _post_training(
         plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "gptq": False})
         checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
         return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
-    count = min(recipe.compress.calibration_sequences, len(tokens))
-    graph = read_graph(run.ir("bf16"))
-    graph = nncf.compress_weights(
-        graph,
-        mode=nncf.CompressWeightsMode(recipe.compress.mode),
-        ratio=1.0,
-        group_size=recipe.compress.group_size,
-        dataset=nncf.Dataset([_inputs(graph, row) for row in tokens[:count]]),
-        subset_size=count,
-        **flags,
-    )
-    out = scratch / name
-    out.mkdir()
-    ov.save_model(graph, out / "openvino_model.xml", compress_to_fp16=False)
-    for file in run.ir("bf16").path.iterdir():
-        if not file.name.startswith("openvino_model."):
-            (out / file.name).symlink_to(file)
-    return IR(out)
-
-
-def _inputs(graph: ov.Model, row: NDArray[np.int32]) -> dict[str, NDArray[np.int64]]:
-    ids = row.astype(np.int64)[None]
-    every = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
-        "beam_idx": np.zeros(1, dtype=np.int32),
-    }
-    names = {name for port in graph.inputs for name in port.get_names()}
-    return {name: value for name, value in every.items() if name in names}
+    return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
 
 
 def _evaluated(
@@ -209,10 +179,10 @@ def _evaluated(
     samples = {name: np.stack([one.joined("kl").mean(1) for one in found]) for name, found in figures.items()}
     rows = {}
     for name, found in figures.items():
-        gap = _ratio(samples[name], samples[ROUNDING])
+        gap = ratio(samples[name], samples[ROUNDING])
         rows[name] = {
             "kl_mean_nats": float(samples[name].mean()),
-            "kl_ci95": _interval(samples[name], lambda drawn: drawn),
+            "kl_ci95": interval(samples[name]),
             "kl_by_seed": samples[name].mean(1).tolist(),
             "recovered_gap": 1 - gap["median"],
             "recovered_gap_ci95": [1 - gap["ci95"][1], 1 - gap["ci95"][0]],
@@ -222,28 +192,6 @@ def _evaluated(
         }
     rows["BF16"] = {"perplexity": perplexity(reference)}
     return rows, samples
-
-
-def _draws(seeds: int, sequences: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    generator = np.random.default_rng(0)
-    sequence = generator.integers(0, sequences, (RESAMPLES, 1, sequences))
-    return generator.integers(0, seeds, (RESAMPLES, seeds, 1)), sequence
-
-
-def _resampled(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over seeds and sequences drawn with replacement; the same sequences for every row."""
-    seed, sequence = _draws(*samples.shape)
-    return np.asarray(samples[seed, sequence].mean((1, 2)))
-
-
-def _interval(samples: NDArray[np.float64], of: Callable[[Any], Any]) -> list[float]:
-    return np.percentile(of(_resampled(samples)), [2.5, 97.5]).tolist()
-
-
-def _ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, Any]:
-    """Ours over theirs, pair by pair of sequences."""
-    drawn = _resampled(ours) / _resampled(theirs)
-    return {"median": float(ours.mean() / theirs.mean()), "ci95": np.percentile(drawn, [2.5, 97.5]).tolist()}
 
 
 if __name__ == "__main__":

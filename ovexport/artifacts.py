@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ovexport.errors import ArtifactError
 from ovexport.tensorfile import TensorFile
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 IR_MANIFEST = "ovexport.json"
 
 Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
@@ -109,7 +109,11 @@ class CheckpointManifest(Record):
         changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
         digests: of the codes that tuning ended with, by layer.
         steps: optimizer steps taken; 0 for the twin.
-        validation_kl_nats: of the kept step, None for a starting point, and for a model that can't be tuned.
+        validation_kl_nats, validation_nll_nats: of the kept step, by what was tuned for, the mean divergence per token
+            of text, or the negative log-likelihood per token of the answers; None for a starting point, and for a model
+            that can't be tuned.
+        rank_space: ranks that an adapter can have (FQ_LORA_NLS), largest first; empty for adapters used whole.
+        rank_by: what has a rank of its own, a transformer block or a Linear.
     """
 
     format_version: Literal[1] = 1
@@ -121,6 +125,9 @@ class CheckpointManifest(Record):
     digests: dict[str, CodeDigest]
     steps: int = 0
     validation_kl_nats: float | None = None
+    validation_nll_nats: float | None = None
+    rank_space: tuple[int, ...] = ()
+    rank_by: Literal["block", "linear"] = "block"
     versions: dict[str, str]
 
     @model_validator(mode="after")
@@ -175,6 +182,7 @@ class DataManifest(Record):
 
     Attributes:
         documents, sequences: counts by split.
+        examples: of the task, counts by split.
         dropped_duplicates: documents that stood in an earlier split too and were left out of the later one.
         test_words: whitespace-separated words in the text of the test sequences, for the word perplexity.
     """
@@ -182,14 +190,33 @@ class DataManifest(Record):
     sequence_length: int
     documents: dict[str, int]
     sequences: dict[str, int]
+    examples: dict[str, int] = {}
     dropped_duplicates: int
     test_words: int
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A question with its answer.
+
+    Attributes:
+        tokens: (length,) int32.
+        answer: index of the answer's first token.
+    """
+
+    tokens: NDArray[np.int32]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedData:
     """A folder with data.json, tokens.safetensors (train, validation and test, each (sequences, length) int32) and
-    test_documents.json (the texts of the test split)."""
+    test_documents.json (the texts of the test split).
+
+    Where the recipe has a task, examples.safetensors too: for train and validation `SPLIT.tokens` of all examples one
+    after the other, int32, `SPLIT.ends`, where each ends, and `SPLIT.answers`, at which of its own tokens its answer
+    begins, int64; and task_rows.json, the rows of every split as lm-evaluation-harness's task reads them.
+    """
 
     path: Path
 
@@ -202,6 +229,23 @@ class PreparedData:
         """The sequences of a split."""
         return TensorFile(self.path / "tokens.safetensors").require(split)
 
+    def examples(self, split: str) -> list[Example]:
+        """The task's examples of train or validation."""
+        file = TensorFile(self.path / "examples.safetensors")
+        tokens, ends = file.require(f"{split}.tokens"), file.require(f"{split}.ends")
+        begins = np.concatenate([[0], ends[:-1]])
+        bounds = zip(begins, ends, file.require(f"{split}.answers"), strict=True)
+        return [Example(tokens[begin:end], int(answer)) for begin, end, answer in bounds]
+
+    @property
+    def task_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The task's rows, by split.
+
+        Raises:
+            ArtifactError: the file is missing or corrupt.
+        """
+        return dict(self._read_json("task_rows.json"))
+
     @property
     def test_documents(self) -> list[str]:
         """The texts of the test split.
@@ -209,9 +253,12 @@ class PreparedData:
         Raises:
             ArtifactError: the file is missing or corrupt.
         """
-        path = self.path / "test_documents.json"
+        return [str(text) for text in self._read_json("test_documents.json")]
+
+    def _read_json(self, name: str) -> Any:
+        path = self.path / name
         try:
-            return [str(text) for text in json.loads(path.read_text(encoding="utf-8"))]
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path}: can't be read ({error}); run the stage prepare again") from error
 
@@ -349,6 +396,11 @@ class RunFolder:
     def ir(self, name: str) -> IR:
         """The IR of "bf16", "plain" or "int4"."""
         return IR(self.path / name)
+
+    @property
+    def search(self) -> Path:
+        """How the ranks of elastic adapters were chosen."""
+        return self.path / "search.json"
 
     @property
     def stages(self) -> Path:

@@ -28,7 +28,7 @@ def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[L
 
     Raises:
         RecipeError: `group_size` does not divide some in-features and `fallback` is "error"; all of them are named.
-            Or an `ignored` pattern matches nothing.
+            Or an `ignored` pattern matches nothing, or a rank of the rank space is above a layer's smaller side.
     """
     matrices = tuple(matrices)
     for pattern in spec.ignored:
@@ -84,6 +84,11 @@ def divisors(in_features: int, *, below: int) -> list[int]:
 def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:
     rank = max(spec.rank_space) if spec.rank_space else spec.rank
     largest = min(matrix.out_features, matrix.in_features)
+    if rank > largest and spec.rank_space:
+        raise RecipeError(
+            f"compress.rank_space: {rank} is above the smaller side, {largest}, of "
+            f"{matrix.name.removesuffix('.weight')}; lower it"
+        )
     if rank > largest:
         note = "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
     return _layer(matrix, spec.mode, group_size, rank=min(rank, largest), note=note)

@@ -8,10 +8,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
@@ -36,9 +37,12 @@ from ovexport.artifacts import (
 )
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.progress import Listener, silent
-from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe
+from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
 from ovexport.reports import EvaluationReport, VerificationReport
 from ovexport.versions import stack_versions
+
+if TYPE_CHECKING:
+    from ovexport.tasks import HarnessTask
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,11 @@ MODELS = ("bf16", "plain", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a stage is run with."""
+    """What a stage is run with.
+
+    Attributes:
+        identity: digest of all that the stage depends on, but for its finishing sections.
+    """
 
     recipe: Recipe
     folder: RunFolder
@@ -68,6 +76,8 @@ class Stage:
         upstream: stages whose artifacts it reads.
         outputs: what it writes, relative to the run.
         scratch: folders that it can go on from when it was interrupted, and that go once it is done.
+        finishing: sections that only what it does after its scratch is made depends on.
+        keeps_scratch: whether a change of those sections could use it again, so that it stays.
         reads_model, reads_text: its digest covers the content of the model's, the text's local files.
     """
 
@@ -77,6 +87,8 @@ class Stage:
     upstream: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
+    finishing: tuple[str, ...] = ()
+    keeps_scratch: Callable[[Recipe], bool] = lambda _: False
     reads_model: bool = False
     reads_text: bool = False
 
@@ -125,7 +137,8 @@ def run(
             record = finished(stage, folder, digest)
             announce(stage.name, record is not None)
             if record is None:
-                record = _carry_out(stage, Context(recipe, folder, digest, listener))
+                identity = stage_digest(replace(stage, finishing=()), recipe, results)
+                record = _carry_out(stage, Context(recipe, folder, identity, listener), digest)
             results[stage.name] = json_digest([record.digest, record.files])
     return folder
 
@@ -195,7 +208,51 @@ def convert_checkpoint(
         return convert(base, packed, out)
 
 
-def prepare_test(reference: IR, data: DataSpec, out: Path) -> PreparedData:
+def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:
+    """Ask the tuned model in torch the task's validation questions, with the ranks it has and with others.
+
+    Args:
+        ranks: one for all units of its rank space, or one for each.
+
+    Returns:
+        For "chosen" and "given" the `ranks`, one per unit, and lm-evaluation-harness's `figures`.
+
+    Raises:
+        ArtifactError: the folder holds no tuned checkpoint.
+        RecipeError: the ranks do not suit it, or its recipe has no task.
+    """
+    from ovexport.evaluate.tasks import ask_model
+    from ovexport.ranks import RankSpace
+    from ovexport.student import TunedModel
+    from ovexport.tasks import HarnessTask
+
+    if not folder.recipe.is_file():
+        raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
+    recipe, manifest = recipes.load(folder.recipe), folder.checkpoint.manifest
+    space = RankSpace.of(manifest)
+    given = space.chosen(ranks, "--ranks")
+    if recipe.task is None:
+        raise RecipeError(f"{folder.recipe}: has no section [task], whose validation questions could be asked")
+    used = {layer.name: layer.used_rank for layer in manifest.layers}
+    configurations = {"chosen": tuple(used[names[0]] for names in space.layers), "given": given}
+    rows = folder.data.task_rows
+    task = HarnessTask(recipe.task, {"train": rows["train"], "test": rows["validation"]})
+    return {
+        which: {
+            "ranks": configuration,
+            "figures": ask_model(
+                task,
+                which,
+                partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration)),
+                recipe.model,
+                listener,
+            ).figures,
+        }
+        for which, configuration in configurations.items()
+    }
+
+
+def prepare_test(reference: IR, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:
     """Test sequences of a text, tokenized with the tokenizer that lies in the reference's folder.
 
     Raises:
@@ -203,11 +260,18 @@ def prepare_test(reference: IR, data: DataSpec, out: Path) -> PreparedData:
     """
     from ovexport.prepare import prepare_test as prepare_sequences
 
-    return prepare_sequences(ModelSpec(id=str(reference.require().path)), data, out)
+    return prepare_sequences(ModelSpec(id=str(reference.require().path)), source, data, out)
 
 
 def evaluate_candidate(
-    candidate: IR, reference: IR, data: PreparedData, spec: EvaluateSpec, out: Path, listener: Listener
+    candidate: IR,
+    reference: IR,
+    data: PreparedData,
+    spec: EvaluateSpec,
+    out: Path,
+    listener: Listener,
+    *,
+    tasks: Sequence[TaskSpec] = (),
 ) -> EvaluationReport:
     """Compare an IR with a reference; the report names them by their folders.
 
@@ -220,9 +284,17 @@ def evaluate_candidate(
     if names[0] == names[1]:
         raise RecipeError(f"candidate and reference are both named {names[0]}; rename one folder")
     models = dict(zip(names, (reference.require(), candidate.require()), strict=True))
-    report = evaluate(models, names[0], data, spec, load_encoder(spec.encoder), out, listener=listener)
+    asked = [_asked(task) for task in tasks]
+    report = evaluate(models, names[0], data, spec, load_encoder(spec.encoder), out, tasks=asked, listener=listener)
     write_record(report, out / "evaluation.json")
     return report
+
+
+def _asked(task: TaskSpec) -> "HarnessTask":
+    """A task with its test rows, from its files or the hub."""
+    from ovexport.tasks import HarnessTask, hub_sources, read_test_rows
+
+    return HarnessTask(task, read_test_rows(task, {} if task.files else hub_sources(task.name)))
 
 
 def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> str:
@@ -235,7 +307,7 @@ def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> st
         {
             "stage": stage.name,
             "format": FORMAT_VERSION,
-            "sections": {path: _section(recipe, path) for path in stage.sections},
+            "sections": {path: _section(recipe, path) for path in (*stage.sections, *stage.finishing)},
             "upstream": [results[name] for name in stage.upstream],
             "model": _folder_digests(recipe.model.id) if stage.reads_model else None,
             "text": _text_digests(recipe) if stage.reads_text else None,
@@ -255,7 +327,7 @@ def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None
     return record if record.digest == digest and not check_files(record.files, folder.path) else None
 
 
-def _carry_out(stage: Stage, context: Context) -> StageRecord:
+def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
     logger.debug("stage %s", stage.name)
     folder = context.folder
     folder.stage_record(stage.name).unlink(missing_ok=True)
@@ -263,7 +335,7 @@ def _carry_out(stage: Stage, context: Context) -> StageRecord:
     stage.run(context)
     record = StageRecord(
         stage=stage.name,
-        digest=context.identity,
+        digest=digest,
         files={
             file.relative_to(folder.path).as_posix(): file_digest(file)
             for output in stage.outputs
@@ -273,8 +345,9 @@ def _carry_out(stage: Stage, context: Context) -> StageRecord:
         versions=stack_versions(),
     )
     write_record(record, folder.stage_record(stage.name))
-    for name in stage.scratch:
-        shutil.rmtree(folder.path / name, ignore_errors=True)
+    if not stage.keeps_scratch(context.recipe):
+        for name in stage.scratch:
+            shutil.rmtree(folder.path / name, ignore_errors=True)
     return record
 
 
@@ -333,13 +406,14 @@ def _folder_digests(name: str) -> dict[str, str] | None:
 def _text_digests(recipe: Recipe) -> list[str | None]:
     sources = (recipe.data.train, recipe.data.validation, recipe.data.test)
     paths = [source.path if source else None for source in sources]
+    paths += recipe.task.files.values() if recipe.task else []
     return [file_digest(Path(path)) if path and Path(path).is_file() else None for path in paths]
 
 
 def _prepare(context: Context) -> None:
     from ovexport.prepare import prepare
 
-    prepare(context.recipe.model, context.recipe.data, context.folder.data.path)
+    prepare(context.recipe.model, context.recipe.data, context.folder.data.path, context.recipe.task)
 
 
 def _trace(context: Context) -> None:
@@ -359,7 +433,8 @@ def _tune(context: Context) -> None:
     from ovexport.tune import tune
 
     recipe, folder = context.recipe, context.folder
-    tune(
+    folder.search.unlink(missing_ok=True)
+    tuned = tune(
         folder.compressed,
         recipe.model,
         recipe.tune,
@@ -367,8 +442,11 @@ def _tune(context: Context) -> None:
         folder.checkpoint.path,
         logs=folder.logs,
         identity=context.identity,
+        choice=recipe.search,
         listener=context.listener,
     )
+    if tuned.search is not None:
+        write_record(tuned.search, folder.search)
 
 
 def _strip(context: Context) -> None:
@@ -405,8 +483,11 @@ def _verify(context: Context) -> None:
 
 def _evaluate(context: Context) -> None:
     from ovexport.evaluate import evaluate, load_encoder
+    from ovexport.student import TunedModel
+    from ovexport.tasks import HarnessTask
 
-    spec, folder = context.recipe.evaluate, context.folder
+    recipe, spec, folder = context.recipe, context.recipe.evaluate, context.folder
+    tasks = [HarnessTask(recipe.task, folder.data.task_rows)] if recipe.task else []
     report = evaluate(
         context.models(),
         "bf16",
@@ -414,6 +495,9 @@ def _evaluate(context: Context) -> None:
         spec,
         load_encoder(spec.encoder),
         folder.path / "evaluation",
+        tasks=tasks,
+        distilled=recipe.tune.objective == "distillation",
+        torch_model=(lambda: TunedModel(folder.checkpoint, recipe.model)) if tasks else None,
         listener=context.listener,
     )
     write_record(report, folder.path / "evaluation.json")
@@ -453,7 +537,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="prepare",
         run=_prepare,
-        sections=("model", "data"),
+        sections=("model", "data", "task"),
         outputs=("data",),
         reads_model=True,
         reads_text=True,
@@ -472,8 +556,10 @@ STAGES: tuple[Stage, ...] = (
         run=_tune,
         sections=("tune",),
         upstream=("prepare", "compress"),
-        outputs=("checkpoint",),
+        outputs=("checkpoint", "search.json"),
         scratch=("tuning",),
+        finishing=("search",),
+        keeps_scratch=lambda recipe: len(set(recipe.compress.rank_space or ())) > 1,
     ),
     Stage(name="strip", run=_strip, upstream=("trace", "compress", "tune"), outputs=("packed/plain", "packed/int4")),
     Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
@@ -482,7 +568,7 @@ STAGES: tuple[Stage, ...] = (
         name="evaluate",
         run=_evaluate,
         sections=("evaluate",),
-        upstream=("prepare", "convert"),
+        upstream=("prepare", "tune", "convert"),
         outputs=("evaluation.json", "evaluation"),
     ),
     Stage(name="bench", run=_bench, sections=("bench",), upstream=("prepare", "convert"), outputs=("benchmark.json",)),

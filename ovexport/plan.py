@@ -15,9 +15,10 @@ from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.evaluate import check_encoder
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
-from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TuneSpec
+from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TaskSpec, TuneSpec
 from ovexport.runtime import check_device
-from ovexport.tune import arithmetic, check_objective, device_of
+from ovexport.tasks import require_harness
+from ovexport.tune import arithmetic, device_of
 from ovexport.tune import check_device as check_tuning_device
 
 
@@ -116,10 +117,6 @@ def check_runnable(recipe: Recipe, out: Path) -> None:
         OvexportError: with every problem at once, of the class of the first.
     """
     problems = _examine_recipe(recipe, out)[1]
-    try:
-        check_objective(recipe.tune)
-    except OvexportError as error:
-        problems.append(error)
     if problems:
         raise type(problems[0])("; ".join(str(problem) for problem in problems))
 
@@ -130,6 +127,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
         recipe.compress,
         [
             lambda _: _check_sources(recipe.data),
+            lambda _: _check_task(recipe.task),
             lambda _: check_encoder(recipe.evaluate.encoder),
             lambda _: _check_prompts(recipe.evaluate),
             lambda _: _check_tokenizer(recipe.model),
@@ -217,6 +215,18 @@ def _check_sources(data: DataSpec) -> None:
                 f"data.{name}.path={source.path}: no such file; paths are looked for beside the recipe, then in the "
                 "working directory"
             )
+
+
+def _check_task(task: TaskSpec | None) -> None:
+    if task is None:
+        return
+    for split, path in task.files.items():
+        if not Path(path).is_file():
+            raise DataError(
+                f"task.{split}={path}: no such file; paths are looked for beside the recipe, then in the working "
+                "directory"
+            )
+    require_harness()
 
 
 def _check_prompts(evaluate: EvaluateSpec) -> None:

@@ -1,13 +1,12 @@
-"""Stage prepare: text to packed token sequences for tuning, validation and test, no document in two of them."""
+"""Stage prepare: text to packed token sequences, and a task's rows to examples, for tuning, validation and test;
+nothing stands in two of them."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ovexport.artifacts import DataManifest, PreparedData, atomic_folder, write_record, write_text
 from ovexport.errors import DataError
 from ovexport.model import load_config, load_tokenizer
-from ovexport.recipe import DataSpec, ModelSpec, SourceSpec
+from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
+from ovexport.rows import load_rows, without_repeats
+from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
 
 PLAIN_TEXT = (".txt", ".raw")
@@ -29,42 +30,112 @@ class Documents:
     running: bool
 
 
-def prepare(model: ModelSpec, data: DataSpec, out: Path) -> PreparedData:
-    """Read, split, tokenize and pack the text.
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """A task's rows as lm-evaluation-harness reads them, and of each a question and its right answer, by split."""
+
+    rows: dict[str, list[dict[str, Any]]]
+    answered: dict[str, list[tuple[str, str]]]
+    generates: bool
+
+
+def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None = None) -> PreparedData:
+    """Read, split, tokenize and pack the text; the same with a task's examples, each of which stays by itself.
 
     Raises:
-        DataError: a source can't be read, or there is too little text.
+        DataError: a source can't be read, or there is too little text; a row is not of the task's layout.
+        MissingDependencyError: a task needs lm-evaluation-harness.
         UnsupportedModelError: the tokenizer does not fit the model.
     """
-    splits, dropped = split_documents(data)
-    return _write(model, data, splits, dropped, out)
+    dropped = 0
+    found = None
+    if task is not None:
+        rows, dropped = read_task_rows(task, data, {} if task.files else hub_sources(task.name))
+        harness = HarnessTask(task, rows)
+        answered = {split: list(harness.answered(some)) for split, some in rows.items()}
+        found = TaskData(rows, answered, harness.generates)
+    if data.train is not None:
+        splits, repeated = split_documents(data)
+        return _write(model, data, splits, dropped + repeated, out, found)
+    assert found is not None, "a recipe has text or a task"
+    texts = {split: [question + answer for question, answer in pairs] for split, pairs in found.answered.items()}
+    splits = {split: Documents(some, running=False) for split, some in texts.items()}
+    return _write(model, data, splits, dropped, out, found)
 
 
-def prepare_test(model: ModelSpec, data: DataSpec, out: Path) -> PreparedData:
+def prepare_test(model: ModelSpec, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:
     """The test split alone, of all documents of its source.
 
     Raises:
         DataError, UnsupportedModelError: as prepare.
     """
-    return _write(model, data, {"test": read_documents(data.test or data.train)}, 0, out)
+    return _write(model, data, {"test": read_documents(source)}, 0, out)
 
 
-def _write(model: ModelSpec, data: DataSpec, splits: Mapping[str, Documents], dropped: int, out: Path) -> PreparedData:
+def _write(
+    model: ModelSpec,
+    data: DataSpec,
+    splits: Mapping[str, Documents],
+    dropped: int,
+    out: Path,
+    task: TaskData | None = None,
+) -> PreparedData:
     tokenizer = load_tokenizer(model, load_config(model).get_text_config().vocab_size)
-    sequences = {name: pack(documents, tokenizer, data, name) for name, documents in splits.items()}
+    of_task = data.train is None and task is not None
+    sequences = {name: pack(documents, tokenizer, data, name, fewer=of_task) for name, documents in splits.items()}
     text = tokenizer.decode(sequences["test"].reshape(-1), skip_special_tokens=True)
     manifest = DataManifest(
         sequence_length=data.sequence_length,
         documents={name: len(documents.texts) for name, documents in splits.items()},
         sequences={name: len(tokens) for name, tokens in sequences.items()},
+        examples={name: len(rows) for name, rows in task.rows.items()} if task else {},
         dropped_duplicates=dropped,
         test_words=len(text.split()),
     )
     with atomic_folder(out) as folder:
         write_tensors(sequences, folder / "tokens.safetensors")
         write_text(json.dumps(splits["test"].texts, ensure_ascii=False, indent=0), folder / "test_documents.json")
+        if task:
+            write_tensors(examples(task, tokenizer, data.sequence_length), folder / "examples.safetensors")
+            write_text(json.dumps(task.rows, ensure_ascii=False, indent=0), folder / "task_rows.json")
         write_record(manifest, folder / "data.json")
     return PreparedData(out)
+
+
+def examples(task: TaskData, tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, NDArray[np.generic]]:
+    """Tokens of the examples to tune on and to validate with, as PreparedData.examples reads them.
+
+    A question that does not fit before its answer loses its beginning. Where answers are generated, the token that ends
+    a text is part of them.
+
+    Raises:
+        DataError: an answer is longer than `longest` tokens.
+    """
+    from ovexport.tasks.asked import AskedModel
+
+    encode = AskedModel(tokenizer).encode
+    ending = [tokenizer.eos_token_id] if task.generates and tokenizer.eos_token_id is not None else []
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for split in ("train", "validation"):
+        tokens: list[int] = []
+        ends, answers = [0], []
+        for number, pair in enumerate(task.answered[split], 1):
+            question, answer = encode(*pair)
+            answer += ending
+            if len(answer) >= longest:
+                raise DataError(
+                    f"task: {split} row {number}: its answer has {len(answer)} tokens, and "
+                    f"data.sequence_length={longest} has to hold some of the question too; raise it"
+                )
+            tokens += [*question[-(longest - len(answer)) :], *answer]
+            answers.append(len(tokens) - len(answer) - ends[-1])
+            ends.append(len(tokens))
+        tensors |= {
+            f"{split}.tokens": np.array(tokens, dtype=np.int32),
+            f"{split}.ends": np.array(ends[1:], dtype=np.int64),
+            f"{split}.answers": np.array(answers, dtype=np.int64),
+        }
+    return tensors
 
 
 def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
@@ -75,6 +146,7 @@ def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
     Raises:
         DataError: a source can't be read, is empty, or holds nothing that another split does not hold.
     """
+    assert spec.train is not None
     train = read_documents(spec.train)
     splits: dict[str, Documents] = {}
     rest = train.texts
@@ -90,21 +162,9 @@ def split_documents(spec: DataSpec) -> tuple[dict[str, Documents], int]:
         splits[name] = Documents(taken, train.running)
     splits["train"] = Documents(rest, train.running)
 
-    seen: set[bytes] = set()
-    dropped = 0
-    for name in ("test", "validation", "train"):
-        digests = [hashlib.sha256(text.strip().encode()).digest() for text in splits[name].texts]
-        kept = [text for text, digest in zip(splits[name].texts, digests, strict=True) if digest not in seen]
-        dropped += len(digests) - len(kept)
-        if not digests:
-            raise DataError(f"data.{name}: no document is left for it; give more text, or a source of its own")
-        if not kept:
-            raise DataError(
-                f"data.{name}: each of its {len(digests)} documents is in another split too; give other text"
-            )
-        seen.update(digests)
-        splits[name] = Documents(kept, splits[name].running)
-    return splits, dropped
+    texts = {name: splits[name].texts for name in ("test", "validation", "train")}
+    kept, dropped = without_repeats(texts, str.strip, "data")
+    return {name: Documents(kept[name], splits[name].running) for name in kept}, dropped
 
 
 def read_documents(source: SourceSpec) -> Documents:
@@ -115,8 +175,7 @@ def read_documents(source: SourceSpec) -> Documents:
     """
     name = source.path or str(source.hub)
     running = source.path is not None and Path(source.path).suffix.lower() in PLAIN_TEXT
-    with _translated(name):
-        rows = _load(source)
+    rows = load_rows(source)
     if source.column not in rows.column_names and not running:
         raise DataError(f"{name}: no column {source.column!r}; it has {', '.join(rows.column_names)}; set column")
     texts = rows["text" if running else source.column]
@@ -126,11 +185,16 @@ def read_documents(source: SourceSpec) -> Documents:
     return Documents(documents, running)
 
 
-def pack(documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str) -> NDArray[np.int32]:
+def pack(
+    documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str, *, fewer: bool = False
+) -> NDArray[np.int32]:
     """Tokens of the documents, one after the other, cut to (sequences, sequence_length) int32.
 
     Documents that stand alone begin as the tokenizer begins a text; where it adds nothing of its own, they end with the
     end-of-sequence token. Parts of a running text are joined by line ends.
+
+    Args:
+        fewer: be content with fewer sequences than the spec asks for, where there is no more text.
 
     Raises:
         DataError: there is too little text for the sequences asked for.
@@ -152,6 +216,8 @@ def pack(documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpe
         if needed is not None and len(stream) >= needed:
             break
     available = len(stream) // spec.sequence_length
+    if fewer and wanted is not None:
+        wanted = max(1, min(wanted, available))
     if available < (wanted or 1):
         raise DataError(
             f"data.{split}: {len(stream):,} tokens in {len(documents.texts):,} documents, and "
@@ -160,18 +226,6 @@ def pack(documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpe
         )
     count = wanted or available
     return np.asarray(stream[: count * spec.sequence_length], dtype=np.int32).reshape(count, spec.sequence_length)
-
-
-def _load(source: SourceSpec) -> datasets.Dataset:
-    if source.hub is not None:
-        return datasets.load_dataset(source.hub, source.config, split=source.split)
-    path = Path(str(source.path))
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; paths are looked for beside the recipe, then in the working directory")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: holds no text; give a file with some")
-    builder = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(path.suffix.lower(), "text")
-    return datasets.load_dataset(builder, data_files=str(path), split="train")
 
 
 def _blocks(lines: list[str]) -> list[str]:
@@ -185,21 +239,3 @@ def _blocks(lines: list[str]) -> list[str]:
         elif blocks[-1]:
             blocks.append([])
     return ["\n".join(block) for block in blocks if block]
-
-
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    progress = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    except (ConnectionError, FileNotFoundError) as error:
-        raise DataError(
-            f"{name}: not to be had from the hub; check the name and the network, or give a file as path"
-        ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name}: can't be read ({first})") from error
-    finally:
-        if progress:
-            datasets.enable_progress_bars()

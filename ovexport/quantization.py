@@ -17,7 +17,7 @@ scale to float16 only on export; that is where its codes differ between training
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -80,6 +80,10 @@ class FakeQuantizer(nn.Module):
     Parameters, all float32: `lora_A` (rank, input) and `lora_B` (output, rank) where the layer has an adapter;
     `input_range` and `zero_point` (in steps), (output, groups, 1), or `scale` of that shape where symmetric. INT8
     layers have no adapter and are not tuned.
+
+    Attributes:
+        active_rank: how many rows of A and columns of B, from the first, are in use; they are sliced, not copied, and
+            the others get no gradient.
     """
 
     scale: nn.Parameter
@@ -91,6 +95,7 @@ class FakeQuantizer(nn.Module):
     def __init__(self, layer: LayerFormat) -> None:
         super().__init__()
         self.layer = layer
+        self.active_rank = layer.used_rank
         self.level_low, self.level_high = LEVELS[layer.mode]
         grid = (layer.out_features, layer.groups, 1)
         tuned = layer.rank > 0
@@ -204,7 +209,7 @@ class FakeQuantizer(nn.Module):
         step, zero_point = (value.to(kind) for value in self.grid())
         lowest, highest = self.level_low - zero_point, self.level_high - zero_point
         found = {name: torch.zeros_like(value, dtype=kind) for name, value in self.named_parameters()}
-        rank = self.layer.used_rank
+        rank = self.active_rank
         for rows, adapted in self._adapted(weight, kind):
             incoming = gradient[rows].to(kind).reshape(adapted.shape)
             position = adapted.to(kind).div_(step[rows])
@@ -228,7 +233,7 @@ class FakeQuantizer(nn.Module):
 
     def _adapted(self, weight: Rows, kind: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """W + B·A by blocks of rows, each (rows, groups, group) float32; the product is summed in `kind`."""
-        rank, grouped = self.layer.used_rank, (-1, self.layer.groups, self.layer.group_size)
+        rank, grouped = self.active_rank, (-1, self.layer.groups, self.layer.group_size)
         lora_a = self.lora_A[:rank].to(kind) if rank else None
         height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
         for begin in range(0, self.layer.out_features, height):
@@ -250,6 +255,9 @@ def write_checkpoint(
     weights: Mapping[str, Tensor],
     quantizers: Mapping[str, FakeQuantizer],
     changed: Mapping[str, Tensor],
+    *,
+    rank_space: tuple[int, ...] = (),
+    rank_by: Literal["block", "linear"] = "block",
 ) -> Checkpoint:
     """Write a checkpoint that nothing was tuned of yet: the quantizers' parameters, and the codes they give.
 
@@ -257,6 +265,7 @@ def write_checkpoint(
         digests: SHA-256 of each layer's weights in the base model.
         weights: of the base model by layer, (output, input).
         changed: those that stand in their place, float32.
+        rank_space, rank_by: as in the manifest.
     """
     manifest = CheckpointManifest(
         model_id=model.id,
@@ -268,6 +277,8 @@ def write_checkpoint(
             name: quantizer.quantize(changed.get(name, weights[name])).digest()
             for name, quantizer in quantizers.items()
         },
+        rank_space=rank_space,
+        rank_by=rank_by,
         versions=stack_versions(),
     )
     tensors = {

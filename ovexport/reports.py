@@ -110,10 +110,14 @@ class Similarity(Record):
 
 
 class ModelEvaluation(Divergence, Similarity):
-    """One model in evaluation.json; the reference has perplexities alone."""
+    """One model in evaluation.json; the reference has perplexities and tasks alone.
 
-    perplexity: float
-    word_perplexity: float | None
+    Attributes:
+        tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+    """
+
+    perplexity: float | None = None
+    word_perplexity: float | None = None
     kl_histogram: tuple[int, ...] | None = None
     tasks: dict[str, dict[str, float]] = Field(default_factory=dict)
     reason: str | None = None
@@ -179,4 +183,39 @@ class BenchmarkReport(Record):
     models: dict[str, ModelBenchmark]
     ratios: dict[str, LatencyRatios]
     conditions: dict[str, Any]
+    versions: dict[str, str]
+
+
+class RankScore(Record):
+    """A configuration that the search tried.
+
+    Attributes:
+        ranks: one for each unit.
+        source: "median", "most frequent", "least loss", "largest", "smallest" or "evolution".
+        sample_nll_nats, validation_nll_nats: mean -log p(token) of the right answers on the sample, and on the whole
+            validation split; None for one that was no finalist.
+        seconds: that its scores took.
+    """
+
+    ranks: tuple[int, ...]
+    source: str
+    sample_nll_nats: float
+    validation_nll_nats: float | None = None
+    seconds: float
+
+
+class SearchReport(Record):
+    """search.json: how the ranks of FQ_LORA_NLS adapters were chosen.
+
+    Attributes:
+        units: the transformer blocks, or Linear layers, that have a rank each.
+        scores: best on the sample first.
+    """
+
+    units: tuple[str, ...]
+    rank_space: tuple[int, ...]
+    chosen: tuple[int, ...]
+    scores: tuple[RankScore, ...]
+    sample_examples: int
+    validation_examples: int
     versions: dict[str, str]

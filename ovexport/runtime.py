@@ -61,17 +61,37 @@ class LogitsRunner:
         compiled = compile_for_cpu(graph, name, ACCURATE)
         self._request = compiled.create_infer_request()
         self.properties = properties(compiled)
+        self._past, self._rows = 0, 1
 
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (batch, length, vocabulary) float32 of tokens (batch, length)."""
-        batch, length = tokens.shape
+        """Logits (batch, length, vocabulary) float32 of tokens (batch, length), overwritten by the next call."""
+        self._request.reset_state()
+        return self._logits(tokens, past=0)
+
+    def begin(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As a call, with one row, which `extend` then goes on from; the logits are a copy."""
+        logits = self(tokens).copy()
+        self._past, self._rows = tokens.shape[1], 1
+        return logits
+
+    def extend(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (rows, length, vocabulary) of tokens (rows, length) behind those read since `begin`, which stand
+        before every row; overwritten by the next call."""
+        logits = self._logits(tokens, past=self._past, former=self._rows)
+        self._past, self._rows = self._past + tokens.shape[1], len(tokens)
+        return logits
+
+    def _logits(self, tokens: NDArray[np.int64], *, past: int, former: int | None = None) -> NDArray[np.float32]:
+        """Of tokens behind `past` others that the model's state holds, in so many `former` rows; the first of them
+        stands before every row where their numbers differ."""
+        rows, length = tokens.shape
+        before = np.arange(rows) if former in (None, rows) else np.zeros(rows)
         given = {
             "input_ids": tokens,
-            "attention_mask": np.ones((batch, length), dtype=np.int64),
-            "position_ids": np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
+            "attention_mask": np.ones((rows, past + length), dtype=np.int64),
+            "position_ids": np.tile(np.arange(past, past + length, dtype=np.int64), (rows, 1)),
+            "beam_idx": before.astype(np.int32),
         }
-        self._request.reset_state()
         self._request.infer({name: value for name, value in given.items() if name in self._inputs})
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from ovexport.head import Head
 from ovexport.tune import loss as loss_module
-from ovexport.tune.head import Head
 from ovexport.tune.loss import Loss, distillation, divergence
 
 VOCABULARY, WIDTH = 50, 8

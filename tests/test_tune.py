@@ -26,7 +26,7 @@ from ovexport.tune.tuner import Tuner
 
 def tuned(run: RunFolder, model: Recipe, spec: TuneSpec, out: Path, **options) -> Checkpoint:
     folders = {"logs": out / "logs", "identity": "a"}
-    return tune(run.compressed, model.model, spec, run.data, out / "checkpoint", **folders, **options)
+    return tune(run.compressed, model.model, spec, run.data, out / "checkpoint", **folders, **options).checkpoint
 
 
 def spec(**changes) -> TuneSpec:
@@ -375,16 +375,17 @@ def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run,
     ours = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
     naive = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
     student, optimizer = naive.student, naive._optimizer
-    tokens = 2 * options.batch_size * naive.sequence_length
+    objective = naive.objective
+    tokens = 2 * objective.tokens(range(options.batch_size))
     for index in range(50):
         loss = ours.step(index).loss_nats
         total = 0.0
-        for sequences in naive._microbatches(index):
+        for sequences in naive._batches[index].tolist():
             weights = {name: quantizer(student.bases[name]) for name, quantizer in student.quantizers.items()}
-            ids = naive._train[sequences]
+            ids = objective._train[sequences]
             hidden = functional_call(student.network.base_model, without_prefix(weights), (ids,)).last_hidden_state
-            taught = naive._teacher.states(sequences)
-            part = distillation(hidden, taught, ids, student.head, naive._teacher_head, Loss(), tokens=tokens)
+            taught = objective._teacher.states(sequences)
+            part = distillation(hidden, taught, ids, student.head, objective._head, Loss(), tokens=tokens)
             part.backward()
             total += float(part)
         torch.nn.utils.clip_grad_norm_(student.trained.values(), options.max_gradient_norm)

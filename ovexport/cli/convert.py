@@ -1,12 +1,11 @@
 """`ovexport convert`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging, whole_numbers
 
 
 @reports_errors
@@ -47,26 +46,11 @@ def convert(
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision)
-    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=_numbers(ranks), keep=keep)
+    given = None if ranks is None else whole_numbers(ranks, "--ranks")
+    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=given, keep=keep)
     if as_json:
         import json
 
         typer.echo(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
     elif not quiet:
         typer.echo(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
-
-
-def _numbers(ranks: str | None) -> list[int] | None:
-    """Whole numbers with commas or spaces between them.
-
-    Raises:
-        RecipeError: one is no whole number.
-    """
-    from ovexport.errors import RecipeError
-
-    if ranks is None:
-        return None
-    try:
-        return [int(number) for number in re.split(r"[,\s]+", ranks.strip())]
-    except ValueError:
-        raise RecipeError(f'--ranks {ranks!r}: not whole numbers; write "32 24 16", or 32,24,16') from None

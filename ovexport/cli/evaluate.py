@@ -22,6 +22,10 @@ def evaluate(
     encoder: Annotated[str, typer.Option(help='Sentence encoder: a name, a folder, or "offline".')] = (
         "sentence-transformers/all-mpnet-base-v2"
     ),
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="A downstream task: a name or a TOML file. May be repeated.", show_default=False),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt per line.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answers.", min=1)] = 128,
     out: Annotated[Path, typer.Option(help="Folder for evaluation.json and WhoWhatBench's csv files.")] = Path(
@@ -30,9 +34,9 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Similarity, divergence and perplexity of an IR against a reference.
+    """Similarity, divergence, perplexity and downstream tasks of an IR against a reference.
 
-    Example: ovexport evaluate runs/demo/int4 --reference runs/demo/bf16 --encoder offline
+    Example: ovexport evaluate runs/demo/int4 --reference runs/demo/bf16 --encoder offline --tasks my_task.toml
     """
     from tempfile import TemporaryDirectory
 
@@ -45,6 +49,7 @@ def evaluate(
     set_up_logging(quiet=quiet or as_json)
     given = {"encoder": encoder, "prompts": str(prompts) if prompts else None, "max_new_tokens": max_new_tokens}
     spec = recipes.section(recipes.EvaluateSpec, **given)
+    asked = [recipes.load_task(name) for name in tasks or ()]
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out}: a file; choose another --out")
     models = (IR(candidate).require(), IR(reference).require())
@@ -52,13 +57,13 @@ def evaluate(
         if data is not None:
             source = recipes.section(recipes.SourceSpec, path=str(data), column=column)
             lengths = {"sequence_length": sequence_length, "test_sequences": sequences}
-            text = recipes.section(recipes.DataSpec, train=source, test=source, **lengths)
-            prepared = pipeline.prepare_test(models[1], text, Path(temporary) / "data")
+            text = recipes.section(recipes.DataSpec, **lengths)
+            prepared = pipeline.prepare_test(models[1], source, text, Path(temporary) / "data")
         else:
             prepared = RunFolder(reference.absolute().parent).data
             if not prepared.path.is_dir():
                 raise RecipeError(f"{reference}: not in a run's folder, which would hold the test text; give --data")
-        report = pipeline.evaluate_candidate(*models, prepared, spec, out, listener)
+        report = pipeline.evaluate_candidate(*models, prepared, spec, out, listener, tasks=asked)
     if as_json:
         typer.echo(report.model_dump_json())
     elif not quiet:

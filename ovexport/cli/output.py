@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ovexport.errors import OvexportError
+from ovexport.errors import OvexportError, RecipeError
 from ovexport.progress import Listener, Progress, silent
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs go to stderr.")]
@@ -22,7 +23,16 @@ Overrides = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)]
 
-_NOISY = ("torchao", "torch.utils._pytree", "nncf", "optimum", "transformers", "openvino_tokenizers", "datasets")
+_NOISY = (
+    "torchao",
+    "torch.utils._pytree",
+    "nncf",
+    "optimum",
+    "transformers",
+    "openvino_tokenizers",
+    "datasets",
+    "lm_eval",
+)
 _PLAIN_LINE_SECONDS = 10.0
 _WIDEST = 1000
 
@@ -65,6 +75,18 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
         log = logging.FileHandler(file, encoding="utf-8")
         log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Whole numbers with commas or spaces between them.
+
+    Raises:
+        RecipeError: one is no whole number.
+    """
+    try:
+        return [int(number) for number in re.split(r"[,\s]+", text.strip())]
+    except ValueError:
+        raise RecipeError(f'{option} {text!r}: not whole numbers; write "32 24 16", or 32,24,16') from None
 
 
 @contextmanager
@@ -121,7 +143,7 @@ def _plain_lines() -> Listener:
 
 
 def _figures(moment: Progress) -> str:
-    shown = ("loss_nats", "validation_kl_nats", "tokens_per_s")
+    shown = ("loss_nats", "validation_kl_nats", "validation_nll_nats", "tokens_per_s")
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 

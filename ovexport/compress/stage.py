@@ -53,7 +53,10 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
         changed = awq_and_scales(network, layers, spec, calibration, quantizers, generator)
     if spec.gptq:
         changed |= _rounded_by_gptq(network, layers, quantizers, changed, calibration)
-    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
+    space = tuple(sorted(set(spec.rank_space or ()), reverse=True))
+    return write_checkpoint(
+        out, model, layers, digests, weights, quantizers, changed, rank_space=space, rank_by=spec.rank_by
+    )
 
 
 def _tell(layers: tuple[LayerFormat, ...]) -> None:

@@ -1,6 +1,6 @@
 """Divergence and similarity put together to an EvaluationReport."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from ovexport.evaluate.divergence import (
     word_perplexity,
 )
 from ovexport.evaluate.prompts import choose_prompts
+from ovexport.evaluate.tasks import Loaded, ask_models, loaded
 from ovexport.progress import Listener, silent
-from ovexport.recipe import EvaluateSpec
+from ovexport.recipe import EvaluateSpec, ModelSpec
 from ovexport.reports import EvaluationReport, ModelEvaluation
-from ovexport.versions import stack_versions
+from ovexport.tasks import HarnessTask
+from ovexport.versions import installed_version, stack_versions
 
 
 def evaluate(
@@ -29,13 +31,18 @@ def evaluate(
     encoder: Encoder,
     out: Path,
     *,
+    tasks: Sequence[HarnessTask] = (),
+    torch_model: Loaded | None = None,
+    distilled: bool = True,
     listener: Listener = silent,
 ) -> EvaluationReport:
-    """Compare models with the reference among them, on the test sequences and the prompts.
+    """Compare models with the reference among them, on the test sequences, the prompts and the tasks.
 
     Args:
         models: by the name they have in the report; "plain" and "int4", where both are there, give recovered_gap.
-        out: takes reference.csv and a folder of WhoWhatBench's csv files per model.
+        out: takes reference.csv and a folder of WhoWhatBench's csv files and the tasks' answers per model.
+        torch_model: loads what the IR "int4" was made of; it is asked the tasks, as "torch", and nothing else.
+        distilled: whether "int4" was tuned to be like the reference, so that there is a gap to recover.
 
     Raises:
         ArtifactError, UnsupportedModelError: a model can't be loaded.
@@ -48,9 +55,13 @@ def evaluate(
     figures, properties = compare(models, reference, tokens, spec.batch_size, listener)
     answers = {name: generate(name, ir, prompts, spec, listener) for name, ir in models.items()}
     write_answers(prompts, answers[reference], out / "reference.csv")
+    asked = {name: loaded(ir) for name, ir in models.items()} | ({"torch": torch_model} if torch_model else {})
+    tokenizer = ModelSpec(id=str(models[reference].path))
+    results = {task.spec.name: ask_models(task, asked, tokenizer, out, listener) for task in tasks}
     evaluated = {}
     for name in models:
         common: dict[str, Any] = {
+            "tasks": {task: figures[name] for task, figures in results.items()},
             "perplexity": perplexity(figures[name]),
             "word_perplexity": word_perplexity(figures[name], manifest.sequence_length, manifest.test_words),
         }
@@ -64,8 +75,15 @@ def evaluate(
         evaluated[name] = ModelEvaluation(
             **common, **divergence.model_dump(), **aggregate(rows).model_dump(), kl_histogram=histogram
         )
+    if torch_model and tasks:
+        evaluated["torch"] = ModelEvaluation(
+            tasks={task: figures["torch"] for task, figures in results.items()},
+            reason="the tuned model in torch, asked the tasks alone",
+        )
     gap, interval, reason = None, None, "no plain twin was compared"
-    if {"plain", "int4"} <= set(models):
+    if not distilled:
+        reason = "tuned for a task, not to be like the reference"
+    elif {"plain", "int4"} <= set(models):
         gap, interval = recovered_gap(figures["plain"], figures["int4"], spec.seed)
         reason = ""
     return EvaluationReport(
@@ -85,6 +103,14 @@ def evaluate(
             "sequence_length": manifest.sequence_length,
             "test_tokens_sha256": json_digest(tokens.tolist()),
             "runtime": properties,
+            "tasks": {
+                task.spec.name: {
+                    "metric": task.metric,
+                    "num_fewshot": task.num_fewshot,
+                    "lm_eval": installed_version("lm-eval"),
+                }
+                for task in tasks
+            },
         },
         versions=stack_versions(),
     )

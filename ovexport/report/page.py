@@ -71,6 +71,7 @@ def _digests(folder: RunFolder, findings: Findings) -> dict[str, str]:
 def _plots(folder: RunFolder, findings: Findings) -> dict[str, str]:
     drawn = {
         "Tuning": plots.tuning_curve(folder.logs / "tuning.jsonl"),
+        "Search of ranks": plots.search_scatter(findings.search) if findings.search else None,
         "Divergence of a token": plots.divergence_distribution(findings.evaluation) if findings.evaluation else None,
         "Latency": plots.latency_bars(findings.benchmark) if findings.benchmark else None,
     }

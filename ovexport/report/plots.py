@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
@@ -12,10 +13,14 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from ovexport.report.table import TITLES
-from ovexport.reports import BenchmarkReport, EvaluationReport
+from ovexport.reports import BenchmarkReport, EvaluationReport, SearchReport
 
 COLOURS = {"bf16": "#5b6770", "plain": "#d08c2e", "int4": "#0068b5"}
 _SIZE_INCHES = (5.2, 3.0)
+_VALIDATED = {
+    "validation_kl_nats": "KL from BF16, nats",
+    "validation_nll_nats": "-log p of a token, nats",
+}
 _BARS = (
     ("time_to_first_token_ms", "time to first token, ms"),
     ("time_per_output_token_ms", "time per output token, ms"),
@@ -23,18 +28,45 @@ _BARS = (
 
 
 def tuning_curve(log: Path) -> str | None:
-    """Training and validation divergence over the steps; None when there was no tuning."""
+    """Training loss and validation figure over the steps; None when there was no tuning."""
     if not log.is_file():
         return None
     lines = [figures for line in log.read_text(encoding="utf-8").splitlines() if (figures := _parsed(line))]
     steps = [(line["step"], line["loss_nats"]) for line in lines if "loss_nats" in line]
-    checks = [(line["step"], line["validation_kl_nats"]) for line in lines if "validation_kl_nats" in line]
+    figure_name, label = next(
+        ((name, label) for name, label in _VALIDATED.items() if any(name in line for line in lines)), (None, "")
+    )
+    checks = [(line["step"], line[figure_name]) for line in lines if figure_name in line]
     if not steps:
         return None
     figure, axes = pyplot.subplots(figsize=_SIZE_INCHES)
     axes.plot(*zip(*steps, strict=True), color="#9cc4e4", linewidth=1, label="training")
-    axes.plot(*zip(*checks, strict=True), color=COLOURS["int4"], marker="o", markersize=4, label="validation")
-    axes.set(xlabel="optimizer step", ylabel="KL from BF16, nats", yscale="log")
+    if checks:
+        axes.plot(*zip(*checks, strict=True), color=COLOURS["int4"], marker="o", markersize=4, label="validation")
+    axes.set(xlabel="optimizer step", ylabel=label, yscale="log")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def search_scatter(search: SearchReport) -> str:
+    """Each configuration's mean rank and score on the sample; the chosen one is marked."""
+    figure, axes = pyplot.subplots(figsize=_SIZE_INCHES)
+    for label, colour, wanted in (("heuristics", COLOURS["plain"], False), ("evolution", "#9cc4e4", True)):
+        rows = [row for row in search.scores if (row.source == "evolution") == wanted]
+        axes.scatter(
+            [fmean(row.ranks) for row in rows], [row.sample_nll_nats for row in rows], s=16, color=colour, label=label
+        )
+    chosen = next(row for row in search.scores if row.ranks == search.chosen)
+    axes.scatter(
+        [fmean(chosen.ranks)],
+        [chosen.sample_nll_nats],
+        s=70,
+        facecolors="none",
+        edgecolors=COLOURS["int4"],
+        linewidths=1.8,
+        label="chosen",
+    )
+    axes.set(xlabel="mean rank", ylabel="-log p of a token of the answers, nats")
     axes.legend(frameon=False)
     return _svg(figure)
 

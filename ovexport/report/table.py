@@ -10,10 +10,11 @@ from ovexport.reports import (
     LatencyRatios,
     ModelBenchmark,
     ModelEvaluation,
+    SearchReport,
     VerificationReport,
 )
 
-TITLES = {"bf16": "BF16", "plain": "INT4, not tuned", "int4": "INT4, tuned"}
+TITLES = {"bf16": "BF16", "plain": "INT4, not tuned", "int4": "INT4, tuned", "torch": "tuned, in torch"}
 NOT_MEASURED = "–"
 
 
@@ -24,6 +25,7 @@ class Findings:
     verification: VerificationReport | None
     evaluation: EvaluationReport | None
     benchmark: BenchmarkReport | None
+    search: SearchReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,12 @@ def read_findings(folder: RunFolder) -> Findings:
         return path if path.is_file() else None
 
     verification, evaluation, benchmark = map(there, ("verification.json", "evaluation.json", "benchmark.json"))
+    search = there(folder.search.name)
     return Findings(
         verification=read_record(verification, VerificationReport) if verification else None,
         evaluation=read_record(evaluation, EvaluationReport) if evaluation else None,
         benchmark=read_record(benchmark, BenchmarkReport) if benchmark else None,
+        search=read_record(search, SearchReport) if search else None,
     )
 
 
@@ -73,9 +77,26 @@ def comparison(findings: Findings) -> tuple[tuple[str, ...], tuple[ComparisonRow
         quality("similarity of answers", "similarity", ".4f")
         quality("first divergent token (FDT)", "fdt", ".1f")
         quality("share of divergent tokens (SDT norm)", "sdt_norm", ".2%")
+    if findings.evaluation:
+        rows += _task_rows(findings.evaluation, names)
     if findings.benchmark:
         rows += _latency_rows(findings.benchmark, names)
     return tuple(TITLES.get(name, name) for name in names), tuple(rows)
+
+
+def _task_rows(evaluation: EvaluationReport, names: tuple[str, ...]) -> list[ComparisonRow]:
+    """The metric that counts of each task, and the likelihood of the right answers where there are choices."""
+    rows = []
+    for task, conditions in evaluation.conditions.get("tasks", {}).items():
+        figures = [evaluation.models[name].tasks.get(task, {}) if name in evaluation.models else {} for name in names]
+        for figure, title in ((conditions["metric"], conditions["metric"]), ("answer_nll_nats", "answers' NLL, nats")):
+            values = tuple(
+                f"{one[figure]:.4f} ± {one[f'{figure}_stderr']:.4f}" if figure in one else NOT_MEASURED
+                for one in figures
+            )
+            if any(value != NOT_MEASURED for value in values):
+                rows.append(ComparisonRow(f"{task}, {title}", values))
+    return rows
 
 
 def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[ComparisonRow]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -16,14 +17,25 @@ import torch
 from ovexport.artifacts import Checkpoint, PreparedData, atomic_folder, write_record
 from ovexport.errors import RecipeError, TuningDivergedError
 from ovexport.progress import Listener, Progress, silent
-from ovexport.recipe import ModelSpec, TuneSpec
+from ovexport.ranks import RankSpace
+from ovexport.recipe import ModelSpec, SearchSpec, TuneSpec
+from ovexport.reports import SearchReport
 from ovexport.tensorfile import write_tensors
 from ovexport.tune.log import TuningLog
+from ovexport.tune.search import search
 from ovexport.tune.store import StateStore
 from ovexport.tune.tuner import Tuner
 from ovexport.versions import stack_versions
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What tuning leaves; no report where there were no ranks to choose."""
+
+    checkpoint: Checkpoint
+    search: SearchReport | None
 
 
 def tune(
@@ -35,26 +47,32 @@ def tune(
     *,
     logs: Path,
     identity: str,
+    choice: SearchSpec | None = None,
     listener: Listener = silent,
-) -> Checkpoint:
-    """Tune the starting point and keep the parameters of the step with the least validation divergence.
+) -> Tuned:
+    """Tune the starting point, keep the parameters of the step with the least validation figure and, where adapters are
+    elastic, choose their ranks.
 
     Ctrl-C ends the step that is under way, saves the state and is raised then; a second one is raised at once. The
     folder `tuning` beside `out` holds the states; it is the caller's to remove once `out` counts as done.
 
     Args:
         start: the compress stage's checkpoint; validated first, so that the result is never worse on validation.
-        logs: takes tuning.jsonl and TensorBoard events.
-        identity: names this very tuning; an interrupted one with the same identity goes on where it was saved.
+        logs: takes tuning.jsonl, search.jsonl and TensorBoard events.
+        identity: names this very tuning, up to the choice of ranks; one with the same identity goes on where it was
+            saved.
+        choice: how ranks are chosen.
 
     Raises:
         TuningDivergedError: loss or gradient were not finite for too many steps on end; the best checkpoint so far is
             in `out`.
-        RecipeError: as check_objective and check_device.
+        RecipeError: as check_device, or ranks that were given do not suit the adapters.
         UnsupportedModelError: the model's logits are not made as tuning relies on.
     """
-    check_objective(spec)
     check_device(spec)
+    choice = choice or SearchSpec()
+    if choice.ranks is not None:
+        RankSpace.of(start.manifest).chosen(choice.ranks, "search.ranks")
     torch.manual_seed(spec.seed)
     tuner = Tuner(start, model, spec, data, device_of(spec), listener)
     store = StateStore(out.with_name("tuning"), identity)
@@ -62,21 +80,14 @@ def tune(
         try:
             _run(tuner, store, log, listener)
         except TuningDivergedError as error:
-            checkpoint = _write_checkpoint(start, tuner, store, data, out)
+            median = tuner.space.by_layer(tuner.space.median)
+            checkpoint = _write_checkpoint(start, tuner, store, data, out, median)
             raise TuningDivergedError(
                 f"{error}; the best one, of step {checkpoint.manifest.steps}, is in {out}"
             ) from error
-    return _write_checkpoint(start, tuner, store, data, out)
-
-
-def check_objective(spec: TuneSpec) -> None:
-    """Refuse an objective that can't be tuned for.
-
-    Raises:
-        RecipeError: it is one.
-    """
-    if spec.objective == "task":
-        raise RecipeError('tune.objective="task" can be planned, not run, in this version; use "distillation"')
+        losses = log.losses()
+    found = search(tuner, store.best(), choice, losses, logs / "search.jsonl", identity, listener)
+    return Tuned(_write_checkpoint(start, tuner, store, data, out, found.ranks), found.report)
 
 
 def check_device(spec: TuneSpec) -> None:
@@ -105,8 +116,7 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
         if tuner.steps and spec.probe_learning_rates:
             _probe(tuner, listener)
         store.begin(tuner, tuner.validate())
-        log.write(0, **_finite({"validation_kl_nats": store.state.best_kl_nats}))
-    tokens = spec.batch_size * spec.gradient_accumulation_steps * tuner.sequence_length
+        log.write(0, **_finite({tuner.objective.figure: store.state.best_nats}))
     with _interrupts() as interrupted:
         for index in range(store.state.step, tuner.steps):
             if spec.patience is not None and store.state.stale >= spec.patience:
@@ -116,15 +126,16 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
             result = tuner.step(index)
             figures = {"loss_nats": result.loss_nats, "gradient_norm": result.gradient_norm}
             figures |= {f"learning_rate_{name}": rate for name, rate in tuner.learning_rates.items()}
-            figures["tokens_per_s"] = tokens / (time.monotonic() - started)
+            figures["tokens_per_s"] = result.tokens / (time.monotonic() - started)
             store.advance(tuner, taken=result.taken)
             done = index + 1
             last = done == tuner.steps
             if last or done % spec.validate_every == 0:
-                figures |= {"validation_kl_nats": tuner.validate(), **tuner.changes()}
+                validation = tuner.validate()
+                figures |= {tuner.objective.figure: validation, **tuner.changes()}
                 if (peak := tuner.peak_memory_bytes()) is not None:
                     figures["peak_memory_bytes"] = peak
-                store.judge(tuner, figures["validation_kl_nats"])
+                store.judge(tuner, validation)
             log.write(done, **_finite(figures))
             if store.state.skipped > spec.most_skipped_steps:
                 raise TuningDivergedError(
@@ -145,8 +156,7 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _probe(tuner: Tuner, listener: Listener) -> None:
-    """Give each learning rate a short tuning of its own, schedule included, and choose the one with the least
-    validation divergence."""
+    """Give each learning rate a short tuning of its own, schedule included, and choose the one that validates best."""
     spec = tuner.spec
     found: dict[float, float] = {}
     steps = min(spec.probe_steps, tuner.steps)
@@ -157,8 +167,8 @@ def _probe(tuner: Tuner, listener: Listener) -> None:
             tuner.step(index)
             listener(Progress(task="probe", done=number * steps + index + 1, total=total))
         found[rate] = tuner.validate()
-        logger.info("  learning rate %g: validation KL %.5f after %d steps", rate, found[rate], steps)
-    finite = {rate: kl for rate, kl in found.items() if math.isfinite(kl)}
+        logger.info("  learning rate %g: %s %.5f after %d steps", rate, tuner.objective.figure, found[rate], steps)
+    finite = {rate: nats for rate, nats in found.items() if math.isfinite(nats)}
     tuner.begin_anew(min(finite, key=finite.__getitem__, default=spec.learning_rate), tuner.steps)
 
 
@@ -182,11 +192,14 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, former)
 
 
-def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, data: PreparedData, out: Path) -> Checkpoint:
-    """The best parameters, with the digests of the codes that they give and what the model says with them."""
+def _write_checkpoint(
+    start: Checkpoint, tuner: Tuner, store: StateStore, data: PreparedData, out: Path, ranks: Mapping[str, int]
+) -> Checkpoint:
+    """The best parameters with their ranks, the digests of the codes they give and what the model says with them."""
     manifest, best, student = start.manifest, store.best(), tuner.student
-    student.load(best)
+    tuner.take_up(best, ranks)
     digests = {name: quantizer.quantize(student.bases[name]).digest() for name, quantizer in student.quantizers.items()}
+    validated = store.state.best_nats if math.isfinite(store.state.best_nats) else None
     with atomic_folder(out) as folder:
         write_tensors(best, folder / "adapters.safetensors")
         write_tensors(tuner.reference(data.tokens("test")), folder / "reference.safetensors")
@@ -197,9 +210,12 @@ def _write_checkpoint(start: Checkpoint, tuner: Tuner, store: StateStore, data: 
         write_record(
             manifest.model_copy(
                 update={
+                    "layers": tuple(
+                        layer.model_copy(update={"active_rank": ranks.get(layer.name)}) for layer in manifest.layers
+                    ),
                     "digests": digests,
                     "steps": store.state.best_step,
-                    "validation_kl_nats": store.state.best_kl_nats if math.isfinite(store.state.best_kl_nats) else None,
+                    tuner.objective.figure: validated,
                     "versions": stack_versions(),
                 }
             ),

@@ -1,6 +1,7 @@
-"""The distillation loss, a few tokens at a time: never batch × length × vocabulary in memory.
+"""The losses, a few tokens at a time: never batch × length × vocabulary in memory.
 
-Loss of a token, teacher p and student q over the vocabulary, both at temperature T:
+That of an answer's token is -log q₁(token). Distillation's of a token, teacher p and student q over the vocabulary,
+both at temperature T:
 
     (1 - c) · T² · [(1 - r) · KL(p ‖ q) + r · KL(q ‖ p)]  -  c · log q₁(next token)
 
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovexport.head import Head
 from ovexport.recipe import TuneSpec
-from ovexport.tune.head import Head
 
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 _CHUNK_TOKENS = 128
@@ -98,6 +99,21 @@ def distillation(
     return result
 
 
+def cross_entropy(hidden: Tensor, following: Tensor, head: Head, *, tokens: int) -> Tensor:
+    """-log q₁(next token) summed over the tokens that have a next one, divided by `tokens`; differentiable in `hidden`.
+
+    Args:
+        hidden: the student's hidden states, (sequences, length, hidden size).
+        following: the next token of each, (sequences, length) int64; -1 where it is not learned.
+        tokens: of the whole optimizer step.
+    """
+    learned = following.flatten() >= 0
+    result: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, 1)[learned], following.flatten()[learned], head, tokens
+    )
+    return result
+
+
 @torch.no_grad()
 def divergence(hidden: Tensor, taught: Tensor, student: Head, teacher: Head) -> Tensor:
     """KL(teacher ‖ student) summed over the tokens, in nats, whatever the loss that is tuned for."""
@@ -138,6 +154,30 @@ class _Distillation(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0], None, None, None, None, None, None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy and the gradient of the hidden states in one pass over chunks of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, following: Tensor, head: Head, tokens: int) -> Tensor:
+        gradient = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for part in _chunks(hidden, len(head.weight)):
+            logits = head.logits(hidden[part])
+            slope = logits.log_softmax(-1)
+            rows = torch.arange(len(slope), device=hidden.device)
+            total -= slope[rows, following[part]].double().sum()
+            slope = slope.exp_()
+            slope[rows, following[part]] -= 1
+            gradient[part] = head.backward(slope.div_(tokens), logits)
+        ctx.save_for_backward(gradient)
+        return (total / tokens).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0], None, None, None
 
 
 def _chunks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:

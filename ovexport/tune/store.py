@@ -1,7 +1,7 @@
 """What a tuning leaves on disk while it runs: the states it can go on from, and its best parameters.
 
     tuning/step-00000100/state.json, state.safetensors    the last two
-    tuning/best-00000050/best.safetensors                 of the step with the least validation divergence
+    tuning/best-00000050/best.safetensors                 of the step with the least validation figure
 
 Everything is written under another name, synced and renamed, so that a kill at any moment leaves a state whole or not
 at all. The best parameters are written before a state says that it has them.
@@ -28,8 +28,8 @@ _KEPT = 2
 class TunerState(Record):
     """state.json: where an interrupted tuning goes on.
 
-    What is drawn at random is the order of the sequences, which follows from the recipe's seed and the step; the
-    learning rates follow from the step.
+    What is drawn at random is the order of the examples and, for elastic adapters, their ranks; both follow from the
+    recipe's seed and the step, and so do the learning rates.
 
     Attributes:
         identity: digest of all that this tuning depends on; a state of another tuning is not taken up.
@@ -37,7 +37,7 @@ class TunerState(Record):
         step: optimizer steps begun, the skipped ones too.
         updates: steps that changed the parameters.
         skipped: steps whose loss or gradient was not finite, one after the other up to this one.
-        best_step, best_kl_nats: of the best parameters, by validation.
+        best_step, best_nats: of the best parameters, by validation.
         stale: validations since the best one.
     """
 
@@ -47,7 +47,7 @@ class TunerState(Record):
     updates: int = 0
     skipped: int = 0
     best_step: int = 0
-    best_kl_nats: float = math.inf
+    best_nats: float = math.inf
     stale: int = 0
 
 
@@ -71,7 +71,7 @@ class StateStore:
                     continue
                 self._best(saved.best_step)
                 tuner.begin_anew(saved.learning_rate or tuner.learning_rate, tuner.steps)
-                tuner.restore(TensorFile(folder / "state.safetensors"), saved.updates)
+                tuner.restore(TensorFile(folder / "state.safetensors"), saved.step, saved.updates)
             except (ArtifactError, KeyError, RuntimeError) as error:  # RuntimeError: tensors of another shape
                 logger.warning("  a saved state is damaged and left: %s: %s", folder.name, error)
                 continue
@@ -79,18 +79,18 @@ class StateStore:
             return True
         return False
 
-    def begin(self, tuner: Tuner, kl_nats: float) -> None:
+    def begin(self, tuner: Tuner, nats: float) -> None:
         """Take the starting point for the best so far, and forget what another tuning left.
 
         Raises:
-            TuningDivergedError: its divergence is not finite.
+            TuningDivergedError: its validation is not finite.
         """
         self.clear()
         self.state = TunerState(identity=self.state.identity, learning_rate=tuner.learning_rate)
-        self._keep(tuner, kl_nats)
-        if tuner.steps and not math.isfinite(kl_nats):
+        self._keep(tuner, nats)
+        if tuner.steps and not math.isfinite(nats):
             raise TuningDivergedError(
-                f"tune: the starting point's divergence is {kl_nats}; the model's logits are not finite on this text"
+                f"tune: the starting point's validation is {nats}; the model's logits are not finite on this text"
             )
 
     def advance(self, tuner: Tuner, *, taken: bool) -> None:
@@ -103,10 +103,10 @@ class StateStore:
             }
         )
 
-    def judge(self, tuner: Tuner, kl_nats: float) -> None:
-        """Keep the present parameters when their validation divergence is the least so far."""
-        if kl_nats < self.state.best_kl_nats:
-            self._keep(tuner, kl_nats)
+    def judge(self, tuner: Tuner, nats: float) -> None:
+        """Keep the present parameters when their validation figure is the least so far."""
+        if nats < self.state.best_nats:
+            self._keep(tuner, nats)
         else:
             self.state = self.state.model_copy(update={"stale": self.state.stale + 1})
 
@@ -130,10 +130,10 @@ class StateStore:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _keep(self, tuner: Tuner, kl_nats: float) -> None:
+    def _keep(self, tuner: Tuner, nats: float) -> None:
         with atomic_folder(self._best_path(self.state.step)) as folder:
             write_tensors(tuner.kept(), folder / "best.safetensors")
-        self.state = self.state.model_copy(update={"best_step": self.state.step, "best_kl_nats": kl_nats, "stale": 0})
+        self.state = self.state.model_copy(update={"best_step": self.state.step, "best_nats": nats, "stale": 0})
 
     def _best(self, step: int) -> TensorFile:
         return TensorFile(self._best_path(step) / "best.safetensors")

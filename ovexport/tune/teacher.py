@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Record, atomic_folder, bytes_digest, files_in, json_digest, write_record
 from ovexport.errors import ArtifactError
+from ovexport.head import hidden_states
 from ovexport.model import weight_digest
 from ovexport.progress import Listener, Progress
 from ovexport.tensorfile import TensorFile, TensorWriter
-from ovexport.tune.head import hidden_states
 from ovexport.versions import installed_version
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,7 @@
-"""One tuning: the student, what teaches it, and one optimizer step."""
+"""One tuning: the student, what it is tuned for, and one optimizer step."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,19 +9,18 @@ import numpy as np
 import openvino as ov
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.errors import UnsupportedModelError
+from ovexport.head import Head, is_plain
 from ovexport.model import compute_in, load_model
 from ovexport.progress import Listener
 from ovexport.quantization import load_quantizer
+from ovexport.ranks import Configuration, RankSpace
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.tune.head import Head, hidden_states, is_plain
-from ovexport.tune.loss import Loss, distillation, divergence
-from ovexport.tune.student import Student
-from ovexport.tune.teacher import LiveTeacher, Teacher, cached_teacher
+from ovexport.student import Student
+from ovexport.tune.objectives import Answers, Distillation
 
 try:
     import resource
@@ -41,19 +39,22 @@ class StepResult:
 
     Attributes:
         loss_nats: mean per token over the step's microbatches.
+        tokens: that were read.
         gradient_norm: before it was scaled down.
         taken: false where either is not finite; nothing was changed then.
     """
 
     loss_nats: float
+    tokens: int
     gradient_norm: float
     taken: bool
 
 
 class Tuner:
-    """Teacher, student and optimizer.
+    """Objective, student and optimizer.
 
     Attributes:
+        space: the ranks that the adapters can have; where there is a choice, each step draws a configuration.
         steps: optimizer steps in all; 0 where no layer has an adapter.
         learning_rate: of the adapters, before warm-up and schedule.
         updates: of the parameters, so far; a step that is not finite makes none.
@@ -71,39 +72,38 @@ class Tuner:
         manifest = start.manifest
         self.spec = spec
         self.device = device
+        self.space = RankSpace.of(manifest)
         self._start = start
-        self._loss = Loss.of(spec)
         self._kind = arithmetic(spec, device)
-        tokens = torch.from_numpy(data.tokens("train").astype(np.int64))
+        examples = data.examples("train") if spec.objective == "task" else data.tokens("train")
         per_step = spec.batch_size * spec.gradient_accumulation_steps
-        epochs = math.ceil((spec.epochs or 1) * len(tokens) / per_step)
+        epochs = math.ceil((spec.epochs or 1) * len(examples) / per_step)
         tunable = any(layer.rank for layer in manifest.layers)
         self.steps = 0 if not tunable else epochs if spec.steps is None else spec.steps
-        self._order = _order(len(tokens), self.steps * per_step, spec.seed)
-        used, self._order = np.unique(self._order, return_inverse=True)
-        self._train = tokens[used]
-        self._validation = torch.from_numpy(data.tokens("validation").astype(np.int64))
+        used, places = np.unique(batches(len(examples), self.steps, spec), return_inverse=True)
+        self._batches = places.reshape(self.steps, spec.gradient_accumulation_steps, spec.batch_size)
 
         network = load_model(model).to(device)
         bases = {layer.name: network.get_parameter(layer.name).data for layer in manifest.layers}
         compute_in(network, self._kind)
-        own = network.get_output_embeddings().weight.detach()
-        self._teacher_head = Head.of(network, own)
-        self._teacher: Teacher | None = None
+        own = Head.of(network, network.get_output_embeddings().weight.detach())
+        sample = torch.from_numpy(data.tokens("validation").astype(np.int64))
         with self._autocast():
-            self._plain = is_plain(network, self._teacher_head, self._validation.to(device))
+            self._plain = is_plain(network, own, sample.to(device))
         if self.steps and not self._plain:
             raise UnsupportedModelError(
                 f"{network.config.model_type}: its logits are not its output embedding times its last hidden states, "
                 "which tuning relies on; set tune.steps = 0 to convert it without tuning"
             )
-        if self.steps:
-            self._teacher = self._taught(model, network, listener)
-        with torch.no_grad(), self._autocast():
-            self._validation_states = [
-                hidden_states(network, part.to(device)).float()
-                for part in torch.split(self._validation, spec.batch_size)
-            ]
+        self.objective: Distillation | Answers
+        if spec.objective == "task":
+            chosen = [examples[index] for index in used]
+            self.objective = Answers(chosen, data.examples("validation"), spec, device, self._autocast)
+        else:
+            train = torch.from_numpy(data.tokens("train").astype(np.int64))[used]
+            self.objective = Distillation(
+                network, own, train, sample, spec, model, self._kind, self._autocast, listener, taught=self.steps > 0
+            )
         fixed = () if spec.zero_point_learning_rate else ("zero_point",)
         self.student = Student(network, start, bases, self._kind, fixed=fixed)
         if spec.gradient_checkpointing:
@@ -111,29 +111,13 @@ class Tuner:
         self._student_head = self.student.head
         self.begin_anew(spec.learning_rate, self.steps)
 
-    def _taught(self, model: ModelSpec, network: PreTrainedModel, listener: Listener) -> Teacher:
-        cached = cached_teacher(
-            network,
-            self._train,
-            self._autocast(),
-            width=self._teacher_head.weight.shape[1],
-            batch_size=self.spec.batch_size,
-            limit_bytes=0 if model.trust_remote_code else self.spec.teacher_cache_gb * 1e9,  # code has no digest
-            listener=listener,
-        )
-        if cached is not None:
-            return cached
-        live = load_model(model).to(self.device)
-        compute_in(live, self._kind)
-        return LiveTeacher(live, self._train, self._autocast())
-
     def begin_anew(self, learning_rate: float, steps: int) -> None:
         """Go back to the starting point, with a learning rate of the adapters and a schedule over so many steps."""
         self.learning_rate = learning_rate
         self.updates = 0
         self._horizon = steps
         self.student.load(self._start.adapters)
-        self.student.quantize_weights()
+        self._prepare_step(0)
         self._optimizer = self._made_optimizer()
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         trained = self.student.trained if self.spec.ema_decay else {}
@@ -158,11 +142,6 @@ class Tuner:
         ]
         return torch.optim.AdamW([group for group in groups if group["params"]] or [{"params": [torch.zeros(0)]}])
 
-    @property
-    def sequence_length(self) -> int:
-        """Tokens of a sequence."""
-        return int(self._train.shape[1])
-
     def peak_memory_bytes(self) -> int | None:
         """The most that was in use so far: on a GPU what was allocated there, else the process's resident memory; None
         where the operating system does not tell."""
@@ -175,23 +154,16 @@ class Tuner:
         """Of the step that was taken last, by group."""
         return {str(group.get("name")): float(group["lr"]) for group in self._optimizer.param_groups}
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Warm-up and schedule: what the learning rates are multiplied with, 0 to 1."""
-        warmup = round(self.spec.warmup_fraction * self._horizon)
-        if step < warmup:
-            return (step + 1) / warmup
-        left = max(0.0, (self._horizon - step) / max(1, self._horizon - warmup))
-        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.spec.schedule]
-
     def step(self, index: int) -> StepResult:
         """One optimizer step; one whose loss or gradient is not finite changes nothing."""
         spec = self.spec
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * self.learning_rate_factor(index)
-        tokens = spec.batch_size * spec.gradient_accumulation_steps * self._train.shape[1]
+            group["lr"] = rate * spec.learning_rate_factor(index, self._horizon)
+        microbatches: list[list[int]] = self._batches[index].tolist()
+        weight = sum(map(self.objective.weight, microbatches))
         total = 0.0
-        for sequences in self._microbatches(index):
-            loss = self._microbatch_loss(sequences, tokens)
+        for indices in microbatches:
+            loss = self.objective.loss(self.student.network, self._student_head, indices, weight)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self.student.backward_through_quantizers()
@@ -203,63 +175,84 @@ class Tuner:
             self.updates += 1
             self._average()
         self.student.drop_gradients()
-        if taken:
-            self.student.quantize_weights()
-        return StepResult(loss_nats=total, gradient_norm=norm, taken=taken)
+        if taken or self.space.is_choice:
+            self._prepare_step(index + 1)
+        tokens = sum(map(self.objective.tokens, microbatches))
+        return StepResult(loss_nats=total, tokens=tokens, gradient_norm=norm, taken=taken)
 
-    def _microbatch_loss(self, sequences: list[int], tokens: int) -> Tensor:
-        assert self._teacher is not None
-        ids = self._train[sequences].to(self.device)
-        taught = self._teacher.states(sequences).to(self.device)
-        with self._autocast():
-            hidden = hidden_states(self.student.network, ids)
-        return distillation(
-            hidden.float(), taught, ids, self._student_head, self._teacher_head, self._loss, tokens=tokens
-        )
+    def configuration(self, index: int) -> Configuration:
+        """The ranks of a step, drawn at random; they follow from the seed and the step."""
+        return self.space.draw(self.spec.seed, index)
+
+    def _prepare_step(self, index: int) -> None:
+        """Set the weights to what the next step sees of the parameters."""
+        self._next_step = index
+        if self.space.is_choice:
+            self.student.activate(self.space.by_layer(self.configuration(index)))
+        self.student.quantize_weights()
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean KL divergence per token from the teacher on the validation sequences, in nats, of what would be kept.
+        """The objective's figure, in nats, of what would be kept; with the median ranks where there is a choice.
 
         NaN for a model that can't be tuned.
         """
         if not self._plain:
             return math.nan
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        student, teacher = self._student_head.to(torch.float32), self._teacher_head.to(torch.float32)
-        with self.averaged(), self._autocast():
-            parts = torch.split(self._validation, self.spec.batch_size)
-            for ids, taught in zip(parts, self._validation_states, strict=True):
-                hidden = hidden_states(self.student.network, ids.to(self.device))
-                with torch.autocast(self.device.type, enabled=False):  # rounded logits would diverge by themselves
-                    total += divergence(hidden, taught, student, teacher)
-        return float(total) / self._validation.numel()
+        with self.settled():
+            return self.objective.validation(self.student.network, self._student_head)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the parameters are what is kept of them: their moving averages, where there are any."""
-        if not self._averages:
+    def settled(self) -> Iterator[None]:
+        """Within, parameters and ranks are what is kept of them: moving averages and the median ranks, where there are
+        any."""
+        choice = self.space.is_choice
+        if not self._averages and not choice:
             yield
             return
-        present = {key: value.detach().clone() for key, value in self.student.trained.items()}
+        present = {key: value.detach().clone() for key, value in self.student.trained.items()} if self._averages else {}
         self.student.assign(self._averages)
+        if choice:
+            self.student.activate(self.space.by_layer(self.space.median))
         self.student.quantize_weights()
         try:
             yield
         finally:
             self.student.assign(present)
-            self.student.quantize_weights()
+            self._prepare_step(self._next_step)
 
     def kept(self) -> dict[str, NDArray[np.generic]]:
         """What a checkpoint of the present step holds, by name."""
-        with self.averaged():
+        with self.settled():
             return {key: value.cpu().numpy().copy() for key, value in self.student.stored().items()}
+
+    @torch.no_grad()
+    def take_up(self, values: Mapping[str, NDArray[np.float32]], ranks: Mapping[str, int]) -> None:
+        """Set the student to parameters that were kept, with ranks by layer."""
+        self.student.load(values)
+        self.use_ranks(ranks)
+
+    def use_ranks(self, ranks: Mapping[str, int]) -> None:
+        """Let the student's adapters have these ranks, by layer."""
+        self.student.activate(ranks)
+        self.student.quantize_weights()
+
+    @property
+    def validation_examples(self) -> int:
+        """Of the task."""
+        assert isinstance(self.objective, Answers)
+        return self.objective.validation_examples
+
+    def score(self, indices: Sequence[int]) -> float:
+        """Mean -log p(token) of the answers of some validation examples, of the student as it is."""
+        assert isinstance(self.objective, Answers)
+        return self.objective.score(self.student.network, self._student_head, indices)
 
     @torch.no_grad()
     def changes(self) -> dict[str, float]:
         """Shares of the codes, scales and zero points that are not those of the starting point.
 
-        Of the parameters as they are, not of their averages.
+        Of the parameters as they are, not of their averages, and with all ranks.
         """
         flipped = dict.fromkeys(("codes", "scales", "zero_points"), 0)
         counted = dict.fromkeys(flipped, 0)
@@ -267,7 +260,9 @@ class Tuner:
         for name, quantizer in self.student.quantizers.items():
             if not quantizer.layer.rank:
                 continue
-            former = load_quantizer(quantizer.layer, adapters).to(self.device).quantize(self.student.bases[name])
+            starting = load_quantizer(quantizer.layer, adapters).to(self.device)
+            starting.active_rank = quantizer.active_rank
+            former = starting.quantize(self.student.bases[name])
             present = quantizer.quantize(self.student.bases[name])
             for key, before, now in (
                 ("codes", former.codes, present.codes),
@@ -304,12 +299,6 @@ class Tuner:
         for key, average in self._averages.items():
             average.lerp_(self.student.trained[key].detach(), 1 - decay)
 
-    def _microbatches(self, step: int) -> Iterator[list[int]]:
-        size = self.spec.batch_size
-        first = step * self.spec.gradient_accumulation_steps * size
-        for begin in itertools.islice(itertools.count(first, size), self.spec.gradient_accumulation_steps):
-            yield self._order[begin : begin + size].tolist()
-
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Parameters, the optimizer's moments and the averages, by name."""
         tensors = {key: value.detach() for key, value in self.student.trained.items()}
@@ -320,8 +309,8 @@ class Tuner:
         return {key: value.cpu().numpy().copy() for key, value in tensors.items()}
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, NDArray[np.generic]], updates: int) -> None:
-        """Go on from a state saved after so many updates.
+    def restore(self, tensors: Mapping[str, NDArray[np.generic]], step: int, updates: int) -> None:
+        """Go on from a state saved after so many steps and updates.
 
         Raises:
             KeyError: the state lacks a tensor; nothing was changed.
@@ -340,7 +329,7 @@ class Tuner:
                     **{name: values[f"{name}/{key}"] for name in _MOMENTS},
                 }
         self.updates = updates
-        self.student.quantize_weights()
+        self._prepare_step(step)
 
 
 def arithmetic(spec: TuneSpec, device: torch.device) -> torch.dtype:
@@ -354,8 +343,11 @@ def arithmetic(spec: TuneSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _order(sequences: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Which sequence stands at each position: every epoch in an order of its own, which follows from the seed alone."""
-    epochs = range(-(-count // sequences))
-    orders = [np.random.default_rng((seed, epoch)).permutation(sequences) for epoch in epochs]
-    return np.concatenate(orders)[:count] if orders else np.zeros(0, dtype=np.int64)
+def batches(examples: int, steps: int, spec: TuneSpec) -> NDArray[np.int64]:
+    """Which examples each step reads, (steps, microbatches, batch size): every epoch in an order of its own, which
+    follows from the seed alone."""
+    per_step = spec.batch_size * spec.gradient_accumulation_steps
+    epochs = range(-(-steps * per_step // examples))
+    orders = [np.random.default_rng((spec.seed, epoch)).permutation(examples) for epoch in epochs]
+    drawn = np.concatenate(orders)[: steps * per_step] if orders else np.zeros(0, dtype=np.int64)
+    return drawn.reshape(steps, spec.gradient_accumulation_steps, spec.batch_size)

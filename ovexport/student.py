@@ -6,6 +6,7 @@ microbatches and sent through the quantizer once, one layer at a time.
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ovexport.artifacts import Checkpoint
+from ovexport.head import Head
+from ovexport.model import load_model
 from ovexport.quantization import FakeQuantizer, load_quantizer
-from ovexport.tune.head import Head
+from ovexport.recipe import ModelSpec
 
 
 class Student:
@@ -91,6 +94,11 @@ class Student:
         """Set the weights to the de-quantized values of the present parameters."""
         for name, quantizer in self.quantizers.items():
             quantizer.dequantize_into(self.bases[name], self._view(quantizer, self._targets[name].data))
+
+    def activate(self, ranks: Mapping[str, int]) -> None:
+        """Use so many of the adapters' ranks, by layer; the weights follow with `quantize_weights`."""
+        for name, rank in ranks.items():
+            self.quantizers[name].active_rank = rank
 
     def backward_through_quantizers(self) -> None:
         """Turn the gradients of the weights, summed since the last call, into gradients of the parameters."""
@@ -178,3 +186,35 @@ def _mapped(values: NDArray[np.float32]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)
+
+
+class TunedModel:
+    """A checkpoint's model in torch, in float32, as lm-evaluation-harness asks it (see ovexport.tasks.asked).
+
+    Args:
+        ranks: of its adapters by layer, where these are not to have the checkpoint's.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: ModelSpec, ranks: Mapping[str, int] | None = None) -> None:
+        network = load_model(model)
+        bases = {layer.name: network.get_parameter(layer.name).data for layer in checkpoint.manifest.layers}
+        student = Student(network, checkpoint, bases, torch.float32)
+        student.activate(ranks or {})
+        student.in_float32()
+        self._network = network
+        self._past: Any = None
+
+    @torch.no_grad()
+    def begin(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As CausalLM."""
+        self._past = None
+        return self.extend(tokens)
+
+    @torch.no_grad()
+    def extend(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As CausalLM."""
+        if self._past is not None and len(tokens) > 1:
+            self._past.batch_repeat_interleave(len(tokens))
+        output = self._network(input_ids=torch.from_numpy(tokens), past_key_values=self._past, use_cache=True)
+        self._past = output.past_key_values
+        return np.asarray(output.logits.float().numpy())

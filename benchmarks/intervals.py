@@ -1,0 +1,42 @@
+"""Means, differences and ratios with 95 % intervals, bootstrapped over seeds and items that all rows share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+
+Samples = NDArray[np.float64]
+"""(seeds, items)."""
+
+
+def resampled(samples: Samples) -> NDArray[np.float64]:
+    """Means over seeds and items drawn with replacement; the same items for every row."""
+    generator = np.random.default_rng(0)
+    seeds, items = samples.shape
+    item = generator.integers(0, items, (RESAMPLES, 1, items))
+    seed = generator.integers(0, seeds, (RESAMPLES, seeds, 1))
+    return np.asarray(samples[seed, item].mean((1, 2)))
+
+
+def interval(samples: Samples, of: Callable[[Any], Any] = lambda drawn: drawn) -> list[float]:
+    """The 95 % interval of a function of the mean."""
+    return np.percentile(of(resampled(samples)), [2.5, 97.5]).tolist()
+
+
+def ratio(ours: Samples, theirs: Samples) -> dict[str, Any]:
+    """Ours over theirs, item by item."""
+    drawn = resampled(ours) / resampled(theirs)
+    return {"median": float(ours.mean() / theirs.mean()), "ci95": np.percentile(drawn, [2.5, 97.5]).tolist()}
+
+
+def difference(ours: Samples, theirs: Samples) -> dict[str, Any]:
+    """Ours less theirs, item by item, with the standard error of the same resamples."""
+    drawn = resampled(ours) - resampled(theirs)
+    return {
+        "mean": float(ours.mean() - theirs.mean()),
+        "standard_error": float(drawn.std(ddof=1)),
+        "ci95": np.percentile(drawn, [2.5, 97.5]).tolist(),
+    }

@@ -1,0 +1,66 @@
+"""LoRA on the uncompressed model with PEFT: what a task's tuning is compared with.
+
+The data, the order of the examples, the loss, the schedule and the choice of the best step are those of our tuning; the
+adapters, their initialisation and their merging are PEFT's.
+"""
+
+import math
+from pathlib import Path
+
+import peft
+import torch
+from torch import nn
+
+from ovexport.artifacts import PreparedData
+from ovexport.head import Head
+from ovexport.model import load_model, load_tokenizer, weight_matrices
+from ovexport.recipe import ModelSpec, TuneSpec
+from ovexport.tune import arithmetic
+from ovexport.tune.objectives import Answers
+from ovexport.tune.tuner import batches
+
+
+def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: int, out: Path) -> tuple[Path, float]:
+    """A folder with the merged model, in the base model's type, and the mean -log p(token) of the validation answers.
+
+    Args:
+        rank: of every Linear layer's adapter; PEFT's factor alpha / rank is 1, as it is in FQ_LORA.
+    """
+    torch.manual_seed(spec.seed)
+    base = load_model(model)
+    linear = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(base) if matrix.kind == "linear"]
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(base, config)
+    network = wrapped.get_base_model()
+    device, kind = torch.device("cpu"), arithmetic(spec, torch.device("cpu"))
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
+
+    train = data.examples("train")
+    objective = Answers(train, data.examples("validation"), spec, device, autocast)
+    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
+    per_step = spec.batch_size * spec.gradient_accumulation_steps
+    steps = spec.steps or math.ceil((spec.epochs or 1) * len(train) / per_step)
+    optimizer = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    best, kept = objective.validation(network, head), {name: value.detach().clone() for name, value in trained.items()}
+    for step, microbatches in enumerate(batches(len(train), steps, spec).tolist()):
+        optimizer.param_groups[0]["lr"] = spec.learning_rate * spec.learning_rate_factor(step, steps)
+        weight = sum(map(objective.weight, microbatches))
+        for indices in microbatches:
+            objective.loss(network, head, indices, weight).backward()
+        nn.utils.clip_grad_norm_(trained.values(), spec.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 == steps or (step + 1) % spec.validate_every == 0:
+            found = objective.validation(network, head)
+            if found < best:
+                best, kept = found, {name: value.detach().clone() for name, value in trained.items()}
+    with torch.no_grad():
+        for name, value in trained.items():
+            value.copy_(kept[name])
+    merged = wrapped.merge_and_unload()
+    merged.save_pretrained(out)
+    load_tokenizer(model, merged.config.get_text_config().vocab_size).save_pretrained(out)
+    return out, best

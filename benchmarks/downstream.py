@@ -8,7 +8,8 @@ questions, in float32:
 - BF16: the model as it is;
 - BF16 + LoRA: PEFT's LoRA on it, merged (peft_lora.py);
 - INT4 (LoRA, then PTQ): that one's IR, quantized by NNCF with AWQ + Scale Estimation + GPTQ;
-- INT4 (QAT + LoRA): ours with one rank, the largest of the recipe's space;
+- INT4 (QAT + LoRA): ours with one rank, the largest of the recipe's space; and the same with the loss on the answers
+  alone, or on everything, whichever the recipe does not ask for;
 - INT4 (QAT + NLS): ours with the recipe's space, and the ranks that its search chose on the validation split.
 
 Rows that are tuned have the same data, examples, order, steps and learning rate (but for --lora-learning-rate), the
@@ -55,6 +56,7 @@ BASE, LORA, PTQ, FIXED, ELASTIC = (
     "INT4 (QAT + LoRA)",
     "INT4 (QAT + NLS)",
 )
+OTHER_LOSS = {"everything": "answer", "answer": "everything"}
 FIGURES = ("acc", "acc_norm", "exact_match", "answer_nll_nats")
 TIMED_STEPS = 30
 WARMUP_STEPS = 3
@@ -85,8 +87,10 @@ class Comparison:
         self._scratch = scratch
         self._lora_learning_rate = lora_learning_rate
         self._rank = max(recipe.compress.rank_space or (recipe.compress.rank,))
-        self._seconds: dict[str, list[float]] = {name: [] for name in (LORA, PTQ, FIXED, ELASTIC, "search")}
-        self._results: dict[str, list[TaskResult]] = {name: [] for name in (BASE, LORA, PTQ, FIXED, ELASTIC)}
+        self._other = f"{FIXED}, loss on the {OTHER_LOSS[recipe.tune.loss_on]}"
+        tuned = (LORA, PTQ, self._other, FIXED, ELASTIC)
+        self._seconds: dict[str, list[float]] = {name: [] for name in (*tuned, "search")}
+        self._results: dict[str, list[TaskResult]] = {name: [] for name in (BASE, *tuned)}
         self._searches: list[SearchReport] = []
         self._mismatches = 0
         self._torch_differs = 0
@@ -102,7 +106,8 @@ class Comparison:
             self._lora(seed, run)
         recipe, conditions = self.recipe, self._asked_with(run)
         samples = {name: self._samples(name) for name in self._results}
-        pairs = [(FIXED, PTQ), (ELASTIC, PTQ), (ELASTIC, FIXED), (LORA, BASE), (FIXED, BASE), (ELASTIC, BASE)]
+        pairs = [(FIXED, PTQ), (ELASTIC, PTQ), (ELASTIC, FIXED), (self._other, FIXED)]
+        pairs += [(row, BASE) for row in (LORA, PTQ, FIXED, ELASTIC)]
         return {
             "rows": {name: self._row(name, figures) for name, figures in samples.items()},
             "ratios": {
@@ -150,7 +155,7 @@ class Comparison:
         return self.recipe.model_copy(update={"tune": tune, "search": search})
 
     def _elastic(self, seed: int) -> RunFolder:
-        run = pipeline.run(self._seeded(seed), self._scratch / "elastic", resume=seed != self.seeds[0], until="verify")
+        run = pipeline.run(self._seeded(seed), self._scratch / "elastic", resume=True, until="verify")
         report = read_record(run.search, SearchReport)
         self._searches.append(report)
         searched = sum(score.seconds for score in report.scores)
@@ -171,9 +176,11 @@ class Comparison:
         seeded = self._seeded(seed)
         update = {"format": "fq_lora", "rank": self._rank, "rank_space": None}
         plain = seeded.model_copy(update={"compress": seeded.compress.model_copy(update=update)})
-        run = pipeline.run(plain, self._scratch / "fixed", resume=seed != self.seeds[0], until="convert")
-        self._seconds[FIXED].append(_stage_seconds(run))
-        self._ask(FIXED, loaded(run.ir("int4")), run)
+        other = plain.tune.model_copy(update={"loss_on": OTHER_LOSS[plain.tune.loss_on]})
+        for row, each in ((FIXED, plain), (self._other, plain.model_copy(update={"tune": other}))):
+            run = pipeline.run(each, self._scratch / "fixed", resume=True, until="convert")
+            self._seconds[row].append(_stage_seconds(run))
+            self._ask(row, loaded(run.ir("int4")), run)
 
     def _lora(self, seed: int, run: RunFolder) -> None:
         began = perf_counter()

@@ -252,6 +252,51 @@ def tuning_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def downstream_table(document: dict[str, Any]) -> str:
+    """What benchmarks/downstream.py measured: a line per way of tuning, in the published order."""
+    rows, seconds = document["rows"], document["seconds"]
+    figures = list(next(iter(rows.values())))
+    titles = {"answer_nll_nats": "NLL of the right answer, nats"}
+    lines = [
+        "| |" + "".join(f" {titles.get(name, name)} |" for name in figures) + " tuning, s |",
+        "|---|" + "---:|" * (len(figures) + 1),
+    ]
+    for row, values in rows.items():
+        shown = [f"{values[name]['mean']:.4f} ± {values[name]['standard_error']:.4f}" for name in figures]
+        taken = f"{median(seconds[row]):.0f}" if row in seconds else "–"
+        if row.endswith("NLS)"):
+            taken += f" + {median(seconds['search']):.0f} of search"
+        lines.append(f"| {row} | {' | '.join(shown)} | {taken} |")
+    lines += ["", "| difference | " + " | ".join(titles.get(name, name) for name in figures) + " |"]
+    lines.append("|---|" + "---:|" * len(figures))
+    for pair, found in document["differences"].items():
+        lines.append(f"| {pair} | " + " | ".join(_difference(found[name]) for name in figures) + " |")
+    conditions, step = document["conditions"], document["ratios"]["step_time NLS / LoRA"]
+    compress, tune = conditions["compress"], conditions["tune"]
+    examples = conditions["examples"]
+    lines += [
+        "",
+        f"{conditions['model']} on {conditions['task']}: {examples['train']} examples to tune on, "
+        f"{examples['validation']} to validate, {conditions['test']} test questions, lm-evaluation-harness "
+        f"{conditions['lm_eval']}, {conditions['num_fewshot']} worked examples; ± is a standard error over the questions; "
+        f"{compress['mode']} group {compress['group_size']}, ranks {' '.join(map(str, compress['rank_space']))}, LoRA's "
+        f"{conditions['lora_rank']}; {tune['steps']} steps of "
+        f"{tune['batch_size'] * tune['gradient_accumulation_steps']} examples, loss on {tune['loss_on']}, learning rate "
+        f"{tune['learning_rate']:g} (PEFT {conditions['peft']}: {conditions['lora_learning_rate']:g}); "
+        f"{len(conditions['seeds'])} seeds. In brackets the 95 % interval over seeds and questions; one that holds 0 is a "
+        f"tie. A step with ranks drawn at random takes {step['median']:.3f} ({step['ci95'][0]:.3f}–{step['ci95'][1]:.3f}) "
+        f"of one with the largest. Codes that differ from the tuned ones: {document['code_mismatches']}; questions that "
+        f"torch answers otherwise than the IR: {document['questions_torch_answers_otherwise']}. The whole table took "
+        f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",
+    ]
+    return "\n".join(lines)
+
+
+def _difference(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
     "exactness": exactness_table,
@@ -260,6 +305,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency": latency_table,
     "quality": quality_table,
     "tuning": tuning_table,
+    "downstream": downstream_table,
 }
 """By benchmark, what shows its document."""
 

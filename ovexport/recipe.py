@@ -208,7 +208,8 @@ class TuneSpec(Spec):
     Attributes:
         objective: "distillation" learns the uncompressed model's distribution on text; "task" the answers of the
             recipe's task.
-        loss_on: of a task's examples, the answer alone, or everything: the question as well.
+        loss_on: of a task's examples everything, or the answer alone. Questions are text of the task's kind: learning them
+            too left the right answers likelier where it was measured (benchmarks/downstream.py).
         steps, epochs: how long; give one. steps = 0 keeps the starting point.
         batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
         learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
@@ -231,7 +232,7 @@ class TuneSpec(Spec):
     """
 
     objective: Literal["distillation", "task"] = "distillation"
-    loss_on: Literal["answer", "everything"] = "answer"
+    loss_on: Literal["answer", "everything"] = "everything"
     steps: NotNegative | None = None
     epochs: Positive | None = None
     batch_size: Positive = 4

@@ -200,12 +200,17 @@ def test_several_problems_are_told_at_once_before_any_work(values: dict, write, 
     assert all(text in line for text in ("group_size=48", "none.txt", "nobody/no-such-encoder"))
 
 
-def test_a_task_can_be_planned_and_not_run(values: dict, write, tmp_path: Path) -> None:
+def test_a_task_is_planned_without_text_of_its_own(values: dict, write, tmp_path: Path) -> None:
     values["compress"] |= {"format": "fq_lora_nls", "rank_space": [8, 4]}
-    values["tune"] |= {"objective": "task", "task": "openbookqa"}
-    path = write(values)
-    assert ovexport("plan", path, "--out", tmp_path / "out").returncode == 0
-    assert "can be planned, not run" in refused(ovexport("run", path, "--out", tmp_path / "out"), 2)
+    values["tune"]["objective"] = "task"
+    assert "[task] with a name" in refused(ovexport("plan", write(values), "--out", tmp_path / "out"), 2)
+    values["task"] = {"name": "openbookqa"}
+    del values["data"]["train"]
+    assert ovexport("plan", write(values), "--out", tmp_path / "out").returncode == 0
+    values["task"] = {"name": "openbookqa", "train": "nowhere.jsonl"}
+    assert "task.train=nowhere.jsonl: no such file" in refused(
+        ovexport("run", write(values), "--out", tmp_path / "out"), 5
+    )
 
 
 KNOWN = {

@@ -33,7 +33,7 @@ def test_every_problem_is_named_at_once_with_its_path_and_value(values: dict) ->
     ("section", "change", "cure"),
     [
         ("tune", {"epochs": 1}, "either steps or epochs"),
-        ("tune", {"objective": "task"}, "set both or neither"),
+        ("tune", {"objective": "task"}, "needs a section .task. with a name"),
         ("tune", {"learning_rate": float("nan")}, "tune.learning_rate"),
         ("compress", {"group_size": 0}, "divisor of the layers' in-features"),
         ("compress", {"rank": 0}, "compress.rank=0"),

@@ -1,5 +1,5 @@
-"""Downstream tasks: rows in their original layouts, lm-evaluation-harness's prompts and counts, one answer from torch and
-from the IR."""
+"""Downstream tasks: rows in their original layouts, lm-evaluation-harness's prompts and counts, one answer from torch
+and from the IR."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,260 @@
+"""Elastic adapters: ranks drawn in tuning, searched after it, kept in the checkpoint and absorbed in the IR."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_values
+from typer.testing import CliRunner
+
+from ovexport import pipeline, recipe
+from ovexport.artifacts import Checkpoint, RunFolder, read_record
+from ovexport.cli.main import app
+from ovexport.errors import RecipeError
+from ovexport.progress import silent
+from ovexport.quantization import load_quantizer
+from ovexport.ranks import RankSpace
+from ovexport.recipe import Recipe, SearchSpec, TuneSpec
+from ovexport.reports import SearchReport
+from ovexport.tune import tune
+from ovexport.tune.tuner import Tuner
+from ovexport.verify import verify
+
+SPACE = [8, 6, 2]
+
+
+@pytest.fixture(scope="module")
+def nls_recipe(tiny_model, tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("task")
+    words = ("a cat", "the dog", "one bird", "two frogs")
+    for split, count in (("train", 24), ("validation", 12), ("test", 6)):
+        rows = [
+            {"query": f"In the {split} story {n} there was", "choices": list(words), "gold": n % 4}
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = tiny_values(tiny_model)
+    values["data"] = {"sequence_length": 32, "validation_sequences": 1, "test_sequences": 2}
+    values["task"] = {"name": "mine", **{split: f"{split}.jsonl" for split in ("train", "validation", "test")}}
+    values["compress"] |= {"format": "fq_lora_nls", "rank_space": SPACE}
+    del values["compress"]["rank"]
+    values["tune"] |= {"objective": "task", "steps": 8, "learning_rate": 2e-2}
+    values["search"] = {"evaluations": 8, "sample": 5, "finalists": 2}
+    values["evaluate"] |= {"prompt_count": 1, "max_new_tokens": 2}
+    return recipe.parse(values, base=folder, origin="nls")
+
+
+@pytest.fixture(scope="module")
+def nls_run(nls_recipe: Recipe, tmp_path_factory) -> RunFolder:
+    """A run up to the report; nobody may write to it."""
+    return pipeline.run(nls_recipe, tmp_path_factory.mktemp("runs") / "nls")
+
+
+def tuned(run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options) -> tuple[Checkpoint, SearchReport]:
+    done = tune(
+        run.compressed,
+        chosen.model,
+        chosen.tune,
+        run.data,
+        out / "checkpoint",
+        logs=out / "logs",
+        identity="a",
+        choice=spec,
+        **options,
+    )
+    return done.checkpoint, done.search
+
+
+def ranks_of(checkpoint: Checkpoint) -> list[int]:
+    manifest = checkpoint.manifest
+    used = {layer.name: layer.used_rank for layer in manifest.layers}
+    return [used[names[0]] for names in RankSpace.of(manifest).layers]
+
+
+def test_the_chosen_ranks_are_absorbed_and_proven(nls_run) -> None:
+    report = read_record(nls_run.search, SearchReport)
+    assert ranks_of(nls_run.checkpoint) == list(report.chosen)
+    proof = verify(nls_run.ir("int4"), checkpoint=nls_run.checkpoint, base=nls_run.ir("bf16"), twin=nls_run.ir("plain"))
+    assert proof.passed
+    assert proof.summary.code_mismatches == 0
+    page = (nls_run.path / "report.html").read_text()
+    assert "configurations of ranks were scored on 5 of" in page
+    assert "Search of ranks" in page
+
+
+def test_a_reload_that_forgets_the_ranks_is_found(nls_run, nls_recipe, tmp_path) -> None:
+    """The largest ranks, which NNCF's reload falls back to, give other codes and fail the proof."""
+    run = RunFolder(shutil.copytree(nls_run.path, tmp_path / "run"))
+    chosen, _ = tuned(run, nls_recipe, tmp_path / "smallest", SearchSpec(ranks=(min(SPACE),)))
+    assert set(ranks_of(chosen)) == {min(SPACE)}
+    assert chosen.adapters["model.layers.0.mlp.up_proj.weight.lora_A"].shape[0] == max(SPACE)
+    shutil.rmtree(run.checkpoint.path)
+    shutil.copytree(chosen.path, run.checkpoint.path)
+    forgotten = run.checkpoint.path / "checkpoint.json"
+    forgotten.write_text(forgotten.read_text().replace(f'"active_rank": {min(SPACE)}', '"active_rank": null'))
+    report = verify(nls_run.ir("int4"), checkpoint=run.checkpoint, base=run.ir("bf16"), twin=run.ir("plain"))
+    assert not report.passed
+    manifest = run.checkpoint.manifest
+    layer = next(layer for layer in manifest.layers if layer.rank)
+    weights = torch.zeros(layer.out_features, layer.in_features)
+    whole = load_quantizer(layer, run.checkpoint.adapters).quantize(weights).digest()
+    small = load_quantizer(layer.model_copy(update={"active_rank": min(SPACE)}), run.checkpoint.adapters)
+    assert whole != small.quantize(weights).digest()
+
+
+def test_the_search_scores_heuristics_first_and_finalists_on_everything(nls_run, nls_recipe) -> None:
+    report = read_record(nls_run.search, SearchReport)
+    sources = [row.source for row in report.scores]
+    assert {"median", "largest", "smallest", "least loss"} <= set(sources)
+    assert len({row.ranks for row in report.scores}) == len(sources)
+    possible = len(SPACE) ** len(report.units)
+    assert len(sources) >= min(8, possible)
+    assert (report.sample_examples, report.validation_examples) == (5, 12)
+    whole = {row.ranks: row.validation_nll_nats for row in report.scores if row.validation_nll_nats is not None}
+    assert 2 <= len(whole) <= 3
+    assert min(whole, key=whole.get) == report.chosen
+    assert sorted(row.sample_nll_nats for row in report.scores) == [row.sample_nll_nats for row in report.scores]
+
+
+def test_a_search_repeats_with_its_seed_and_goes_on_from_its_log(nls_run, nls_recipe, tmp_path) -> None:
+    spec = nls_recipe.search
+
+    def kill(moment) -> None:
+        if moment.task == "search" and moment.done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(nls_run, nls_recipe, tmp_path, spec, listener=kill)
+    log = tmp_path / "logs" / "search.jsonl"
+    assert len(log.read_text().splitlines()) == 5
+    with log.open("a") as file:
+        file.write('{"identity": "')
+    done: list[str] = []
+    checkpoint, found = tuned(nls_run, nls_recipe, tmp_path, spec, listener=lambda moment: done.append(moment.task))
+    assert "tune" not in done
+    expected = read_record(nls_run.search, SearchReport)
+    assert found.chosen == expected.chosen
+    assert [row.ranks for row in found.scores] == [row.ranks for row in expected.scores]
+    assert checkpoint.manifest.digests == nls_run.checkpoint.manifest.digests
+    scored = [json.loads(line)["ranks"] for line in log.read_text().splitlines() if line.endswith("}")]
+    assert len(scored) == len(found.scores) + sum(row.validation_nll_nats is not None for row in found.scores)
+
+
+def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> None:
+    run = RunFolder(shutil.copytree(nls_run.path, tmp_path / "run"))
+    before = run.checkpoint.adapters["model.layers.0.mlp.up_proj.weight.lora_A"].copy()
+    other = nls_recipe.model_copy(update={"search": SearchSpec(ranks=(2,))})
+    tasks: list[str] = []
+    pipeline.run(other, run.path, resume=True, until="verify", listener=lambda moment: tasks.append(moment.task))
+    assert "tune" not in tasks
+    assert set(ranks_of(run.checkpoint)) == {2}
+    assert np.array_equal(run.checkpoint.adapters["model.layers.0.mlp.up_proj.weight.lora_A"], before)
+    assert not run.search.exists()
+
+
+def test_each_step_draws_its_ranks_and_an_interrupted_tuning_draws_the_same(nls_run, nls_recipe) -> None:
+    spec = nls_recipe.tune
+
+    def fresh() -> Tuner:
+        return Tuner(nls_run.compressed, nls_recipe.model, spec, nls_run.data, torch.device("cpu"), silent)
+
+    first, second = fresh(), fresh()
+    drawn = {first.configuration(step) for step in range(20)}
+    assert len(drawn) > 5
+    assert {rank for configuration in drawn for rank in configuration} == set(SPACE)
+    for step in range(4):
+        first.step(step)
+        ranks = first.space.by_layer(first.configuration(step + 1))
+        assert {name: q.active_rank for name, q in first.student.quantizers.items() if q.layer.rank} == ranks
+    second.restore(first.state(), 4, first.updates)
+    assert second.step(4).loss_nats == first.step(4).loss_nats
+
+
+def test_ranks_that_are_not_in_use_get_no_gradient(nls_run) -> None:
+    layer = next(layer for layer in nls_run.compressed.manifest.layers if layer.rank)
+    quantizer = load_quantizer(layer, nls_run.checkpoint.adapters)
+    quantizer.active_rank = 2
+    weight = torch.randn(layer.out_features, layer.in_features) / 10
+    found = quantizer.gradients(weight, torch.randn_like(weight))
+    assert found["lora_A"][:2].abs().sum() > 0
+    assert found["lora_A"][2:].abs().sum() == found["lora_B"][:, 2:].abs().sum() == 0
+
+
+def test_a_space_of_one_is_plain_lora(nls_recipe, tmp_path) -> None:
+    one = nls_recipe.model_copy(
+        update={"compress": nls_recipe.compress.model_copy(update={"rank_space": (6,)})},
+    )
+    plain = nls_recipe.model_copy(
+        update={"compress": nls_recipe.compress.model_copy(update={"format": "fq_lora", "rank_space": None, "rank": 6})}
+    )
+    runs = [pipeline.run(each, tmp_path / str(n), until="tune") for n, each in enumerate((one, plain))]
+    assert runs[0].checkpoint.manifest.digests == runs[1].checkpoint.manifest.digests
+    assert not any(run.search.exists() for run in runs)
+
+
+def test_every_linear_can_have_a_rank_of_its_own(nls_run) -> None:
+    manifest = nls_run.compressed.manifest
+    blocks = RankSpace.of(manifest)
+    assert blocks.units == ("model.layers.0", "model.layers.1")
+    linear = RankSpace.of(manifest.model_copy(update={"rank_by": "linear"}))
+    assert len(linear.units) == 14
+    assert "model.layers.1.mlp.down_proj" in linear.units
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ([8, 6, 2], "3 ranks, and there are 2 units, from model.layers.0 to model.layers.1"),
+        ([9], "9 is out of range, the adapters have ranks 1 to 8"),
+        ([0], "0 is out of range"),
+    ],
+)
+def test_ranks_that_do_not_suit_the_adapters_are_refused(nls_run, ranks, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        RankSpace.of(nls_run.checkpoint.manifest).chosen(ranks, "--ranks")
+
+
+def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_recipe, tmp_path) -> None:
+    values = nls_recipe.model_dump(exclude_none=True)
+    values["compress"]["rank_space"] = []
+    with pytest.raises(RecipeError, match=r"rank_space=\[\] holds no rank"):
+        recipe.parse(values, base=tmp_path, origin="nls")
+    values["compress"]["rank_space"] = [65, 8]
+    with pytest.raises(RecipeError, match=r"compress.rank_space: 65 is above the smaller side, 64, of model.layers.0"):
+        pipeline.run(recipe.parse(values, base=tmp_path, origin="nls"), tmp_path / "out")
+    values["compress"] = {"group_size": 32}
+    values["search"] = {"ranks": [8]}
+    with pytest.raises(RecipeError, match="search.ranks goes with compress.format"):
+        recipe.parse(values, base=tmp_path, origin="nls")
+
+
+def test_a_configuration_is_asked_by_hand_without_tuning(nls_run) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 8", "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["validation"]["given"]["ranks"] == [2, 8]
+    assert document["validation"]["given"]["figures"]["items"] == 12
+    assert document["validation"]["chosen"]["ranks"] == document["search"]["chosen"]
+    shown = runner.invoke(app, ["search", str(nls_run.path)])
+    assert "(chosen)" in shown.output
+    refused = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 x"])
+    assert refused.exit_code == 2
+    refused = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 4 6"])
+    assert refused.exit_code == 2
+    assert "3 ranks, and there are 2 units" in refused.output.replace("\n", " ")
+
+
+def test_loss_on_everything_learns_the_question_too(nls_run, nls_recipe) -> None:
+    def made(**changes) -> Tuner:
+        spec = TuneSpec(**{**nls_recipe.tune.model_dump(), **changes})
+        return Tuner(nls_run.compressed, nls_recipe.model, spec, nls_run.data, torch.device("cpu"), silent)
+
+    answer, everything = made(loss_on="answer").objective, made(loss_on="everything").objective
+    example = nls_run.data.examples("train")[0]
+    index = next(n for n, one in enumerate(answer._train) if np.array_equal(one.tokens, example.tokens))
+    assert answer.weight([index]) == len(example.tokens) - example.answer
+    assert everything.weight([index]) == len(example.tokens) - 1

@@ -9,7 +9,7 @@ questions, in float32:
 - BF16 + LoRA: PEFT's LoRA on it, merged (peft_lora.py);
 - INT4 (LoRA, then PTQ): that one's IR, quantized by NNCF with AWQ + Scale Estimation + GPTQ;
 - INT4 (QAT + LoRA): ours with one rank, the largest of the recipe's space; and the same with the loss on the answers
-  alone, or on everything, whichever the recipe does not ask for;
+  alone, or on everything, whichever the recipe does not ask for, with the first seed only;
 - INT4 (QAT + NLS): ours with the recipe's space, and the ranks that its search chose on the validation split.
 
 Rows that are tuned have the same data, examples, order, steps and learning rate (but for --lora-learning-rate), the
@@ -177,7 +177,10 @@ class Comparison:
         update = {"format": "fq_lora", "rank": self._rank, "rank_space": None}
         plain = seeded.model_copy(update={"compress": seeded.compress.model_copy(update=update)})
         other = plain.tune.model_copy(update={"loss_on": OTHER_LOSS[plain.tune.loss_on]})
-        for row, each in ((FIXED, plain), (self._other, plain.model_copy(update={"tune": other}))):
+        rows = {FIXED: plain} | (
+            {self._other: plain.model_copy(update={"tune": other})} if seed == self.seeds[0] else {}
+        )
+        for row, each in rows.items():
             run = pipeline.run(each, self._scratch / "fixed", resume=True, until="convert")
             self._seconds[row].append(_stage_seconds(run))
             self._ask(row, loaded(run.ir("int4")), run)

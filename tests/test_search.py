@@ -227,7 +227,7 @@ def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_re
         pipeline.run(recipe.parse(values, base=tmp_path, origin="nls"), tmp_path / "out")
     values["compress"] = {"group_size": 32}
     values["search"] = {"ranks": [8]}
-    with pytest.raises(RecipeError, match="search.ranks goes with compress.format"):
+    with pytest.raises(RecipeError, match=r"search\.ranks goes with compress.format"):
         recipe.parse(values, base=tmp_path, origin="nls")
 
 

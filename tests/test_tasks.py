@@ -177,7 +177,7 @@ def test_hub_layouts_of_arc_are_read_too(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("mine", {"query": "Is it?", "gold": 0}, r"test.jsonl: row 1: no choices; give a list of at least two texts"),
+        ("mine", {"query": "Is it?", "gold": 0}, r"train.jsonl: row 1: no choices; give a list of at least two texts"),
         ("mine", {"query": "Is it?", "choices": ["no"], "gold": 0}, "row 1: no choices; give a list"),
         (
             "mine",
@@ -226,9 +226,7 @@ def test_examples_hold_the_answer_at_their_end_and_no_row_is_in_two_splits(tiny_
         return {"query": f"After {number % 30} comes", "choices": ["a cat", "a big dog"], "gold": number % 2}
 
     task = of_task("mine", tmp_path, row)
-    data = prepare(
-        ModelSpec(id=str(tiny_model)), SHORT.model_copy(update={"train_sequences": None}), tmp_path / "data", task
-    )
+    data = prepare(ModelSpec(id=str(tiny_model)), DataSpec(sequence_length=16), tmp_path / "data", task)
     assert data.manifest.examples == {"test": 4, "validation": 4, "train": 8}
     assert data.manifest.dropped_duplicates == 4
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

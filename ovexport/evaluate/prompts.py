@@ -8,7 +8,8 @@ from ovexport.recipe import EvaluateSpec
 
 
 def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> tuple[str, ...]:
-    """The lines of the prompt file, or the first words of the test documents that are at least twice as long.
+    """The lines of the prompt file, or the first words of the test documents that are at least twice as long; the first
+    halves of the documents, where none is.
 
     Raises:
         DataError: the file can't be read, or there are no prompts in it or in the text.
@@ -25,9 +26,7 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> tuple[s
         words = [text.split() for text in test_documents]
         enough = [text for text in words if len(text) >= 2 * spec.prompt_words]
         prompts = [" ".join(text[: spec.prompt_words]) for text in enough]
+        prompts = prompts or [" ".join(text[: len(text) // 2]) for text in words if len(text) > 1]
     if not prompts:
-        raise DataError(
-            f"data.test: no document has {2 * spec.prompt_words} words to make a prompt of; lower "
-            "evaluate.prompt_words, or give evaluate.prompts, a file with one on each line"
-        )
+        raise DataError("data.test: holds single words; give evaluate.prompts, a file with a prompt on each line")
     return tuple(prompts[: spec.prompt_count])

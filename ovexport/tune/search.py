@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import json_digest
+from ovexport.artifacts import json_digest, write_text
 from ovexport.progress import Listener, Progress
 from ovexport.ranks import Configuration, RankSpace
 from ovexport.recipe import SearchSpec
@@ -205,8 +205,11 @@ class _Scores:
             file.write(json.dumps(line) + "\n")
 
     def _read(self) -> dict[tuple[str, Configuration], tuple[float, float]]:
+        """The scores in the log, which loses a line that a kill cut short."""
         lines = self._log.read_text(encoding="utf-8").splitlines() if self._log.is_file() else []
-        entries = [entry for line in lines if (entry := _parsed(line)).get("identity") == self._identity]
+        entries = [entry for line in lines if (entry := _parsed(line))]
+        write_text("".join(json.dumps(entry) + "\n" for entry in entries), self._log)
+        entries = [entry for entry in entries if entry.get("identity") == self._identity]
         return {(entry["on"], tuple(entry["ranks"])): (entry["nll_nats"], entry["seconds"]) for entry in entries}
 
 

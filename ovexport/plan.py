@@ -184,7 +184,9 @@ def _plan(
 
 def _tuning_length(tune: TuneSpec, data: DataSpec, shape: _Shape) -> tuple[int | None, float | None]:
     """Steps, and seconds they take at least: 6 operations per parameter and token (the student's forward pass 2, its
-    gradients 4; the teacher runs once and for all)."""
+    gradients 4; the teacher runs once and for all). How long a task's examples are is known when they are read."""
+    if tune.objective == "task":
+        return tune.steps, None
     per_step = tune.batch_size * tune.gradient_accumulation_steps
     steps = tune.steps
     if steps is None and data.train_sequences is not None:

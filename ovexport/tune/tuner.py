@@ -252,7 +252,7 @@ class Tuner:
     def changes(self) -> dict[str, float]:
         """Shares of the codes, scales and zero points that are not those of the starting point.
 
-        Of the parameters as they are, not of their averages, and with all ranks.
+        Of the parameters as they are, not of their averages, and with the ranks of the next step.
         """
         flipped = dict.fromkeys(("codes", "scales", "zero_points"), 0)
         counted = dict.fromkeys(flipped, 0)

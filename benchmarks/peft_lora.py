@@ -13,7 +13,7 @@ from torch import nn
 
 from ovexport.artifacts import PreparedData
 from ovexport.head import Head
-from ovexport.model import load_model, load_tokenizer, weight_matrices
+from ovexport.model import compute_in, load_model, load_tokenizer, weight_matrices
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tune import arithmetic
 from ovexport.tune.objectives import Answers
@@ -24,15 +24,18 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     """A folder with the merged model, in the base model's type, and the mean -log p(token) of the validation answers.
 
     Args:
+        spec: patience, averages and probes of learning rates, which it may ask for, are left out.
         rank: of every Linear layer's adapter; PEFT's factor alpha / rank is 1, as it is in FQ_LORA.
     """
     torch.manual_seed(spec.seed)
     base = load_model(model)
+    stored = base.dtype
     linear = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(base) if matrix.kind == "linear"]
+    device, kind = torch.device("cpu"), arithmetic(spec, torch.device("cpu"))
+    compute_in(base, kind)
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
     wrapped = peft.get_peft_model(base, config)
     network = wrapped.get_base_model()
-    device, kind = torch.device("cpu"), arithmetic(spec, torch.device("cpu"))
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
@@ -42,7 +45,7 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     head = Head.of(network, network.get_output_embeddings().weight.detach())
     trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
     per_step = spec.batch_size * spec.gradient_accumulation_steps
-    steps = spec.steps or math.ceil((spec.epochs or 1) * len(train) / per_step)
+    steps = math.ceil((spec.epochs or 1) * len(train) / per_step) if spec.steps is None else spec.steps
     optimizer = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     best, kept = objective.validation(network, head), {name: value.detach().clone() for name, value in trained.items()}
     for step, microbatches in enumerate(batches(len(train), steps, spec).tolist()):
@@ -60,7 +63,7 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     with torch.no_grad():
         for name, value in trained.items():
             value.copy_(kept[name])
-    merged = wrapped.merge_and_unload()
+    merged = wrapped.merge_and_unload().to(stored)
     merged.save_pretrained(out)
     load_tokenizer(model, merged.config.get_text_config().vocab_size).save_pretrained(out)
     return out, best

@@ -264,6 +264,8 @@ def downstream_table(document: dict[str, Any]) -> str:
     for row, values in rows.items():
         shown = [f"{values[name]['mean']:.4f} ± {values[name]['standard_error']:.4f}" for name in figures]
         taken = f"{median(seconds[row]):.0f}" if row in seconds else "–"
+        if row.endswith("then PTQ)"):
+            taken += " after LoRA's"
         if row.endswith("NLS)"):
             taken += f" + {median(seconds['search']):.0f} of search"
         lines.append(f"| {row} | {' | '.join(shown)} | {taken} |")
@@ -275,6 +277,7 @@ def downstream_table(document: dict[str, Any]) -> str:
     compress, tune = conditions["compress"], conditions["tune"]
     examples = conditions["examples"]
     batch = tune["batch_size"] * tune["gradient_accumulation_steps"]
+    length = f"{tune['steps']} steps" if tune["steps"] else f"{tune['epochs']} epochs"
     low, high = step["ci95"]
     lines += [
         "",
@@ -282,10 +285,11 @@ def downstream_table(document: dict[str, Any]) -> str:
         f"{examples['validation']} to validate, {conditions['test']} test questions, lm-evaluation-harness "
         f"{conditions['lm_eval']}, {conditions['num_fewshot']} worked examples; ± is a standard error over the "
         f"questions; {compress['mode']} group {compress['group_size']}, ranks "
-        f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {tune['steps']} steps of "
+        f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {length} of "
         f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
         f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
-        "the 95 % interval over seeds and questions; one that holds 0 is a tie. A step with ranks drawn at random "
+        "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with ranks "
+        "drawn at random "
         f"takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that differ from the tuned "
         f"ones: {document['code_mismatches']}; questions that torch answers otherwise than the IR: "
         f"{document['questions_torch_answers_otherwise']}. The whole table took {seconds['all'][0] / 60:.0f} minutes; "

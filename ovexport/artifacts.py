@@ -33,7 +33,7 @@ LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255)}
 class Record(BaseModel):
     """Base of what crosses a file boundary as JSON: strict and frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class LayerFormat(Record):

@@ -77,7 +77,7 @@ class Stage:
         outputs: what it writes, relative to the run.
         scratch: folders that it can go on from when it was interrupted, and that go once it is done.
         finishing: sections that only what it does after its scratch is made depends on.
-        keeps_scratch: whether a change of those sections could use it again, so that it stays.
+        keeps_scratch: whether it does that, so that the scratch stays and a change of those sections can use it again.
         reads_model, reads_text: its digest covers the content of the model's, the text's local files.
     """
 
@@ -229,7 +229,7 @@ def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener =
     if not folder.recipe.is_file():
         raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
     recipe, manifest = recipes.load(folder.recipe), folder.checkpoint.manifest
-    space = RankSpace.of(manifest)
+    space = RankSpace.of_checkpoint(manifest)
     given = space.chosen(ranks, "--ranks")
     if recipe.task is None:
         raise RecipeError(f"{folder.recipe}: has no section [task], whose validation questions could be asked")
@@ -303,11 +303,12 @@ def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> st
     Args:
         results: by upstream stage, a digest of what it was made from and of what it wrote.
     """
+    finishing = stage.finishing if stage.keeps_scratch(recipe) else ()
     return json_digest(
         {
             "stage": stage.name,
             "format": FORMAT_VERSION,
-            "sections": {path: _section(recipe, path) for path in (*stage.sections, *stage.finishing)},
+            "sections": {path: _section(recipe, path) for path in (*stage.sections, *finishing)},
             "upstream": [results[name] for name in stage.upstream],
             "model": _folder_digests(recipe.model.id) if stage.reads_model else None,
             "text": _text_digests(recipe) if stage.reads_text else None,
@@ -392,7 +393,7 @@ def _ours() -> Iterable[str]:
 def _section(recipe: Recipe, path: str) -> Any:
     value: Any = recipe
     for key in path.split("."):
-        value = getattr(value, key)
+        value = getattr(value, key) if value is not None else None
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
@@ -433,7 +434,6 @@ def _tune(context: Context) -> None:
     from ovexport.tune import tune
 
     recipe, folder = context.recipe, context.folder
-    folder.search.unlink(missing_ok=True)
     tuned = tune(
         folder.compressed,
         recipe.model,
@@ -445,7 +445,9 @@ def _tune(context: Context) -> None:
         choice=recipe.search,
         listener=context.listener,
     )
-    if tuned.search is not None:
+    if tuned.search is None:
+        folder.search.unlink(missing_ok=True)
+    else:
         write_record(tuned.search, folder.search)
 
 
@@ -533,11 +535,13 @@ def require_passed(report: VerificationReport) -> None:
         )
 
 
+_TASK_ROWS = ("name", *(f"{split}{of}" for split in ("train", "validation", "test") for of in ("", "_examples")))
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="prepare",
         run=_prepare,
-        sections=("model", "data", "task"),
+        sections=("model", "data", *(f"task.{key}" for key in _TASK_ROWS)),
         outputs=("data",),
         reads_model=True,
         reads_text=True,
@@ -567,7 +571,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate",
         run=_evaluate,
-        sections=("evaluate",),
+        sections=("evaluate", "task"),
         upstream=("prepare", "tune", "convert"),
         outputs=("evaluation.json", "evaluation"),
     ),

@@ -15,6 +15,7 @@ from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.evaluate import check_encoder
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
+from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TaskSpec, TuneSpec
 from ovexport.runtime import check_device
 from ovexport.tasks import require_harness
@@ -133,6 +134,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
             lambda _: _check_tokenizer(recipe.model),
             lambda _: check_tuning_device(recipe.tune),
             lambda _: check_device(recipe.bench.device),
+            lambda shape: _check_ranks(recipe, shape.layers),
             lambda shape: _check_disk(out, shape.disk_bytes),
         ],
     )
@@ -229,6 +231,12 @@ def _check_task(task: TaskSpec | None) -> None:
                 "directory"
             )
     require_harness()
+
+
+def _check_ranks(recipe: Recipe, layers: Sequence[LayerFormat]) -> None:
+    if recipe.search.ranks is not None and layers:
+        compress = recipe.compress
+        RankSpace.of(layers, compress.rank_space or (), compress.rank_by).chosen(recipe.search.ranks, "search.ranks")
 
 
 def _check_prompts(evaluate: EvaluateSpec) -> None:

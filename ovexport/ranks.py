@@ -5,7 +5,7 @@ Source: neural low-rank adapter search, Shears (arXiv:2404.10934) and SQFT (arXi
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 
@@ -35,13 +35,23 @@ class RankSpace:
     layers: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, manifest: CheckpointManifest) -> "RankSpace":
-        """The space of a checkpoint; one without choice where its adapters are used whole."""
+    def of(cls, layers: Iterable[LayerFormat], ranks: Iterable[int], by: str) -> "RankSpace":
+        """The space of these layers; one without choice where there is no rank, or one.
+
+        Args:
+            by: what has a rank of its own, "block" or "linear".
+        """
         units: dict[str, list[str]] = {}
-        for layer in manifest.layers:
+        for layer in layers:
             if layer.rank:
-                units.setdefault(_unit(layer, manifest.rank_by), []).append(layer.name)
-        return cls(manifest.rank_space, tuple(units), tuple(map(tuple, units.values())))
+                units.setdefault(_unit(layer, by), []).append(layer.name)
+        ordered = tuple(sorted(set(ranks), reverse=True))
+        return cls(ordered, tuple(units), tuple(map(tuple, units.values())))
+
+    @classmethod
+    def of_checkpoint(cls, manifest: CheckpointManifest) -> "RankSpace":
+        """The space of a checkpoint's adapters."""
+        return cls.of(manifest.layers, manifest.rank_space, manifest.rank_by)
 
     @property
     def is_choice(self) -> bool:
@@ -76,7 +86,8 @@ class RankSpace:
             option: what the user wrote them in, for messages.
 
         Raises:
-            RecipeError: their number does not fit, or one is not in the space.
+            RecipeError: their number does not fit, or one is above the largest; those between two of the space are as
+                good as any, since adapters are sliced.
         """
         if not self.ranks:
             raise RecipeError(f"{option}: the adapters have one rank; it goes with compress.rank_space")

@@ -35,7 +35,10 @@ HARNESS_TASKS = {
 }
 """Tasks whose prompts, answers and metrics are lm-evaluation-harness's own, each with the metric that counts."""
 
-TEXT_SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".csv", ".parquet")
+_OF_DISTILLATION = ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb")
+
+ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+TEXT_SUFFIXES = (".txt", ".raw", *ROW_SUFFIXES)
 
 
 class Spec(BaseModel):
@@ -154,6 +157,9 @@ class TaskSpec(Spec):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        for split, path in self.files.items():
+            if Path(path).suffix.lower() not in ROW_SUFFIXES:
+                raise ValueError(f"{split}={path!r} is none of {', '.join(ROW_SUFFIXES)}; convert it, or rename it")
         if self.name not in HARNESS_TASKS and not self.files:
             raise ValueError(
                 f"name={self.name!r} is none of lm-evaluation-harness's {', '.join(HARNESS_TASKS)}; "
@@ -264,6 +270,10 @@ class TuneSpec(Spec):
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        others = _OF_DISTILLATION if self.objective == "task" else ("loss_on",)
+        given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: not of objective = {self.objective!r}; leave it out")
         return self
 
     def learning_rate_factor(self, step: int, steps: int) -> float:
@@ -436,7 +446,7 @@ def load_task(name: str) -> TaskSpec:
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
-def section(kind: type[AnySpec], **values: Any) -> AnySpec:
+def section(kind: type[AnySpec], /, **values: Any) -> AnySpec:
     """A single section from values that a command line gives.
 
     Raises:

@@ -34,6 +34,8 @@ def test_every_problem_is_named_at_once_with_its_path_and_value(values: dict) ->
     [
         ("tune", {"epochs": 1}, "either steps or epochs"),
         ("tune", {"objective": "task"}, "needs a section .task. with a name"),
+        ("tune", {"objective": "task", "temperature": 2.0}, "temperature: not of objective = 'task'"),
+        ("tune", {"loss_on": "answer"}, "loss_on: not of objective = 'distillation'"),
         ("tune", {"learning_rate": float("nan")}, "tune.learning_rate"),
         ("compress", {"group_size": 0}, "divisor of the layers' in-features"),
         ("compress", {"rank": 0}, "compress.rank=0"),

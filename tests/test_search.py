@@ -71,7 +71,7 @@ def tuned(run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options
 def ranks_of(checkpoint: Checkpoint) -> list[int]:
     manifest = checkpoint.manifest
     used = {layer.name: layer.used_rank for layer in manifest.layers}
-    return [used[names[0]] for names in RankSpace.of(manifest).layers]
+    return [used[names[0]] for names in RankSpace.of_checkpoint(manifest).layers]
 
 
 def test_the_chosen_ranks_are_absorbed_and_proven(nls_run) -> None:
@@ -155,6 +155,22 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     assert not run.search.exists()
 
 
+def test_what_only_evaluation_reads_makes_no_tuning_stale(nls_run, nls_recipe) -> None:
+    task = nls_recipe.task.model_copy(update={"metric": "acc"})
+    other = nls_recipe.model_copy(update={"task": task})
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    for name, same in (("prepare", True), ("evaluate", False)):
+        digests = [pipeline.stage_digest(stages[name], each, Everything()) for each in (nls_recipe, other)]
+        assert (digests[0] == digests[1]) == same
+
+
+class Everything(dict):
+    """Results of all stages, alike."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
 def test_each_step_draws_its_ranks_and_an_interrupted_tuning_draws_the_same(nls_run, nls_recipe) -> None:
     spec = nls_recipe.tune
 
@@ -197,9 +213,9 @@ def test_a_space_of_one_is_plain_lora(nls_recipe, tmp_path) -> None:
 
 def test_every_linear_can_have_a_rank_of_its_own(nls_run) -> None:
     manifest = nls_run.compressed.manifest
-    blocks = RankSpace.of(manifest)
+    blocks = RankSpace.of_checkpoint(manifest)
     assert blocks.units == ("model.layers.0", "model.layers.1")
-    linear = RankSpace.of(manifest.model_copy(update={"rank_by": "linear"}))
+    linear = RankSpace.of_checkpoint(manifest.model_copy(update={"rank_by": "linear"}))
     assert len(linear.units) == 14
     assert "model.layers.1.mlp.down_proj" in linear.units
 
@@ -214,7 +230,7 @@ def test_every_linear_can_have_a_rank_of_its_own(nls_run) -> None:
 )
 def test_ranks_that_do_not_suit_the_adapters_are_refused(nls_run, ranks, message) -> None:
     with pytest.raises(RecipeError, match=message):
-        RankSpace.of(nls_run.checkpoint.manifest).chosen(ranks, "--ranks")
+        RankSpace.of_checkpoint(nls_run.checkpoint.manifest).chosen(ranks, "--ranks")
 
 
 def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_recipe, tmp_path) -> None:

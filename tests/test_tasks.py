@@ -210,9 +210,43 @@ def test_unknown_tasks_and_broken_task_files_are_refused_in_a_line(tmp_path) -> 
     (tmp_path / "mine.toml").write_text('name = "mine"\ntest = "rows.jsonl"\nmetrics = "acc"\n')
     with pytest.raises(RecipeError, match="metrics: no such key"):
         recipe.load_task(str(tmp_path / "mine.toml"))
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntest = "rows.tsv"\nkind = 1\n')
+    with pytest.raises(RecipeError, match=r"kind: no such key"):
+        recipe.load_task(str(tmp_path / "mine.toml"))
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntest = "rows.tsv"\n')
+    with pytest.raises(RecipeError, match=r"test='rows.tsv' is none of .json, .jsonl, .csv, .parquet"):
+        recipe.load_task(str(tmp_path / "mine.toml"))
     (tmp_path / "rows.jsonl").touch()
     (tmp_path / "mine.toml").write_text('name = "mine"\ntest = "rows.jsonl"\n')
     assert recipe.load_task(str(tmp_path / "mine.toml")).test == str(tmp_path / "rows.jsonl")
+
+
+def test_a_metric_that_the_task_has_not_is_refused_and_one_it_has_is_chosen(tmp_path) -> None:
+    row = {"context_options": ["It is", "It was"], "continuation": "so.", "gold": 0}
+    files = {"test": written(tmp_path / "test.jsonl", [row])}
+    assert HarnessTask(TaskSpec(name="mine", **files), {"test": [row]}).metric == "acc"
+    with pytest.raises(RecipeError, match="metric='exact_match': it is counted by acc"):
+        HarnessTask(TaskSpec(name="mine", metric="exact_match", **files), {"test": [row]})
+
+
+def test_rows_of_two_layouts_are_refused(tmp_path) -> None:
+    rows = {
+        "train": [{"query": "Is it?", "choices": ["no", "yes"], "gold": 0}],
+        "test": [{"prompt": "Is it?", "answer": 1}],
+    }
+    files = {split: written(tmp_path / f"{split}.jsonl", some) for split, some in rows.items()}
+    with pytest.raises(DataError, match="test row 1 has prompt, answer, and others choices, gold, query"):
+        read_task_rows(TaskSpec(name="mine", **files), SHORT, {})
+
+
+def test_an_answer_longer_than_the_model_reads_is_refused(tiny_model) -> None:
+    model = AskedModel(AutoTokenizer.from_pretrained(tiny_model), _Fixed(2048), longest=4)
+    request = Instance("loglikelihood", {}, ("so", " it was a very long answer indeed"), 0)
+    with pytest.raises(DataError, match=r"an answer has \d+ tokens, and the model reads 4"):
+        model.loglikelihood([request])
+    request = Instance("generate_until", {}, ("so", {"until": [], "max_gen_toks": 4}), 0)
+    with pytest.raises(DataError, match="leave no room for a question, the model reads 4"):
+        model.generate_until([request])
 
 
 def test_without_the_harness_the_pip_line_is_given(monkeypatch) -> None:
@@ -312,8 +346,10 @@ def test_torch_and_its_ir_answer_alike(finished_run, tiny_recipe, tmp_path) -> N
 
 def test_worked_examples_need_training_rows(tmp_path) -> None:
     task = TaskSpec(name="gsm8k", test=written(tmp_path / "test.jsonl", [gsm8k(1)]))
-    with pytest.raises(DataError, match="its 5 worked examples come from training rows"):
+    with pytest.raises(DataError, match="its 5 worked examples come from training rows, and there are 0"):
         HarnessTask(task, {"test": [gsm8k(1)]})
+    with pytest.raises(DataError, match="and there are 2; give more, or set num_fewshot"):
+        HarnessTask(task, {"test": [gsm8k(1)], "train": [gsm8k(2), gsm8k(3)]})
 
 
 def test_ir_and_reference_are_asked_a_task_from_the_command_line(finished_run: RunFolder, tmp_path) -> None:

@@ -18,6 +18,7 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.layers import plan_layers
 from ovexport.model import load_model, matrix, weight_digest, weight_matrices
 from ovexport.quantization import FakeQuantizer, write_checkpoint
+from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
         changed = awq_and_scales(network, layers, spec, calibration, quantizers, generator)
     if spec.gptq:
         changed |= _rounded_by_gptq(network, layers, quantizers, changed, calibration)
-    space = tuple(sorted(set(spec.rank_space or ()), reverse=True))
+    space = RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks
     return write_checkpoint(
         out, model, layers, digests, weights, quantizers, changed, rank_space=space, rank_by=spec.rank_by
     )

@@ -90,13 +90,17 @@ def _task_rows(evaluation: EvaluationReport, names: tuple[str, ...]) -> list[Com
     for task, conditions in evaluation.conditions.get("tasks", {}).items():
         figures = [evaluation.models[name].tasks.get(task, {}) if name in evaluation.models else {} for name in names]
         for figure, title in ((conditions["metric"], conditions["metric"]), ("answer_nll_nats", "answers' NLL, nats")):
-            values = tuple(
-                f"{one[figure]:.4f} ± {one[f'{figure}_stderr']:.4f}" if figure in one else NOT_MEASURED
-                for one in figures
-            )
+            values = tuple(_with_error(one, figure) for one in figures)
             if any(value != NOT_MEASURED for value in values):
                 rows.append(ComparisonRow(f"{task}, {title}", values))
     return rows
+
+
+def _with_error(figures: dict[str, float], name: str) -> str:
+    if name not in figures:
+        return NOT_MEASURED
+    error = figures.get(f"{name}_stderr")
+    return f"{figures[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[ComparisonRow]:

@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from ovexport.errors import DataError
 from ovexport.progress import Listener, Progress, silent
 
 Logits = NDArray[np.float32]
@@ -107,7 +108,15 @@ class AskedModel(TemplateLM):  # type: ignore[misc]
         return results
 
     def _cut(self, question: list[int], answer: list[int]) -> tuple[int, ...]:
-        """The end of the question that fits before the answer, whose last token is not read."""
+        """The end of the question that fits before the answer, whose last token is not read.
+
+        Raises:
+            DataError: none fits, or the answer has no tokens.
+        """
+        if not 0 < len(answer) <= self._longest:
+            raise DataError(
+                f"an answer has {len(answer)} tokens, and the model reads {self._longest}: the task can't be asked"
+            )
         return tuple(question[max(0, len(question) + len(answer) - 1 - self._longest) :])
 
     def _likelihoods(self, question: tuple[int, ...], answers: list[list[int]]) -> list[tuple[float, bool]]:
@@ -143,7 +152,12 @@ class AskedModel(TemplateLM):  # type: ignore[misc]
 
     def _answer(self, question: str, stops: Sequence[str], most: int) -> str:
         assert self._model is not None
-        room = max(1, self._longest - most)
+        room = self._longest - most
+        if room < 1:
+            raise DataError(
+                f"answers of up to {most} tokens leave no room for a question, the model reads {self._longest}; lower "
+                "the task's max_new_tokens, or give a model that reads more"
+            )
         tokens = np.array([self.tok_encode(question)[-room:]], dtype=np.int64)
         token = int(self._model.begin(tokens)[0, -1].argmax())
         answer: list[int] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from ovexport.errors import DataError, MissingDependencyError
+from ovexport.errors import DataError, MissingDependencyError, RecipeError
 from ovexport.recipe import HARNESS_TASKS, SourceSpec, TaskSpec
 from ovexport.tasks.layouts import Row
 
@@ -68,9 +68,14 @@ class HarnessTask:
     Args:
         rows: of test, which is asked, and of train, which worked examples are taken from, where there is one.
 
+    Attributes:
+        metric: the figure that counts.
+        num_fewshot: worked examples before each question.
+
     Raises:
         MissingDependencyError: lm-evaluation-harness is not installed.
-        DataError: the task shows worked examples, and there are no training rows for them.
+        DataError: the task shows more worked examples than there are training rows.
+        RecipeError: the task has no such metric as the spec names.
     """
 
     def __init__(self, spec: TaskSpec, rows: Mapping[str, Sequence[Row]]) -> None:
@@ -92,19 +97,19 @@ class HarnessTask:
         if spec.num_fewshot is not None:
             config["num_fewshot"] = spec.num_fewshot
         self.num_fewshot = int(config.get("num_fewshot") or 0)
-        if self.num_fewshot and "train" not in splits:
+        available = len(rows.get("train", ()))
+        if self.num_fewshot > available:
             raise DataError(
                 f"task {spec.name}: its {self.num_fewshot} worked examples come from training rows, and there are "
-                "none; give train, or num_fewshot = 0"
+                f"{available}; give more, or set num_fewshot"
             )
+        metrics = [str(metric["metric"]) for metric in config["metric_list"]]
+        if spec.metric is not None and spec.metric not in metrics:
+            raise RecipeError(f"task {spec.name}: metric={spec.metric!r}: it is counted by {', '.join(metrics)}")
+        own = "acc_norm" if "acc_norm" in metrics else metrics[0]
+        self.metric = spec.metric or HARNESS_TASKS.get(spec.name, own)
         with _silent():
             self._task = ConfigurableTask(config=config)
-
-    @property
-    def metric(self) -> str:
-        """The figure that counts."""
-        chosen = self.spec.metric or HARNESS_TASKS.get(self.spec.name)
-        return chosen or ("acc_norm" if self._task.OUTPUT_TYPE == "multiple_choice" else "exact_match")
 
     @property
     def generates(self) -> bool:
@@ -144,8 +149,10 @@ class HarnessTask:
         for key, value in results.items():
             name, _, chosen = key.partition(",")
             if chosen and isinstance(value, int | float):
-                figures[name if chosen in _PLAIN_FILTERS else f"{name}_{chosen.replace('-', '_')}"] = float(value)
-        items = [self._item(sample) for sample in samples if sample["filter"] in _PLAIN_FILTERS or self.generates]
+                error = "_stderr" if name.endswith("_stderr") else ""
+                behind = "" if chosen in _PLAIN_FILTERS else f"_{chosen.replace('-', '_')}"
+                figures[f"{name.removesuffix('_stderr')}{behind}{error}"] = float(value)
+        items = [self._item(sample) for sample in samples if sample["filter"] in _PLAIN_FILTERS]
         if not self.generates:
             nll = np.array([item["answer_nll_nats"] for item in items])
             figures["answer_nll_nats"] = float(nll.mean())
@@ -155,7 +162,7 @@ class HarnessTask:
     def _item(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         item = {"question": sample["doc_id"], **{name: sample[name] for name in sample["metrics"]}}
         if self.generates:
-            return item | {"filter": sample["filter"], "answer": sample["resps"][0][0]}
+            return item | {"answer": sample["resps"][0][0]}
         likelihoods = [float(answer[0][0]) for answer in sample["resps"]]
         gold = self._gold(sample["doc"])
         return item | {"gold": gold, "log_likelihoods": likelihoods, "answer_nll_nats": -likelihoods[gold]}

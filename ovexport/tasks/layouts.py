@@ -35,7 +35,7 @@ def read_task_rows(task: TaskSpec, data: DataSpec, hub: Mapping[str, SourceSpec]
     sources = {split: SourceSpec(path=path) for split, path in task.files.items()} or dict(hub)
     if "train" not in sources:
         raise DataError(f"task {task.name}: no train file; give one to tune on, such as task.train = train.jsonl")
-    splits = {split: _rows(task, source) for split, source in sources.items()}
+    splits = _alike({split: _rows(task, source) for split, source in sources.items()}, task)
     for split, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
         if split not in splits:
             count = max(1, round(fraction * len(splits["train"])))
@@ -54,9 +54,25 @@ def read_test_rows(task: TaskSpec, hub: Mapping[str, SourceSpec]) -> dict[str, l
     sources = {split: SourceSpec(path=path) for split, path in task.files.items()} or dict(hub)
     if "test" not in sources:
         raise DataError(f"task {task.name}: no test file; give one, such as test = test.jsonl")
-    return {
-        split: _limited(task, split, _rows(task, sources[split])) for split in ("train", "test") if split in sources
-    }
+    splits = {split: _rows(task, source) for split, source in sources.items() if split != "validation"}
+    return {split: _limited(task, split, rows) for split, rows in _alike(splits, task).items()}
+
+
+def _alike(splits: dict[str, list[Row]], task: TaskSpec) -> dict[str, list[Row]]:
+    """Itself, when all rows are of one layout.
+
+    Raises:
+        DataError: one is of another.
+    """
+    columns = set(next(iter(splits.values()))[0])
+    for split, rows in splits.items():
+        for number, row in enumerate(rows, 1):
+            if set(row) != columns:
+                raise DataError(
+                    f"task {task.name}: {split} row {number} has {', '.join(row)}, and others "
+                    f"{', '.join(sorted(columns))}; give one layout to all"
+                )
+    return splits
 
 
 def _limited(task: TaskSpec, split: str, rows: list[Row]) -> list[Row]:
@@ -191,6 +207,8 @@ _LAYOUTS: dict[str, Callable[[Row], Row]] = {
 
 def _text(row: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
     value = row.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str) or not (empty or value.strip()):
         raise ValueError(f"no {name}; it has {', '.join(row)}" if name not in row else f"{name}={value!r} is no text")
     return value

@@ -72,7 +72,7 @@ def tune(
     check_device(spec)
     choice = choice or SearchSpec()
     if choice.ranks is not None:
-        RankSpace.of(start.manifest).chosen(choice.ranks, "search.ranks")
+        RankSpace.of_checkpoint(start.manifest).chosen(choice.ranks, "search.ranks")
     torch.manual_seed(spec.seed)
     tuner = Tuner(start, model, spec, data, device_of(spec), listener)
     store = StateStore(out.with_name("tuning"), identity)
@@ -121,6 +121,7 @@ def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) ->
         for index in range(store.state.step, tuner.steps):
             if spec.patience is not None and store.state.stale >= spec.patience:
                 logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, index)
+                store.save(tuner)
                 break
             started = time.monotonic()
             result = tuner.step(index)

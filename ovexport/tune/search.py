@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import json_digest, write_text
+from ovexport.artifacts import bytes_digest, json_digest, write_text
 from ovexport.progress import Listener, Progress
 from ovexport.ranks import Configuration, RankSpace
 from ovexport.recipe import SearchSpec
@@ -60,7 +60,8 @@ def search(
     Args:
         values: the parameters that tuning kept.
         losses: steps of the tuning, from 0, each with its loss; its configuration follows from the step.
-        log: takes a JSON line per score, and gives those that an interrupted search of the same identity left.
+        log: takes a JSON line per score, and gives those that an interrupted search of the same values, spec and
+            identity left.
 
     Raises:
         RecipeError: `spec.ranks` does not suit the adapters.
@@ -71,7 +72,8 @@ def search(
         return Found(space.by_layer(chosen), None)
     if not space.is_choice or not tuner.steps:
         return Found(space.by_layer(space.median), None)
-    scores = _Scores(tuner, values, spec, log, json_digest([identity, spec.model_dump()]), listener)
+    digests = {name: bytes_digest(np.ascontiguousarray(value)) for name, value in sorted(values.items())}
+    scores = _Scores(tuner, values, spec, log, json_digest([identity, spec.model_dump(), digests]), listener)
     for source, configuration in _heuristics(tuner, losses):
         scores.sample(configuration, source)
     if spec.method == "evolution":

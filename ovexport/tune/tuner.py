@@ -72,7 +72,7 @@ class Tuner:
         manifest = start.manifest
         self.spec = spec
         self.device = device
-        self.space = RankSpace.of(manifest)
+        self.space = RankSpace.of_checkpoint(manifest)
         self._start = start
         self._kind = arithmetic(spec, device)
         examples = data.examples("train") if spec.objective == "task" else data.tokens("train")

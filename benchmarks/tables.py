@@ -288,10 +288,9 @@ def downstream_table(document: dict[str, Any]) -> str:
         f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {length} of "
         f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
         f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
-        "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with ranks "
-        "drawn at random "
-        f"takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that differ from the tuned "
-        f"ones: {document['code_mismatches']}; questions that torch answers otherwise than the IR: "
+        "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with "
+        f"ranks drawn at random takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that "
+        f"differ from the tuned ones: {document['code_mismatches']}; questions that torch answers otherwise than the IR: "
         f"{document['questions_torch_answers_otherwise']}. The whole table took {seconds['all'][0] / 60:.0f} minutes; "
         f"{conditions['device_name']}, {conditions['threads']} threads.",
     ]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -460,6 +460,16 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[-1] if isinstance(error, OSError) else error.errors()[0]["msg"]
         raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one on each line; a line that a kill cut short is left out, and no file holds none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(dict(json.loads(line)))
+    return found
 
 
 def write_record(record: BaseModel, path: Path) -> None:

@@ -1,7 +1,6 @@
 """The plots of the page, as SVG text."""
 
 import io
-import json
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +11,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from ovexport.artifacts import read_json_lines
 from ovexport.report.table import TITLES
 from ovexport.reports import BenchmarkReport, EvaluationReport, SearchReport
 
@@ -29,9 +29,7 @@ _BARS = (
 
 def tuning_curve(log: Path) -> str | None:
     """Training loss and validation figure over the steps; None when there was no tuning."""
-    if not log.is_file():
-        return None
-    lines = [figures for line in log.read_text(encoding="utf-8").splitlines() if (figures := _parsed(line))]
+    lines = read_json_lines(log)
     steps = [(line["step"], line["loss_nats"]) for line in lines if "loss_nats" in line]
     figure_name, label = next(
         ((name, label) for name, label in _VALIDATED.items() if any(name in line for line in lines)), (None, "")
@@ -69,14 +67,6 @@ def search_scatter(search: SearchReport) -> str:
     axes.set(xlabel="mean rank", ylabel="-log p of a token of the answers, nats")
     axes.legend(frameon=False)
     return _svg(figure)
-
-
-def _parsed(line: str) -> dict[str, float]:
-    """A line of the log; empty for one that a kill cut short."""
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return {}
 
 
 def divergence_distribution(evaluation: EvaluationReport) -> str:

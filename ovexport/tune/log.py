@@ -8,6 +8,8 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ovexport.artifacts import read_json_lines
+
 
 class TuningLog:
     """tuning.jsonl and TensorBoard events in a folder."""
@@ -33,19 +35,16 @@ class TuningLog:
 
     def losses(self) -> list[tuple[int, float]]:
         """The steps that are in the log, from 0, each with its training loss in nats."""
-        entries = [json.loads(line) for line in self._lines() if _step(line) < math.inf]
+        entries = read_json_lines(self._path)
         return [(int(entry["step"]) - 1, float(entry["loss_nats"])) for entry in entries if "loss_nats" in entry]
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be taken again, and those of an earlier tuning."""
-        lines = self._lines()
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
         steps = [_step(line) for line in lines]
         begin = len(steps) - 1 - steps[::-1].index(0) if 0 in steps else 0
         kept = [line for line, taken in zip(lines[begin:], steps[begin:], strict=True) if taken <= step]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def _lines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
 
 
 def _step(line: str) -> float:

@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import bytes_digest, json_digest, write_text
+from ovexport.artifacts import bytes_digest, json_digest, read_json_lines, write_text
 from ovexport.progress import Listener, Progress
 from ovexport.ranks import Configuration, RankSpace
 from ovexport.recipe import SearchSpec
@@ -208,16 +207,7 @@ class _Scores:
 
     def _read(self) -> dict[tuple[str, Configuration], tuple[float, float]]:
         """The scores in the log, which loses a line that a kill cut short."""
-        lines = self._log.read_text(encoding="utf-8").splitlines() if self._log.is_file() else []
-        entries = [entry for line in lines if (entry := _parsed(line))]
+        entries = read_json_lines(self._log)
         write_text("".join(json.dumps(entry) + "\n" for entry in entries), self._log)
         entries = [entry for entry in entries if entry.get("identity") == self._identity]
         return {(entry["on"], tuple(entry["ranks"])): (entry["nll_nats"], entry["seconds"]) for entry in entries}
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    """A line of the log; empty for one that a kill cut short."""
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return {}

@@ -291,8 +291,8 @@ def downstream_table(document: dict[str, Any]) -> str:
         "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with "
         f"ranks drawn at random takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that "
         f"differ from the tuned ones: {document['code_mismatches']}; questions that torch answers otherwise than the "
-        f"IR: {document['questions_torch_answers_otherwise']}. The whole table took {seconds['all'][0] / 60:.0f} minutes; "
-        f"{conditions['device_name']}, {conditions['threads']} threads.",
+        f"IR: {document['questions_torch_answers_otherwise']}. The whole table took "
+        f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",
     ]
     return "\n".join(lines)
 

@@ -467,7 +467,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     found = []
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             found.append(dict(json.loads(line)))
     return found
 

@@ -99,7 +99,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tiny_model: Pat
 
 def test_a_text_given_for_two_splits_is_refused(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "t.jsonl", TEXTS)
-    with pytest.raises(DataError, match=r"data\.validation: each of its 2 documents is in another split too"):
+    with pytest.raises(DataError, match=r"data\.validation: each of its 2 entries is in another split too"):
         split_documents(DataSpec(train=source, test=source))
 
 

@@ -2,6 +2,7 @@
 and from the IR."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,20 @@ def asked_of(task: TaskSpec) -> tuple[HarnessTask, list[tuple[str, str]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_each_task_goes_the_whole_way_offline_in_its_original_layout(name, tiny_model, tmp_path) -> None:
+def test_each_task_goes_the_whole_way_offline_in_its_original_layout(name, tiny_model, finished_run, tmp_path) -> None:
+    for traced in ("bf16", "stages/trace.json"):  # the same model's; the other stages have other inputs
+        target = tmp_path / "run" / traced
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copy if target.suffix else shutil.copytree
+        copy(finished_run.path / traced, target)
     values = tiny_values(tiny_model)
     task = of_task(name, tmp_path, num_fewshot=1 if name == "gsm8k" else None)
     values["task"] = task.model_dump(exclude_none=True)
     values["data"] = {"sequence_length": 32, "validation_sequences": 1, "test_sequences": 1}
     values["tune"] |= {"objective": "task", "steps": 2}
     values["evaluate"] |= {"prompt_count": 1, "max_new_tokens": 2}
-    run = pipeline.run(recipe.parse(values, base=tmp_path, origin="test"), tmp_path / "run", until="evaluate")
+    whole = recipe.parse(values, base=tmp_path, origin="test")
+    run = pipeline.run(whole, tmp_path / "run", resume=True, until="evaluate")
     report = read_record(run.path / "evaluation.json", EvaluationReport)
     metric = {"winogrande": "acc", "gsm8k": "exact_match"}.get(name, "acc_norm")
     for model in ("bf16", "plain", "int4", "torch"):

@@ -19,7 +19,7 @@ from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.tune import store, tune, tuner
+from ovexport.tune import objectives, store, tune, tuner
 from ovexport.tune.loss import Loss, distillation
 from ovexport.tune.tuner import Tuner
 
@@ -203,14 +203,14 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
 
 def spoiled(monkeypatch, steps: range) -> None:
     """Losses of these steps are not finite."""
-    true_loss, calls = tuner.distillation, {"count": 0}
+    true_loss, calls = objectives.distillation, {"count": 0}
 
     def loss(*arguments, **options):
         calls["count"] += 1
         value = true_loss(*arguments, **options)
         return value * float("nan") if (calls["count"] - 1) // 2 in steps else value
 
-    monkeypatch.setattr(tuner, "distillation", loss)
+    monkeypatch.setattr(objectives, "distillation", loss)
 
 
 def test_a_step_that_is_not_finite_is_skipped(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:

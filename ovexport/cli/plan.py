@@ -60,4 +60,5 @@ def _show(found) -> None:  # type: ignore[no-untyped-def]  # the type lives in a
     typer.echo(f"tuning memory      {found.tuning_memory_bytes / 1e9:,.2f} GB and the activations")
     typer.echo(f"disk               {found.disk_bytes / 1e9:,.2f} GB")
     if found.tuning_steps is not None and not found.problems:
-        typer.echo(f"tuning             {found.tuning_steps} steps, at least {found.tuning_seconds:,.0f} s here")
+        least = "" if found.tuning_seconds is None else f", at least {found.tuning_seconds:,.0f} s here"
+        typer.echo(f"tuning             {found.tuning_steps} steps{least}")

@@ -1,6 +1,6 @@
 """A downstream task, tuned for in five ways: the published table, for any model and task, in one run.
 
-python benchmarks/downstream.py RECIPE [--set section.key=value]… [--quick] [--json] [--save]
+python benchmarks/downstream.py RECIPE [--set section.key=value]… [--seeds COUNT] [--quick] [--json] [--save]
 
 The recipe is one with format = "fq_lora_nls". Every row is an IR that lm-evaluation-harness asks the same test
 questions, in float32:
@@ -48,7 +48,7 @@ from ovexport.trace import trace
 from ovexport.tune.tuner import Tuner
 from ovexport.versions import installed_version, stack_versions
 
-SEEDS = (0, 1, 2)
+SEEDS = 3
 BASE, LORA, PTQ, FIXED, ELASTIC = (
     "BF16",
     "BF16 + LoRA",
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
     parser.add_argument("--lora-learning-rate", type=float, metavar="RATE", help="of PEFT's LoRA; else the recipe's")
+    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="COUNT", help="tunings of each row")
     options = parser.parse_args()
     quick = ["search.evaluations=8", "task.test_examples=50"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, *quick])
@@ -76,7 +77,7 @@ def main() -> None:
         recipe = recipe.model_copy(update={"tune": tune})
     rate = options.lora_learning_rate or recipe.tune.learning_rate
     with TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
-        seeds = SEEDS[:1] if options.quick else SEEDS
+        seeds = tuple(range(1 if options.quick else options.seeds))
         document = Comparison(recipe, Path(scratch), seeds, rate).document()
     command.publish(document, "downstream", options, case=options.recipe.stem)
 

@@ -105,7 +105,7 @@ class Comparison:
         for seed in self.seeds:
             run = self._elastic(seed)
             if seed == self.seeds[0]:
-                self._base(run)
+                self._ask(BASE, loaded(run.ir("bf16")), run)
             self._fixed(seed)
             self._lora(seed, run)
         recipe, conditions = self.recipe, self._asked_with(run)
@@ -205,9 +205,6 @@ class Comparison:
         quantized = post_training(base, self.recipe.compress, tokens, folder / "ptq", **methods)
         self._seconds[PTQ].append(perf_counter() - began)
         self._ask(PTQ, loaded(quantized), run)
-
-    def _base(self, run: RunFolder) -> None:
-        self._ask(BASE, loaded(run.ir("bf16")), run)
 
     def _ask(self, row: str, load: Loaded, run: RunFolder) -> TaskResult:
         result = self._ask_once(load, run)

@@ -61,7 +61,7 @@ def evaluate(
     evaluated = {}
     for name in models:
         common: dict[str, Any] = {
-            "tasks": {task: figures[name] for task, figures in results.items()},
+            "tasks": {task: reached[name] for task, reached in results.items()},
             "perplexity": perplexity(figures[name]),
             "word_perplexity": word_perplexity(figures[name], manifest.sequence_length, manifest.test_words),
         }
@@ -77,7 +77,7 @@ def evaluate(
         )
     if torch_model and tasks:
         evaluated["torch"] = ModelEvaluation(
-            tasks={task: figures["torch"] for task, figures in results.items()},
+            tasks={task: reached["torch"] for task, reached in results.items()},
             reason="the tuned model in torch, asked the tasks alone",
         )
     gap, interval, reason = None, None, "no plain twin was compared"
@@ -103,14 +103,12 @@ def evaluate(
             "sequence_length": manifest.sequence_length,
             "test_tokens_sha256": json_digest(tokens.tolist()),
             "runtime": properties,
-            "tasks": {
-                task.spec.name: {
-                    "metric": task.metric,
-                    "num_fewshot": task.num_fewshot,
-                    "lm_eval": installed_version("lm-eval"),
-                }
-                for task in tasks
-            },
+            "tasks": {task.spec.name: _asked_with(task) for task in tasks},
         },
         versions=stack_versions(),
     )
+
+
+def _asked_with(task: HarnessTask) -> dict[str, Any]:
+    """A task's conditions."""
+    return {"metric": task.metric, "num_fewshot": task.num_fewshot, "lm_eval": installed_version("lm-eval")}

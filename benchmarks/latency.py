@@ -45,7 +45,7 @@ def measure(shape: Shape, bench_spec: BenchSpec, compress_spec: CompressSpec) ->
         }
         sources = {"bf16": "bf16", "dynamic": "plain", "static": "plain", "plain": "plain", "int4": "int4"}
         candidates = {name: run.ir(source) for name, source in sources.items()}
-        prompt = np.random.default_rng(0).integers(3, 1000, bench_spec.prompt_tokens).tolist()
+        prompt = np.random.default_rng(0).integers(3, 1000, max(bench_spec.prompt_tokens)).tolist()
         return bench(candidates, bench_spec, prompt, adapters=adapters, listener=_tell)
 
 

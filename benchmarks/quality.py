@@ -37,11 +37,14 @@ from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_reco
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
-from ovexport.evaluate.answers import aggregate, compare_answers, generate
+from ovexport.evaluate.answers import PromptTokenizer, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
-from ovexport.evaluate.prompts import choose_prompts
+from ovexport.evaluate.prompts import Prompts, choose_prompts
+from ovexport.evaluate.similarity import Answers, aggregate, compare_answers
+from ovexport.graph import read_graph
 from ovexport.progress import silent
-from ovexport.recipe import Recipe
+from ovexport.recipe import EvaluateSpec, Recipe
+from ovexport.runtime import LogitsRunner
 from ovexport.strip import strip
 from ovexport.versions import stack_versions
 
@@ -161,7 +164,7 @@ def _evaluated(
     """Rows, and per row the divergence of each seed and sequence, (seeds, sequences)."""
     spec, encoder = recipe.evaluate, load_encoder(recipe.evaluate.encoder)
     prompts = choose_prompts(run.data.test_documents, spec)
-    expected = generate("bf16", base, prompts, spec, silent)
+    expected = _said("bf16", base, prompts, spec)
     figures: dict[str, list[TokenFigures]] = {}
     reference: TokenFigures | None = None
     similarity: dict[str, float] = {}
@@ -169,11 +172,12 @@ def _evaluated(
         figures[name] = []
         similarities = []
         for ir in models:
-            found, _ = compare({"bf16": base, "row": ir}, "bf16", run.data.tokens("test"), spec.batch_size, silent)
+            runners = {"bf16": LogitsRunner(read_graph(base), "bf16"), "row": LogitsRunner(read_graph(ir), name)}
+            found = compare(runners, "bf16", run.data.tokens("test"), spec.batch_size, silent)
             figures[name].append(found["row"])
             reference = found["bf16"]
-            answers = generate(name, ir, prompts, spec, silent)
-            similarities.append(float(aggregate(compare_answers(expected, answers, encoder)).similarity))
+            rows = compare_answers(expected, _said(name, ir, prompts, spec), encoder, spec.similarity_mode)
+            similarities.append(float(aggregate(rows, spec.similarity_mode).similarity))
         similarity[name] = float(np.mean(similarities))
     assert reference is not None
     samples = {name: np.stack([one.joined("kl").mean(1) for one in found]) for name, found in figures.items()}
@@ -192,6 +196,11 @@ def _evaluated(
         }
     rows["BF16"] = {"perplexity": perplexity(reference)}
     return rows, samples
+
+
+def _said(name: str, ir: IR, prompts: Prompts, spec: EvaluateSpec) -> Answers:
+    templated = spec.chat_template == "auto" and PromptTokenizer(ir).template is not None
+    return generate(name, ir, prompts.texts, templated=templated, max_new_tokens=spec.max_new_tokens, listener=silent)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,20 @@ from ovexport.tensorfile import TensorFile
 FORMAT_VERSION = 3
 IR_MANIFEST = "ovexport.json"
 
+RUN_FILES = (
+    "README.md",
+    "report.html",
+    "recipe.toml",
+    "verification.json",
+    "evaluation.json",
+    "benchmark.json",
+    "gates.json",
+)
+"""What of a run lies beside the product's files once it is uploaded."""
+
+MODELS = ("bf16", "plain", "int4")
+"""The IRs of a run, in the order in which they are compared; the last one is the product."""
+
 Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
 BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8}
 LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255)}
@@ -210,8 +224,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """A folder with data.json, tokens.safetensors (train, validation and test, each (sequences, length) int32) and
-    test_documents.json (the texts of the test split).
+    """A folder with data.json, tokens.safetensors (train, validation and test, each (sequences, length) int32, and
+    `test.documents`, of the same shape, the document of each test token) and test_documents.json (the texts of the test
+    split).
 
     Where the recipe has a task, examples.safetensors too: for train and validation `SPLIT.tokens` of all examples one
     after the other, int32, `SPLIT.ends`, where each ends, and `SPLIT.answers`, at which of its own tokens its answer
@@ -228,6 +243,11 @@ class PreparedData:
     def tokens(self, split: str) -> NDArray[np.int32]:
         """The sequences of a split."""
         return TensorFile(self.path / "tokens.safetensors").require(split)
+
+    @property
+    def token_documents(self) -> NDArray[np.int32] | None:
+        """Which document each token of the test split is of; None where they are parts of one running text."""
+        return TensorFile(self.path / "tokens.safetensors").get("test.documents")
 
     def examples(self, split: str) -> list[Example]:
         """The task's examples of train or validation."""
@@ -401,6 +421,11 @@ class RunFolder:
     def search(self) -> Path:
         """How the ranks of elastic adapters were chosen."""
         return self.path / "search.json"
+
+    @property
+    def gates(self) -> Path:
+        """How the figures stand to the recipe's limits; not there where it has none."""
+        return self.path / "gates.json"
 
     @property
     def stages(self) -> Path:

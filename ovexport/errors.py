@@ -71,6 +71,14 @@ class VerificationFailed(OvexportError):
 
 
 class GateFailed(OvexportError):
-    """A measured figure misses its limit."""
+    """A measured figure misses its limit.
+
+    Attributes:
+        report: the GateReport with every gate.
+    """
 
     exit_code = 8
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report

@@ -21,6 +21,7 @@ from ovexport import recipe as recipes
 from ovexport.artifacts import (
     FORMAT_VERSION,
     IR,
+    MODELS,
     Checkpoint,
     PreparedData,
     RunFolder,
@@ -38,15 +39,13 @@ from ovexport.artifacts import (
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
-from ovexport.reports import EvaluationReport, VerificationReport
+from ovexport.reports import EvaluationReport, GateReport, VerificationReport
 from ovexport.versions import stack_versions
 
 if TYPE_CHECKING:
     from ovexport.tasks import HarnessTask
 
 logger = logging.getLogger(__name__)
-
-MODELS = ("bf16", "plain", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,12 @@ def run(
         announce: is told the name of each stage as it begins, and whether it was done before.
 
     Raises:
-        RecipeError: `until` is no stage.
+        RecipeError: `until` is no stage, or a gate is on a figure that is not known.
         ArtifactError: the folder holds another run, or something that is no run.
+        GateFailed: every stage is done, and a figure misses its limit.
         OvexportError: as the stages do.
     """
+    from ovexport.gates import require_passed as require_gates
     from ovexport.plan import check_runnable
 
     names = [stage.name for stage in STAGES]
@@ -140,6 +141,8 @@ def run(
                 identity = stage_digest(replace(stage, finishing=()), recipe, results)
                 record = _carry_out(stage, Context(recipe, folder, identity, listener), digest)
             results[stage.name] = json_digest([record.digest, record.files])
+    if "report" in results and recipe.gates:
+        require_gates(read_record(folder.gates, GateReport))
     return folder
 
 
@@ -265,27 +268,43 @@ def prepare_test(reference: IR, source: SourceSpec, data: DataSpec, out: Path) -
 
 def evaluate_candidate(
     candidate: IR,
-    reference: IR,
-    data: PreparedData,
+    reference: IR | None,
+    data: PreparedData | None,
     spec: EvaluateSpec,
     out: Path,
     listener: Listener,
     *,
+    ground_truth: Path | None = None,
     tasks: Sequence[TaskSpec] = (),
 ) -> EvaluationReport:
     """Compare an IR with a reference; the report names them by their folders.
 
+    Args:
+        ground_truth: a csv of the reference's answers, which then are not generated.
+
     Raises:
+        RecipeError: there is neither a reference nor a ground truth.
         OvexportError: as the stage evaluate does.
     """
-    from ovexport.evaluate import evaluate, load_encoder
+    from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 
-    names = (reference.path.absolute().name, candidate.path.absolute().name)
-    if names[0] == names[1]:
-        raise RecipeError(f"candidate and reference are both named {names[0]}; rename one folder")
-    models = dict(zip(names, (reference.require(), candidate.require()), strict=True))
-    asked = [_asked(task) for task in tasks]
-    report = evaluate(models, names[0], data, spec, load_encoder(spec.encoder), out, tasks=asked, listener=listener)
+    if reference is None and ground_truth is None:
+        raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
+    given = [ir for ir in (reference, candidate) if ir]
+    models = {ir.path.absolute().name: ir.require() for ir in given}
+    if len(models) < len(given):
+        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
+    report = evaluate(
+        models,
+        reference.path.absolute().name if reference else None,
+        data,
+        spec,
+        load_encoder(spec.encoder),
+        out,
+        ground_truth=read_ground_truth(ground_truth) if ground_truth else None,
+        tasks=[_asked(task) for task in tasks],
+        listener=listener,
+    )
     write_record(report, out / "evaluation.json")
     return report
 
@@ -295,6 +314,24 @@ def _asked(task: TaskSpec) -> "HarnessTask":
     from ovexport.tasks import HarnessTask, hub_sources, read_test_rows
 
     return HarnessTask(task, read_test_rows(task, {} if task.files else hub_sources(task.name)))
+
+
+def rebuild_report(folder: RunFolder, gates: Iterable[str] = ()) -> tuple[Path, GateReport | None]:
+    """Judge a run's gates again and write its report from its files.
+
+    Args:
+        gates: conditions such as "similarity>=0.9", which take the place of the recipe's on the same figures.
+
+    Returns:
+        The page, and the verdict on the gates, None where there are none.
+
+    Raises:
+        ArtifactError: the folder is no run, holds nothing to report yet, or a file of it is corrupt.
+        RecipeError: a gate can't be read, or is on a figure that is not known.
+    """
+    if not folder.recipe.is_file():
+        raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
+    return _judge_and_report(folder, recipes.with_gates(recipes.load(folder.recipe), gates))
 
 
 def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> str:
@@ -514,9 +551,20 @@ def _bench(context: Context) -> None:
 
 
 def _report(context: Context) -> None:
+    _judge_and_report(context.folder, context.recipe)
+
+
+def _judge_and_report(folder: RunFolder, recipe: Recipe) -> tuple[Path, GateReport | None]:
+    """Write gates.json, where the recipe has gates, and the page that shows them."""
+    from ovexport.gates import judge, run_figures
     from ovexport.report import write_report
 
-    write_report(context.folder)
+    gates = judge(recipes.list_gates(recipe.gates), run_figures(folder, recipe)) if recipe.gates else None
+    if gates is None:
+        folder.gates.unlink(missing_ok=True)
+    else:
+        write_record(gates, folder.gates)
+    return write_report(folder), gates
 
 
 def require_passed(report: VerificationReport) -> None:
@@ -579,7 +627,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="report",
         run=_report,
+        sections=("gates",),
         upstream=("verify", "evaluate", "bench"),
-        outputs=("report.html", "README.md"),
+        outputs=("gates.json", "report.html", "README.md"),
     ),
 )

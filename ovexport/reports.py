@@ -34,6 +34,8 @@ class LayerRow(Record):
 
     Attributes:
         group_size: entries that share a scale; 0 without scales.
+        weight_error, twin_weight_error: the Frobenius norm of the unpacked matrix less the base model's, over the
+            latter's; of the IR and of its untuned twin, where they were given.
         note: what is not packed to 4 bits, and what that costs; None where there is nothing to say.
     """
 
@@ -44,6 +46,8 @@ class LayerRow(Record):
     group_size: int
     weight_bytes: int
     bits_per_weight: float
+    weight_error: float | None = None
+    twin_weight_error: float | None = None
     note: str | None = None
 
 
@@ -83,8 +87,21 @@ class VerificationReport(Record):
     versions: dict[str, str]
 
 
+class Estimate(Record):
+    """A figure with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
 class Divergence(Record):
-    """How a model's next-token distributions differ from the reference's, over held-out tokens."""
+    """How a model's next-token distributions differ from the reference's, over held-out tokens.
+
+    Attributes:
+        kl_mean_ci95: by bootstrap over the units that EvaluationReport.conditions name as `interval_over`.
+        perplexity_ratio: the model's perplexity over the reference's; `perplexity_verdict` calls it a tie where 1 is
+            in its interval.
+    """
 
     kl_mean_nats: float | None = None
     kl_median_nats: float | None = None
@@ -94,19 +111,64 @@ class Divergence(Record):
     kl_p999_nats: float | None = None
     kl_maximum_nats: float | None = None
     kl_standard_error_nats: float | None = None
+    kl_mean_ci95: tuple[float, float] | None = None
     same_top1: float | None = None
+    same_top1_standard_error: float | None = None
+    perplexity_ratio: Estimate | None = None
+    perplexity_verdict: Literal["lower", "higher", "tie"] | None = None
     true_token_probability_change_mean: float | None = None
     true_token_probability_change_rms: float | None = None
 
 
+class WorstAnswer(Record):
+    """A question whose answers are least alike.
+
+    Attributes:
+        similarity: None where it could not be measured.
+        first_difference: how many characters the two answers begin with in common.
+    """
+
+    prompt: str
+    reference: str
+    candidate: str
+    similarity: float | None
+    first_difference: int
+
+
 class Similarity(Record):
-    """WhoWhatBench's figures over the generated answers."""
+    """Figures over the generated answers, as ovexport.evaluate.similarity defines them in each mode.
+
+    Attributes:
+        similarity_ci95: by bootstrap over prompts.
+    """
 
     similarity: float | None = None
+    similarity_ci95: tuple[float, float] | None = None
     fdt: float | None = None
     fdt_norm: float | None = None
     sdt: float | None = None
     sdt_norm: float | None = None
+
+
+class IsolationStep(Record):
+    """How far a model is from the reference at full precision, with some of the runtime's approximations on.
+
+    Attributes:
+        name: "weights", "kv_cache", "dynamic_quantization", "activations" or "deployment".
+        settings: asked for; `runtime` holds what was read back.
+        reference_kl_mean_nats: the same figure of the reference itself under these settings.
+        reason: why a step has no figures.
+    """
+
+    name: str
+    settings: dict[str, str]
+    runtime: dict[str, str] | None = None
+    kl_mean_nats: float | None = None
+    kl_mean_ci95: tuple[float, float] | None = None
+    same_top1: float | None = None
+    perplexity: float | None = None
+    reference_kl_mean_nats: float | None = None
+    reason: str | None = None
 
 
 class ModelEvaluation(Divergence, Similarity):
@@ -114,19 +176,38 @@ class ModelEvaluation(Divergence, Similarity):
 
     Attributes:
         tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+        worst_answers: least alike first.
+        isolation: where the divergence comes from, where it was asked for.
     """
 
     perplexity: float | None = None
     word_perplexity: float | None = None
     kl_histogram: tuple[int, ...] | None = None
+    worst_answers: tuple[WorstAnswer, ...] = ()
+    isolation: tuple[IsolationStep, ...] = ()
     tasks: dict[str, dict[str, float]] = Field(default_factory=dict)
     reason: str | None = None
+
+
+class Comparison(Record):
+    """Two candidates on the same tokens: the first's mean figure less the second's, in nats.
+
+    Attributes:
+        kl_mean_nats, nll_mean_nats: with intervals by paired bootstrap.
+        kl_verdict, nll_verdict: whether the first's is "lower" or "higher", or a "tie", where 0 is in the interval.
+    """
+
+    kl_mean_nats: Estimate
+    kl_verdict: Literal["lower", "higher", "tie"]
+    nll_mean_nats: Estimate
+    nll_verdict: Literal["lower", "higher", "tie"]
 
 
 class EvaluationReport(Record):
     """evaluation.json.
 
     Attributes:
+        comparisons: "int4 - plain", …: every two models that are not the reference, the later one first.
         recovered_gap: share of the plain twin's mean KL that tuning took away.
         recovered_gap_ci95: by bootstrap over sequences.
         histogram_edges_nats: bin edges of each model's kl_histogram.
@@ -134,6 +215,7 @@ class EvaluationReport(Record):
 
     reference: str
     models: dict[str, ModelEvaluation]
+    comparisons: dict[str, Comparison] = Field(default_factory=dict)
     recovered_gap: float | None = None
     recovered_gap_ci95: tuple[float, float] | None = None
     reason: str | None = None
@@ -151,14 +233,56 @@ class Samples(Record):
     samples: tuple[float, ...]
 
 
+class PeakMemory(Record):
+    """The most memory that a phase of a process held; anonymous and file-backed parts were sampled, and need not have
+    peaked together."""
+
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int
+    peak_file_bytes: int
+
+
+class PhysicalLimit(Record):
+    """What the machine could do at best, and how near the model comes.
+
+    Attributes:
+        bytes_per_token: of weights and of the KV cache that one decoding step reads.
+        time_per_output_token_ms: those bytes over the bandwidth; `share_of_bandwidth` is that over the measured median,
+            above 1 where the weights stay in the processor's caches.
+        operations_first_token: floating-point operations of the prompt's forward pass; `time_to_first_token_ms` and
+            `share_of_compute` likewise, from the rate measured.
+    """
+
+    bytes_per_token: int
+    time_per_output_token_ms: float
+    share_of_bandwidth: float
+    operations_first_token: int
+    time_to_first_token_ms: float
+    share_of_compute: float
+
+
 class ModelBenchmark(Record):
-    """One model in benchmark.json."""
+    """One model in benchmark.json.
+
+    Attributes:
+        time_per_output_token_ms: between two tokens of one sequence, whatever the batch: a mean per round.
+        inter_token_latency_ms: every single such interval.
+        generation_ms: from the call to the last token.
+        throughput_tokens_per_s: all tokens that a batch generates over the whole generation's seconds, prompt included.
+        load_memory, generation_memory: of a process that does nothing else.
+        limit: None where bandwidth and rate were not measured.
+    """
 
     time_to_first_token_ms: Samples
     time_per_output_token_ms: Samples
+    inter_token_latency_ms: Samples | None = None
+    generation_ms: Samples | None = None
     throughput_tokens_per_s: float
     load_time_ms: float
     peak_rss_bytes: int | None
+    load_memory: PeakMemory | None = None
+    generation_memory: PeakMemory | None = None
+    limit: PhysicalLimit | None = None
     weight_bytes: int
     reason: str | None = None
 
@@ -177,13 +301,126 @@ class LatencyRatios(Record):
     time_per_output_token: Ratio
 
 
+class PointBenchmark(Record):
+    """One point of the grid; the models' memory is measured at the first alone."""
+
+    prompt_tokens: int
+    output_tokens: int
+    batch_size: int
+    attention_backend: str
+    models: dict[str, ModelBenchmark]
+    ratios: dict[str, LatencyRatios]
+
+
+class MachineLimits(Record):
+    """What the machine reaches, measured in the same run with the same number of threads.
+
+    Attributes:
+        bandwidth_bytes_per_s: reading from memory, the best of several passes over more than the caches hold.
+        operations_per_s: of a product of matrices, by the inference precision it was measured in.
+    """
+
+    bandwidth_bytes_per_s: float
+    operations_per_s: dict[str, float]
+
+
 class BenchmarkReport(Record):
-    """benchmark.json."""
+    """benchmark.json; `models` and `ratios` are those of the grid's first point.
+
+    Attributes:
+        grid: every point, the first one included, where there are several.
+    """
 
     models: dict[str, ModelBenchmark]
     ratios: dict[str, LatencyRatios]
+    grid: tuple[PointBenchmark, ...] = ()
+    machine: MachineLimits | None = None
     conditions: dict[str, Any]
     versions: dict[str, str]
+
+
+class RuntimeTrial(Record):
+    """A combination of runtime settings that was tried.
+
+    Attributes:
+        time_per_output_token: over that of the runtime's defaults, pair by pair.
+        kl_mean_nats: how far these settings take the model from itself at full precision; None where not measured.
+        reason: why it was not kept.
+    """
+
+    settings: dict[str, str]
+    time_per_output_token: Ratio | None = None
+    time_to_first_token: Ratio | None = None
+    kl_mean_nats: float | None = None
+    kept: bool
+    reason: str | None = None
+
+
+class WrittenSettings(Record):
+    """What an IR carries for a plain `LLMPipeline(folder, "CPU")`, and how to take it out again.
+
+    Attributes:
+        options: in the graph's runtime_options, where the CPU plugin reads them.
+        matmul_precision: "f32" where every MatMul is marked to keep the precision it is written in: the runtime's
+            inference precision can't be written into an IR, and this is what comes nearest.
+        former_xml_sha256: of the graph's file before; `former_block` is the text of it that `block` took the place of.
+    """
+
+    options: dict[str, str]
+    matmul_precision: Literal["f32"] | None
+    former_xml_sha256: str
+    former_block: str
+    block: str
+
+
+class SettingsReport(Record):
+    """ovexport_runtime.json in an IR's folder: the search for its best runtime settings on a machine.
+
+    Attributes:
+        chosen: the fastest that keep to the limit, as LLMPipeline takes them; none where nothing is faster than the
+            defaults.
+        gain: time per output token with them, over that with the runtime's defaults.
+        written: what the IR itself carries from now on; `written_gain` is that of a plain LLMPipeline of the folder,
+            `written_kl_mean_nats` what it costs.
+        not_written: what of `chosen` has to be given to LLMPipeline.
+    """
+
+    trials: tuple[RuntimeTrial, ...]
+    kl_limit_nats: float
+    chosen: dict[str, str]
+    gain: Ratio | None = None
+    written: WrittenSettings | None = None
+    written_gain: Ratio | None = None
+    written_kl_mean_nats: float | None = None
+    not_written: dict[str, str]
+    conditions: dict[str, Any]
+    versions: dict[str, str]
+
+
+class GateResult(Record):
+    """One gate: a metric and its limit.
+
+    Attributes:
+        gate: as it was written, such as "similarity>=0.9".
+        value: None where it was not measured; `reason` says why.
+        margin: how far the value is on the right side of the limit; negative where it fails.
+    """
+
+    gate: str
+    metric: str
+    operator: Literal["<", "<=", "==", ">=", ">"]
+    limit: float
+    value: float | None
+    margin: float | None
+    passed: bool
+    reason: str | None = None
+
+
+class GateReport(Record):
+    """gates.json."""
+
+    passed: bool
+    gates: tuple[GateResult, ...]
 
 
 class RankScore(Record):

@@ -1,6 +1,6 @@
 """The OpenVINO runtime: pinned settings, and what a compiled model says of itself. Needs openvino and NumPy only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ ACCURATE: Mapping[str, Any] = {
 _READ_BACK = (
     "INFERENCE_PRECISION_HINT",
     "KV_CACHE_PRECISION",
+    "KEY_CACHE_PRECISION",
+    "VALUE_CACHE_PRECISION",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE",
     "EXECUTION_MODE_HINT",
     "PERFORMANCE_HINT",
@@ -44,22 +46,29 @@ class ExecutedNode:
 
 
 class LogitsRunner:
-    """A compiled graph that gives the logits of whole sequences, under settings where only the weights are approximate.
+    """A compiled graph that gives the logits of whole sequences.
 
     Args:
         name: of the IR, for messages.
+        settings: of the runtime; by default those where only the weights are approximate.
+
+    Attributes:
+        vocabulary: how many logits a token has.
+        properties: of the compiled model, as read back.
 
     Raises:
         UnsupportedModelError: it is no causal LM with the inputs that optimum-intel gives it, or can't be compiled.
     """
 
-    def __init__(self, graph: ov.Model, name: str) -> None:
+    def __init__(self, graph: ov.Model, name: str, settings: Mapping[str, Any] = ACCURATE) -> None:
         self._inputs = {name for port in graph.inputs for name in port.get_names()}
         outputs = {output for port in graph.outputs for output in port.names}
         if "input_ids" not in self._inputs or "logits" not in outputs:
             raise UnsupportedModelError(f"{name}: no causal LM, it lacks the input input_ids or the output logits")
-        compiled = compile_for_cpu(graph, name, ACCURATE)
+        compiled = compile_for_cpu(graph, name, settings)
         self._request = compiled.create_infer_request()
+        size = compiled.output("logits").get_partial_shape()[2]
+        self.vocabulary = size.get_length() if size.is_static else self(np.zeros((1, 1), np.int64)).shape[2]
         self.properties = properties(compiled)
         self._past, self._rows = 0, 1
 
@@ -67,6 +76,15 @@ class LogitsRunner:
         """Logits (batch, length, vocabulary) float32 of tokens (batch, length), overwritten by the next call."""
         self._request.reset_state()
         return self._logits(tokens, past=0)
+
+    def pieces(self, tokens: NDArray[np.int64], longest: int) -> Iterator[NDArray[np.float32]]:
+        """Logits (batch, at most `longest`, vocabulary) of one piece of the tokens (batch, length) after the other.
+
+        Each piece finds those before it in the KV cache, and overwrites their logits.
+        """
+        self._request.reset_state()
+        for begin in range(0, tokens.shape[1], longest):
+            yield self._logits(tokens[:, begin : begin + longest], past=begin)
 
     def begin(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """As a call, with one row, which `extend` then goes on from; the logits are a copy."""

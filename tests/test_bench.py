@@ -1,3 +1,7 @@
+import csv
+import io
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -7,15 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ovexport.artifacts import RunFolder, read_record
-from ovexport.bench import RuntimeAdapter, bench, save_adapter
-from ovexport.bench.latency import orders, ratio
+from ovexport.artifacts import IR, RunFolder, read_record
+from ovexport.bench import RuntimeAdapter, bench, loading, rounds, save_adapter
+from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
+from ovexport.bench.rounds import orders, ratio
 from ovexport.errors import DataError, RecipeError, UnsupportedModelError
 from ovexport.recipe import BenchSpec
 from ovexport.reports import BenchmarkReport
 from ovexport.tensorfile import TensorFile, write_tensors
 
-SHORT = BenchSpec(prompt_tokens=16, output_tokens=2, pairs=5, sessions=2, warmup=1)
+SHORT = BenchSpec(prompt_tokens=16, output_tokens=2, pairs=5, sessions=2, warmup=1, limits=False)
 PROMPT = list(range(2, 18))
 
 
@@ -75,7 +80,7 @@ def test_a_short_prompt_and_a_missing_device_are_refused(finished_run) -> None:
 
 
 def test_paged_attention_is_measured_with_prefix_caching_off(finished_run) -> None:
-    spec = BenchSpec(attention_backend="PA", prompt_tokens=16, output_tokens=2, pairs=5, warmup=1)
+    spec = BenchSpec(attention_backend="PA", prompt_tokens=16, output_tokens=2, pairs=5, warmup=1, limits=False)
     report = bench({"int4": finished_run.ir("int4")}, spec, list(range(2, 18)))
     assert report.conditions["prefix_caching"] is False
     assert report.models["int4"].time_to_first_token_ms.median > 0
@@ -138,3 +143,88 @@ def test_a_saved_adapter_holds_the_ranks_in_use_and_gives_the_tuned_update(finis
         f"base_model.model.{name}.lora_A.weight"
     ].astype(np.float32)
     np.testing.assert_allclose(theirs, ours, atol=np.abs(ours).max() / 100)
+
+
+def test_a_batch_reports_its_tokens_over_the_seconds_of_an_outside_clock(finished_run, monkeypatch) -> None:
+    seconds, tokens = [], []
+
+    def clocked(*arguments, **options):
+        begun = time.perf_counter()
+        result = loading.generate(*arguments, **options)
+        seconds.append(time.perf_counter() - begun)
+        tokens.append(sum(len(row) for row in result.tokens))
+        return result
+
+    monkeypatch.setattr(rounds, "generate", clocked)
+    spec = BenchSpec(prompt_tokens=16, output_tokens=12, batch_size=4, pairs=10, sessions=1, limits=False)
+    model = bench({"int4": finished_run.ir("int4")}, spec, PROMPT).models["int4"]
+    assert set(tokens) == {48}
+    median = float(np.median(seconds[1:]))
+    assert model.throughput_tokens_per_s == pytest.approx(48 / median, rel=0.03)
+    assert len(model.inter_token_latency_ms.samples) == 10 * 11
+    step = model.time_per_output_token_ms.median
+    assert 11 * step < 1000 * median < 11 * step + 3 * model.time_to_first_token_ms.median + 5
+
+
+@pytest.fixture(scope="module")
+def grid(finished_run) -> BenchmarkReport:
+    models = {name: finished_run.ir(name) for name in ("bf16", "int4")}
+    spec = BenchSpec(
+        prompt_tokens=(8, 16), output_tokens=3, batch_size=(1, 2), pairs=5, sessions=1, attention_backend=("SDPA", "PA")
+    )
+    return bench(models, spec, PROMPT)
+
+
+def test_a_grid_has_every_combination_and_its_first_point_is_the_reports(grid: BenchmarkReport) -> None:
+    points = [(one.attention_backend, one.batch_size, one.prompt_tokens) for one in grid.grid]
+    assert points == [(backend, batch, length) for backend in ("SDPA", "PA") for batch in (1, 2) for length in (8, 16)]
+    first = grid.grid[0].models["int4"]
+    assert grid.models["int4"].time_to_first_token_ms == first.time_to_first_token_ms
+    assert grid.ratios == grid.grid[0].ratios
+    assert (grid.conditions["prompt_tokens"], grid.conditions["batch_size"]) == (8, 1)
+
+
+def test_memory_is_split_and_the_limit_counts_the_bytes_that_a_token_reads(grid: BenchmarkReport) -> None:
+    bf16, int4 = grid.models["bf16"], grid.models["int4"]
+    for model in (bf16, int4):
+        for phase in (model.load_memory, model.generation_memory):
+            assert 0 < phase.peak_anonymous_bytes < phase.peak_rss_bytes <= model.peak_rss_bytes
+        assert model.limit.share_of_bandwidth > 0
+        assert model.limit.time_per_output_token_ms == pytest.approx(
+            1000 * model.limit.bytes_per_token / grid.machine.bandwidth_bytes_per_s
+        )
+    assert int4.limit.bytes_per_token < 0.6 * bf16.limit.bytes_per_token
+    assert int4.limit.operations_first_token == bf16.limit.operations_first_token
+    linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+    expected = 2 * (8 * linear + 64 * 2048 + 2 * 64 * 8**2)
+    assert bf16.limit.operations_first_token == expected
+
+
+def test_reports_come_in_the_shapes_of_other_tools(grid: BenchmarkReport, finished_run) -> None:
+    lines = list(csv.DictReader(io.StringIO(as_csv(grid))))
+    assert len(lines) == 2 * len(grid.grid)
+    assert float(lines[1]["time_to_first_token_ms"]) == grid.models["int4"].time_to_first_token_ms.median
+    assert as_markdown(grid).count("| int4/bf16 |") == len(grid.grid)
+    with pytest.raises(RecipeError, match="of one model only"):
+        as_llm_bench(grid)
+    report = bench({"int4": finished_run.ir("int4")}, SHORT.model_copy(update={"limits": False}), PROMPT)
+    document = as_llm_bench(report)
+    assert set(document) == {"metadata", "perfdata"}
+    results = document["perfdata"]["results"]
+    assert [one["iteration"] for one in results] == list(range(1, 7))
+    latencies = [one["first_latency"] for one in results]
+    assert document["perfdata"]["results_averaged"]["first_latency"] == pytest.approx(np.mean(latencies))
+
+
+def test_a_model_against_itself_is_as_fast(finished_run, tmp_path) -> None:
+    twin = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "same"))
+    spec = BenchSpec(prompt_tokens=16, output_tokens=8, pairs=48, sessions=12, precision=0.0, limits=False)
+    ratios = bench({"int4": finished_run.ir("int4"), "same": twin}, spec, PROMPT).ratios["same/int4"]
+    for one in (ratios.time_to_first_token, ratios.time_per_output_token):
+        assert one.ci95[0] <= 1.02
+        assert one.ci95[1] >= 0.98
+
+
+def test_settings_that_the_device_does_not_know_are_refused(finished_run) -> None:
+    with pytest.raises(UnsupportedModelError, match="can't compile it with these settings"):
+        bench({"int4": finished_run.ir("int4")}, SHORT.model_copy(update={"threads": -7}), PROMPT)

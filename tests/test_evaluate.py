@@ -1,72 +1,109 @@
 import csv
+import shutil
+from pathlib import Path
 
 import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+import openvino_genai
 import pytest
 import torch
 
-from ovexport.artifacts import read_record
-from ovexport.errors import ArtifactError, DataError
-from ovexport.evaluate import load_encoder
-from ovexport.evaluate.answers import Answers, aggregate, compare_answers, divergent_tokens
-from ovexport.evaluate.divergence import TokenFigures, log_softmax, recovered_gap, token_kl, word_perplexity
+from ovexport.artifacts import IR, RunFolder, read_record, write_text
+from ovexport.comparator import Comparator
+from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
+from ovexport.evaluate import evaluate, load_encoder
+from ovexport.evaluate.answers import generate
+from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, recovered_gap, verdict, word_perplexity
 from ovexport.evaluate.prompts import choose_prompts
+from ovexport.graph import read_graph
+from ovexport.progress import silent
 from ovexport.recipe import EvaluateSpec
 from ovexport.reports import EvaluationReport
+from ovexport.runtime import LogitsRunner
+
+QUICK = EvaluateSpec(encoder="offline", prompts="short", prompt_count=3, max_new_tokens=8)
 
 
-def test_token_kl_is_torchs() -> None:
+def sequences(count: int, length: int) -> Resampling:
+    return Resampling.of(None, (count, length), seed=0)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 64, 150])
+def test_a_tokens_figures_are_torchs(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    reference, candidate = torch.randn(2, 5, 11, generator=generator), torch.randn(2, 5, 11, generator=generator)
-    expected = torch.nn.functional.kl_div(
-        candidate.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1)
-    actual = token_kl(log_softmax(reference.numpy()), log_softmax(candidate.numpy()))
-    assert np.allclose(actual, expected.numpy(), atol=1e-6)
+    reference, candidate = (4 * torch.randn(2, 5, vocabulary, generator=generator) for _ in range(2))
+    true = torch.randint(vocabulary, (2, 5), generator=generator)
+    p, q = (logits.double().log_softmax(-1) for logits in (reference, candidate))
+    found = Comparator(vocabulary)(reference.numpy(), candidate.numpy(), true.numpy())
+    assert np.allclose(found.kl, (p.exp() * (p - q)).sum(-1).numpy(), rtol=1e-5)
+    own, other = (one.gather(-1, true[..., None])[..., 0] for one in (q, p))
+    assert np.allclose(found.nll, -own.numpy(), rtol=1e-5, atol=1e-7)
+    assert np.allclose(found.reference_nll, -other.numpy(), rtol=1e-5, atol=1e-7)
+    assert np.allclose(found.probability_change, (own.exp() - other.exp()).numpy(), atol=1e-7)
+    assert (found.same_top1 == (p.argmax(-1) == q.argmax(-1)).numpy()).all()
+
+
+def test_the_comparator_refuses_other_shapes_and_logits_that_are_no_numbers() -> None:
+    comparator, true = Comparator(4), np.zeros((1, 2), np.int64)
+    logits = np.array([[[1e4, -1e4, 0.0, 1.0], [0.0, 1.0, 2.0, 3.0]]], np.float32)
+    assert np.isfinite(comparator(logits, logits[..., ::-1].copy(), true).kl).all()
+    assert comparator(logits, logits, true).kl.max() == 0
     with pytest.raises(ValueError, match="shapes differ"):
-        token_kl(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
+        comparator(logits, logits[..., :3], true)
+    with pytest.raises(UnsupportedModelError, match="not a number"):
+        comparator(logits, np.full_like(logits, np.nan), true)
 
 
-def test_huge_logits_do_not_overflow() -> None:
-    assert np.isfinite(log_softmax(np.array([[1e4, -1e4, 0.0]], np.float32))).all()
+def test_divergence_is_that_of_torch_on_the_same_logits_and_of_pieces_too(finished_run: RunFolder) -> None:
+    tokens = finished_run.data.tokens("test")[:3]
+    runners = {name: LogitsRunner(read_graph(finished_run.ir(name)), name) for name in ("bf16", "int4")}
+    logits = {name: torch.tensor(runner(tokens.astype(np.int64))).double() for name, runner in runners.items()}
+    p, q = (logits[name].log_softmax(-1)[:, :-1] for name in ("bf16", "int4"))
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    nll = -q.gather(-1, torch.tensor(tokens[:, 1:].astype(np.int64))[..., None]).mean()
+    for piece in (None, 17):
+        figures = compare(runners, "bf16", tokens, 2, silent, piece=piece)
+        assert figures["int4"].joined("kl").mean() == pytest.approx(kl, rel=1e-5 if piece is None else 1e-4)
+        assert figures["int4"].joined("nll").mean() == pytest.approx(float(nll), rel=1e-5)
+        assert figures["bf16"].joined("nll").shape == (3, 63)
 
 
-@pytest.mark.parametrize(
-    ("reference", "candidate", "expected"),
-    [
-        ([1, 2, 3, 4], [1, 2, 3, 4], (4, 0, 0.0)),
-        ([1, 2, 3, 4], [1, 2, 9, 4], (2, 1, 0.25)),
-        (
-            [7, 8, 7, 9, 10],
-            [7, 9, 10],
-            (0, 0, 0.0),
-        ),  # its own trap: an earlier block hides the prefix
-        ([], [], (0, 0, 0.0)),
-        ([1, 2], [], (0, 2, 1.0)),
-        ([], [1, 2, 3], (0, 3, 1.0)),
-    ],
-)
-def test_divergent_tokens_are_whowhatbenchs(reference, candidate, expected) -> None:
-    assert divergent_tokens(reference, candidate) == expected
+def test_a_model_against_itself_differs_in_nothing(finished_run: RunFolder, tmp_path: Path) -> None:
+    twin = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "same"))
+    models = {"int4": finished_run.ir("int4"), "same": twin}
+    report = evaluate(models, "int4", finished_run.data, QUICK, load_encoder("offline"), tmp_path / "out")
+    same = report.models["same"]
+    assert same.kl_mean_nats == same.kl_maximum_nats == 0
+    assert (same.same_top1, same.perplexity_verdict, same.perplexity_ratio.value) == (1, "tie", 1)
+    assert same.similarity == pytest.approx(1, abs=1e-6)
+    assert (same.sdt, same.worst_answers) == (0, ())
 
 
-def test_similarity_is_aggregated_as_whowhatbench_does() -> None:
-    reference = Answers(texts=("a", "b"), tokens=((1, 2, 3, 4), (5, 6)), chat_template=False)
-    candidate = Answers(texts=("a", "c"), tokens=((1, 2, 3, 4), (5, 7)), chat_template=False)
-    vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.6, 0.8]}
-    rows = compare_answers(reference, candidate, lambda texts: np.array([vectors[text] for text in texts], np.float32))
-    mean = aggregate(rows)
-    assert mean.similarity == pytest.approx(0.9)
-    assert mean.fdt == 2.5
-    assert mean.fdt_norm == pytest.approx(2.5 / 3)
-    assert mean.sdt == 0.5
-    assert mean.sdt_norm == 0.25
+def test_the_bootstrap_draws_documents_where_there_are_enough_of_them() -> None:
+    documents = np.repeat(np.arange(12, dtype=np.int32), 8).reshape(3, 32)
+    by_document = Resampling.of(documents, (3, 31), seed=0)
+    assert (by_document.name, by_document.units.max()) == ("documents", 11)
+    assert Resampling.of(documents // 6, (3, 31), seed=0).name == "sequences"
+    values = by_document.units.astype(float)
+    spread = by_document.means(values)[:, 0].std()
+    assert spread == pytest.approx(np.std(np.arange(12)) / np.sqrt(12), rel=0.2)
+    assert sequences(3, 31).means(values)[:, 0].std() != pytest.approx(spread, rel=0.05)
+
+
+def test_a_difference_whose_interval_holds_nothing_is_a_tie() -> None:
+    assert [verdict(interval, 0.0) for interval in ((-1.0, 1.0), (0.1, 1.0), (-1.0, -0.1))] == [
+        "tie",
+        "higher",
+        "lower",
+    ]
 
 
 def test_recovered_gap_and_its_interval() -> None:
     generator = np.random.default_rng(0)
     before = generator.uniform(0.5, 1.5, (64, 7)).astype(np.float32)
     twin, tuned = TokenFigures(kl=[before]), TokenFigures(kl=[before * np.float32(0.25)])
-    gap, (low, high) = recovered_gap(twin, tuned, seed=0)
+    gap, (low, high) = recovered_gap(twin, tuned, sequences(64, 7))
     assert gap == pytest.approx(0.75)
     assert low == pytest.approx(0.75, abs=1e-3)
     assert high == pytest.approx(0.75, abs=1e-3)
@@ -78,14 +115,112 @@ def test_word_perplexity_counts_words_not_tokens() -> None:
     assert word_perplexity(figures, length=4, words=0) is None
 
 
-def test_prompts_are_the_first_words_of_long_enough_documents(tmp_path) -> None:
+def test_prompts_are_the_first_words_of_long_enough_documents() -> None:
     spec = EvaluateSpec(prompt_words=2, prompt_count=2)
-    assert choose_prompts(["a b", "c d e f", "g h i j", "k l m n"], spec) == ("c d", "g h")
-    assert choose_prompts(["a b c", "d", "e f"], spec) == ("a", "e")
+    assert choose_prompts(["a b", "c d e f", "g h i j", "k l m n"], spec).texts == ("c d", "g h")
+    assert choose_prompts(["a b c", "d", "e f"], spec).texts == ("a", "e")
     with pytest.raises(DataError, match="holds single words"):
         choose_prompts(["a", "b"], spec)
-    (tmp_path / "p.txt").write_text("one\n\ntwo\n")
-    assert choose_prompts([], EvaluateSpec(prompts=str(tmp_path / "p.txt"))) == ("one", "two")
+
+
+def test_prompts_come_from_packaged_sets_files_and_columns(tmp_path: Path) -> None:
+    assert len(choose_prompts([], EvaluateSpec(prompts="chinese", prompt_count=100)).texts) >= 24
+    write_text("one\n\ntwo\n", tmp_path / "p.txt")
+    write_text('{"question": "three"}\n{"question": "four"}\n', tmp_path / "p.jsonl")
+    assert choose_prompts([], EvaluateSpec(prompts=str(tmp_path / "p.txt"))).texts == ("one", "two")
+    rows = EvaluateSpec(prompts=str(tmp_path / "p.jsonl"), prompts_column="question")
+    assert choose_prompts([], rows).texts == ("three", "four")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"\n \n", "holds no prompt"),
+        ("picture.png", b"\x89PNG", "neither .txt nor"),
+        ("binary.txt", b"\x00\x01\x02", "no text file"),
+        ("latin.txt", b"\xff\xfe\xfa", "can't be read"),
+        ("rows.jsonl", b'{"text": "a"}\n', "no column 'prompt'"),
+        ("missing.txt", None, "can't be read"),
+        ("empty.jsonl", b"", "holds no text"),
+    ],
+)
+def test_a_prompt_file_that_is_of_no_use_is_refused(tmp_path: Path, name, content, message) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        choose_prompts([], EvaluateSpec(prompts=str(tmp_path / name)))
+
+
+def test_answers_are_openvino_genais_own_and_no_penalty_of_the_model_counts(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    prompts = ["Once there was a", "Lily and Tom"]
+    ir = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "int4"))
+
+    def said() -> tuple[str, ...]:
+        return generate("int4", ir, prompts, templated=False, max_new_tokens=8, listener=silent).texts
+
+    before = said()
+    settings = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
+    pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", ATTENTION_BACKEND="SDPA", **settings)
+    expected = [
+        pipeline.generate([prompt], max_new_tokens=8, do_sample=False, apply_chat_template=False).texts[0]
+        for prompt in prompts
+    ]
+    assert list(before) == expected
+    (ir.path / "generation_config.json").write_text(
+        '{"repetition_penalty": 9.0, "do_sample": true, "temperature": 3.0, "eos_token_id": 1, "bos_token_id": 0}'
+    )
+    penalised = openvino_genai.LLMPipeline(str(ir.path), "CPU", ATTENTION_BACKEND="SDPA", **settings)
+    assert penalised.get_generation_config().repetition_penalty == 9.0
+    assert said() == before
+
+
+def test_a_model_with_another_vocabulary_or_tokenizer_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:
+    runners = {name: LogitsRunner(read_graph(finished_run.ir(name)), name) for name in ("bf16", "int4")}
+    runners["int4"].vocabulary = 99
+    tokens = finished_run.data.tokens("test")
+    with pytest.raises(ArtifactError, match="its vocabulary has 99 tokens, that of bf16 2048"):
+        compare(runners, "bf16", tokens, 2, silent)
+    with pytest.raises(ArtifactError, match="the text holds token 5000"):
+        compare({"bf16": runners["bf16"]}, "bf16", tokens + 5000 - tokens.max(), 2, silent)
+    other = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "other"))
+    for file in ("openvino_tokenizer.xml", "openvino_tokenizer.bin"):
+        shutil.copy(other.path / file.replace("tokenizer", "detokenizer"), other.path / file)
+    with pytest.raises((ArtifactError, UnsupportedModelError), match="tokenizer"):
+        evaluate(
+            {"bf16": finished_run.ir("bf16"), "other": other}, "bf16", None, QUICK, load_encoder("offline"), tmp_path
+        )
+
+
+def test_a_model_that_says_nothing_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:
+    ir = IR(shutil.copytree(finished_run.ir("bf16").path, tmp_path / "silent"))
+    graph = read_graph(finished_run.ir("bf16"))
+    logits = graph.output("logits").get_node()
+    towards_the_end = np.zeros(2048, np.float32)
+    towards_the_end[1] = 1e6
+    logits.input(0).replace_source_output(ops.add(logits.input_value(0), towards_the_end).output(0))
+    ov.save_model(graph, ir.xml, compress_to_fp16=False)
+    with pytest.raises(DataError, match="generated nothing for any of the 1 prompts"):
+        generate("silent", ir, ["Once"], templated=False, max_new_tokens=8, listener=silent)
+
+
+@pytest.fixture(scope="module")
+def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> EvaluationReport:
+    models = {name: finished_run.ir(name) for name in ("bf16", "int4")}
+    spec = QUICK.model_copy(update={"isolate": True})
+    out = tmp_path_factory.mktemp("isolated")
+    return evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), out)
+
+
+def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:
+    steps = {step.name: step for step in isolated.models["int4"].isolation}
+    assert list(steps) == ["weights", "kv_cache", "dynamic_quantization", "activations", "deployment"]
+    assert steps["weights"].reference_kl_mean_nats == 0
+    assert steps["weights"].kl_mean_nats == pytest.approx(isolated.models["int4"].kl_mean_nats, rel=1e-3)
+    assert steps["kv_cache"].runtime["KV_CACHE_PRECISION"] == "u8"
+    assert steps["kv_cache"].reference_kl_mean_nats > 0
+    assert isolated.models["bf16"].isolation == ()
 
 
 def test_an_encoder_that_is_not_there_is_one_line() -> None:

@@ -3,5 +3,6 @@
 from ovexport.bench.adapters import save_adapter
 from ovexport.bench.latency import bench
 from ovexport.bench.loading import RuntimeAdapter
+from ovexport.bench.search import search_settings
 
-__all__ = ["RuntimeAdapter", "bench", "save_adapter"]
+__all__ = ["RuntimeAdapter", "bench", "save_adapter", "search_settings"]

@@ -60,7 +60,7 @@ def require_applied(ir: IR, adapter: RuntimeAdapter, spec: BenchSpec, prompt: Se
     Raises:
         UnsupportedModelError: a layer of it is not applied, it changes nothing, or that can't be told.
     """
-    tokens = np.asarray(prompt[: spec.prompt_tokens], dtype=np.int64).reshape(1, -1)
+    tokens = np.asarray(prompt[: spec.prompt_tokens[0]], dtype=np.int64).reshape(1, -1)
     with TemporaryDirectory(prefix="ovexport-") as scratch:
         control = Path(scratch) / "control.safetensors"
         ones = {f"{_CONTROL}.{side}.weight": np.ones((1, 1), np.float32) for side in ("lora_A", "lora_B")}
@@ -89,7 +89,7 @@ def require_applied(ir: IR, adapter: RuntimeAdapter, spec: BenchSpec, prompt: Se
 def _try(ir: IR, adapter: RuntimeAdapter | None, spec: BenchSpec, tokens: NDArray[np.int64]) -> tuple[set[str], float]:
     """The layers that openvino-genai leaves out, and the log-likelihood of the likelier of two beams."""
     with _standard_error() as lines:
-        pipeline = load_pipeline(ir, spec, adapter, accurate=True)
+        pipeline = load_pipeline(ir, spec, spec.attention_backend[0], adapter, accurate=True)
         score = float(generate(pipeline, tokens, _SCORED_TOKENS, beams=2).scores[0])
     return {found[1] for line in lines if (found := _UNUSED.search(line))}, score
 

@@ -7,28 +7,35 @@ anew: another session is worth more than more rounds of the same one, and sessio
 import gc
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino_genai
-from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
 from ovexport.bench.adapters import require_applied
-from ovexport.bench.loading import RuntimeAdapter, generate, load_pipeline
-from ovexport.bench.memory import peak_rss_bytes
-from ovexport.errors import DataError
+from ovexport.bench.limits import machine_limits, physical_limit
+from ovexport.bench.loading import RuntimeAdapter, device_settings, generate, load_pipeline
+from ovexport.bench.memory import Peaks, peak_memory
+from ovexport.bench.rounds import Round, orders, prompts, ratio, run_round, samples
+from ovexport.errors import DataError, UnsupportedModelError
 from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress, silent
-from ovexport.recipe import BenchSpec
-from ovexport.reports import BenchmarkReport, LatencyRatios, ModelBenchmark, Ratio, Samples
+from ovexport.recipe import Backend, BenchSpec, GridPoint
+from ovexport.reports import (
+    BenchmarkReport,
+    LatencyRatios,
+    MachineLimits,
+    ModelBenchmark,
+    PointBenchmark,
+    Ratio,
+)
 from ovexport.runtime import check_device, properties
 from ovexport.versions import stack_versions
 
-_MOST_PERMUTED = 4
 _LEAST_SESSIONS = 8
 _RESAMPLES_WHILE_MEASURING = 1000
 
@@ -48,11 +55,14 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Latencies:
-    """A model's figures in milliseconds: load times per session, and per session one entry for each round."""
+    """A model's figures: load times in milliseconds per session, and per session one entry for each round."""
 
     load: list[float] = field(default_factory=list)
-    first_token: list[list[float]] = field(default_factory=list)
-    output_token: list[list[float]] = field(default_factory=list)
+    rounds: list[list[Round]] = field(default_factory=list)
+
+    def of(self, figure: str) -> list[list[float]]:
+        """A figure by session and round."""
+        return [[getattr(one, figure) for one in session] for session in self.rounds]
 
 
 def bench(
@@ -66,184 +76,192 @@ def bench(
     """Measure the models; every two of them get a ratio, the one later in `models` over the earlier.
 
     Args:
-        prompt: token ids, at least `spec.prompt_tokens` of them.
+        prompt: token ids, at least the longest of `spec.prompt_tokens` of them.
         adapters: by model, a LoRA adapter that it runs with; it is applied, or refused.
 
     Raises:
         DataError: the prompt is too short.
         RecipeError: the device is not there.
         ArtifactError: an IR is missing or unreadable.
-        UnsupportedModelError: openvino-genai can't load an IR, or does not apply an adapter.
+        UnsupportedModelError: openvino-genai can't load an IR, does not apply an adapter, or generates nothing.
     """
-    if len(prompt) < spec.prompt_tokens:
-        raise DataError(f"bench.prompt_tokens={spec.prompt_tokens}: the prompt has {len(prompt)} tokens; lower it")
+    if len(prompt) < max(spec.prompt_tokens):
+        raise DataError(f"bench.prompt_tokens={max(spec.prompt_tokens)}: the prompt has {len(prompt)} tokens; lower it")
     check_device(spec.device)
     adapters = adapters or {}
     candidates = {name: _Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
-    conditions = {
-        "prompt_tokens": spec.prompt_tokens,
-        "output_tokens": spec.output_tokens,
-        "warmup": spec.warmup,
-        "device": spec.device,
-        "attention_backend": spec.attention_backend,
-        "prefix_caching": False,
-        "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
-        "runtime": {name: read_back(ir, spec) for name, ir in models.items()},
-        "adapters": {
-            name: {
-                "mode": adapter.mode,
-                "scale": adapter.scale,
-                "layers": require_applied(models[name], adapter, spec, prompt),
-            }
-            for name, adapter in adapters.items()
-        },
+    runtime = {name: read_back(ir, spec) for name, ir in models.items()}
+    applied = {
+        name: {
+            "mode": adapter.mode,
+            "scale": adapter.scale,
+            "layers": require_applied(models[name], adapter, spec, prompt),
+        }
+        for name, adapter in adapters.items()
     }
-    memory = {name: peak_rss_bytes(one.ir, spec, prompt, one.adapter) for name, one in candidates.items()}
-    timed = _measure_sessions(candidates, spec, prompt, listener)
-    first_token = next(iter(timed.values())).first_token
-    counts = {"sessions": len(first_token), "pairs": sum(len(session) for session in first_token)}
+    memory = {name: peak_memory(one.ir, spec, prompt, one.adapter) for name, one in candidates.items()}
+    machine = machine_limits(runtime.values()) if spec.limits and spec.device == "CPU" else None
+    measured = {
+        backend: _measure_sessions(candidates, spec, backend, prompt, listener)
+        for backend in dict.fromkeys(spec.attention_backend)
+    }
+    timed = {point: measured[point.attention_backend][point] for point in spec.points}
+    grid = [_point(point, timed[point], candidates, machine, runtime, spec.seed) for point in spec.points]
+    first = next(iter(timed[spec.points[0]].values())).rounds
     return BenchmarkReport(
-        models={name: _model_benchmark(one, candidates[name], memory[name]) for name, one in timed.items()},
-        ratios=_ratios(timed, spec.seed),
-        conditions=conditions | counts,
+        models={name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()},
+        ratios=grid[0].ratios,
+        grid=tuple(grid) if len(grid) > 1 else (),
+        machine=machine,
+        conditions={
+            **{name: value[0] for name, value in spec.model_dump(include=_GRID).items()},
+            "warmup": spec.warmup,
+            "device": spec.device,
+            "prefix_caching": False,
+            "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
+            "pinned": {name: str(value) for name, value in device_settings(spec).items()},
+            "runtime": runtime,
+            "adapters": applied,
+            "sessions": len(first),
+            "pairs": sum(len(session) for session in first),
+        },
         versions=stack_versions(),
     )
 
 
-def _model_benchmark(timed: _Latencies, candidate: _Candidate, peak: int | None) -> ModelBenchmark:
-    output_token = _samples(timed.output_token)
-    return ModelBenchmark(
-        time_to_first_token_ms=_samples(timed.first_token),
-        time_per_output_token_ms=output_token,
-        throughput_tokens_per_s=1000 / output_token.median,
-        load_time_ms=float(np.median(timed.load)),
-        peak_rss_bytes=peak,
-        weight_bytes=candidate.weight_bytes,
-        reason=None if peak is not None else "peak memory is read from /proc, which is not here",
+_GRID = {"prompt_tokens", "output_tokens", "batch_size", "attention_backend"}
+
+
+def _point(
+    point: GridPoint,
+    timed: Mapping[str, _Latencies],
+    candidates: Mapping[str, _Candidate],
+    machine: MachineLimits | None,
+    runtime: Mapping[str, Mapping[str, str]],
+    seed: int,
+) -> PointBenchmark:
+    """What was measured at a point of the grid, the memory aside."""
+    models = {}
+    for name, one in timed.items():
+        whole = samples(one.of("whole"))
+        first_token, output_token = samples(one.of("first_token")), samples(one.of("output_token"))
+        intervals = [value for session in one.rounds for each in session for value in each.intervals]
+        medians = (first_token.median, output_token.median)
+        limit = physical_limit(candidates[name].ir, point, machine, runtime[name], *medians) if machine else None
+        models[name] = ModelBenchmark(
+            time_to_first_token_ms=first_token,
+            time_per_output_token_ms=output_token,
+            inter_token_latency_ms=samples([[round(value, 4) for value in intervals]]),
+            generation_ms=whole,
+            throughput_tokens_per_s=1000 * point.batch_size * point.output_tokens / whole.median,
+            load_time_ms=float(np.median(one.load)),
+            peak_rss_bytes=None,
+            limit=limit,
+            weight_bytes=candidates[name].weight_bytes,
+            reason="memory is measured at the first point of the grid",
+        )
+    return PointBenchmark(
+        prompt_tokens=point.prompt_tokens,
+        output_tokens=point.output_tokens,
+        batch_size=point.batch_size,
+        attention_backend=point.attention_backend,
+        models=models,
+        ratios=_ratios(timed, seed),
     )
+
+
+def _with_memory(model: ModelBenchmark, peaks: Peaks | None) -> ModelBenchmark:
+    if peaks is None:
+        return model.model_copy(update={"reason": "peak memory is read from /proc, which is not here"})
+    whole = max(peaks.load.peak_rss_bytes, peaks.generation.peak_rss_bytes)
+    found = {"peak_rss_bytes": whole, "load_memory": peaks.load, "generation_memory": peaks.generation}
+    return model.model_copy(update=found | {"reason": None})
 
 
 def read_back(ir: IR, spec: BenchSpec) -> dict[str, str]:
     """The runtime properties in force when the IR is compiled with the benchmark's settings."""
-    hint = {} if spec.inference_precision == "default" else {"INFERENCE_PRECISION_HINT": spec.inference_precision}
-    return properties(ov.Core().compile_model(read_graph(ir), spec.device, hint))
-
-
-def ratio(
-    candidate: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], seed: int, resamples: int = 5000
-) -> Ratio:
-    """Median of the pairwise ratios and its 95 % interval.
-
-    The bootstrap draws sessions first and then pairs within them: pairs alone would promise too much, as those of a
-    session move together. Drawing at both levels is on the careful side (Davison and Hinkley, Bootstrap Methods and
-    their Application, 3.8).
-
-    Args:
-        candidate, reference: samples by session, (sessions, rounds).
-
-    Raises:
-        ValueError: the numbers of sessions or of samples differ.
-    """
-    if {len(session) for session in (*candidate, *reference)} != {len(candidate[0])} or len(candidate) != len(
-        reference
-    ):
-        raise ValueError("sessions of different lengths can't be paired")
-    ratios = np.asarray(candidate) / np.asarray(reference)
-    sessions, rounds = ratios.shape
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, sessions, (resamples, sessions, 1))
-    pairs = generator.integers(0, rounds, (resamples, sessions, rounds))
-    medians = np.median(ratios[drawn, pairs].reshape(resamples, -1), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return Ratio(median=float(np.median(ratios)), ci95=(float(low), float(high)))
+    try:
+        return properties(ov.Core().compile_model(read_graph(ir), spec.device, device_settings(spec)))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedModelError(
+            f"{ir.path}: {spec.device} can't compile it with these settings ({lines[-1]})"
+        ) from error
 
 
 def _ratios(timed: Mapping[str, _Latencies], seed: int, resamples: int = 5000) -> dict[str, LatencyRatios]:
     """The ratios of every two models, the later one over the earlier."""
+
+    def over(later: str, earlier: str, figure: str) -> Ratio:
+        return ratio(timed[later].of(figure), timed[earlier].of(figure), seed, resamples)
+
     return {
         f"{later}/{earlier}": LatencyRatios(
-            time_to_first_token=ratio(timed[later].first_token, timed[earlier].first_token, seed, resamples),
-            time_per_output_token=ratio(timed[later].output_token, timed[earlier].output_token, seed, resamples),
+            time_to_first_token=over(later, earlier, "first_token"),
+            time_per_output_token=over(later, earlier, "output_token"),
         )
         for earlier, later in itertools.combinations(timed, 2)
     }
 
 
 def _measure_sessions(
-    candidates: Mapping[str, _Candidate], spec: BenchSpec, prompt: Sequence[int], listener: Listener
-) -> dict[str, _Latencies]:
-    """Measure session after session until all are done or every ratio is known as precisely as asked.
+    candidates: Mapping[str, _Candidate], spec: BenchSpec, backend: Backend, prompt: Sequence[int], listener: Listener
+) -> dict[GridPoint, dict[str, _Latencies]]:
+    """Measure a backend's points session after session until all are done, every ratio is known as precisely as asked,
+    or the time is up.
 
     The intervals' width alone is looked at, never where they lie, so that stopping early favours no model (Chow and
     Robbins, On the asymptotic theory of fixed-width sequential confidence intervals, 1965).
     """
-    tokens = np.asarray(prompt[: spec.prompt_tokens], dtype=np.int64).reshape(1, -1)
-    timed = {name: _Latencies() for name in candidates}
+    points = [point for point in spec.points if point.attention_backend == backend]
+    timed = {point: {name: _Latencies() for name in candidates} for point in points}
     sessions = min(spec.sessions, spec.pairs)
     rounds = math.ceil(spec.pairs / sessions)
     load_orders, run_orders = orders(candidates, spec.seed), orders(candidates, spec.seed)
+    total = sessions * rounds
+    begun = time.monotonic()
     for session in range(sessions):
-        pipelines = _load(candidates, next(load_orders), spec, timed)
-        for _ in range(spec.warmup):
-            _run_round(pipelines, tuple(candidates), tokens, spec)
-        for index in range(rounds):
-            for name, (first, following) in _run_round(pipelines, next(run_orders), tokens, spec).items():
-                timed[name].first_token[-1].append(first)
-                timed[name].output_token[-1].append(following)
-            listener(Progress(task="bench", done=session * rounds + index + 1, total=sessions * rounds))
+        loads: dict[str, float] = {}
+        pipelines = _load(candidates, next(load_orders), spec, backend, loads)
+        for point in points:
+            tokens = prompts(prompt, point)
+            for name, latencies in timed[point].items():
+                latencies.load.append(loads[name])
+                latencies.rounds.append([])
+            for _ in range(spec.warmup):
+                run_round(pipelines, tuple(candidates), tokens, point)
+            for index in range(rounds):
+                for name, found in run_round(pipelines, next(run_orders), tokens, point).items():
+                    timed[point][name].rounds[-1].append(found)
+                if point == points[-1]:
+                    listener(Progress(task=f"bench {backend}", done=session * rounds + index + 1, total=total))
         del pipelines
         gc.collect()
-        if session + 1 >= _LEAST_SESSIONS and _widest(timed, spec.seed) <= spec.precision:
-            listener(Progress(task="bench", done=sessions * rounds, total=sessions * rounds))
+        known = session + 1 >= _LEAST_SESSIONS and _widest(timed, spec.seed) <= spec.precision
+        if known or time.monotonic() - begun > spec.time_limit_s:
+            listener(Progress(task=f"bench {backend}", done=total, total=total))
             break
     return timed
 
 
-def orders(names: Mapping[str, Any], seed: int) -> Iterator[tuple[str, ...]]:
-    """Orders without end: each as often as any other, or drawn at random where there are too many of them."""
-    if len(names) <= _MOST_PERMUTED:
-        yield from itertools.cycle(itertools.permutations(names))
-    generator = np.random.default_rng(seed)
-    while True:
-        yield tuple(generator.permutation(list(names)).tolist())
-
-
-def _widest(timed: Mapping[str, _Latencies], seed: int) -> float:
+def _widest(timed: Mapping[GridPoint, Mapping[str, _Latencies]], seed: int) -> float:
     """Half the width of the widest interval, as a share of its median."""
-    ratios = _ratios(timed, seed, _RESAMPLES_WHILE_MEASURING).values()
+    ratios = [one for at in timed.values() for one in _ratios(at, seed, _RESAMPLES_WHILE_MEASURING).values()]
     both = [figure for one in ratios for figure in (one.time_to_first_token, one.time_per_output_token)]
     return max(((one.ci95[1] - one.ci95[0]) / 2 / one.median for one in both), default=0.0)
 
 
 def _load(
-    candidates: Mapping[str, _Candidate], order: Sequence[str], spec: BenchSpec, timed: Mapping[str, _Latencies]
+    candidates: Mapping[str, _Candidate],
+    order: Sequence[str],
+    spec: BenchSpec,
+    backend: Backend,
+    loads: dict[str, float],
 ) -> dict[str, openvino_genai.LLMPipeline]:
-    """The models' pipelines, their load times noted, and a new session begun."""
+    """The models' pipelines; `loads` takes their load times."""
     pipelines = {}
     for name in order:
-        pipelines[name] = load_pipeline(candidates[name].ir, spec, candidates[name].adapter)
+        pipelines[name] = load_pipeline(candidates[name].ir, spec, backend, candidates[name].adapter)
         loaded = generate(pipelines[name], np.zeros((1, 1), np.int64), 2)
-        timed[name].load.append(float(loaded.perf_metrics.get_load_time()))
-        timed[name].first_token.append([])
-        timed[name].output_token.append([])
+        loads[name] = float(loaded.perf_metrics.get_load_time())
     return pipelines
-
-
-def _run_round(
-    pipelines: Mapping[str, openvino_genai.LLMPipeline],
-    order: Sequence[str],
-    tokens: NDArray[np.int64],
-    spec: BenchSpec,
-) -> dict[str, tuple[float, float]]:
-    """By model, the time to the first token and per following token, in milliseconds."""
-    found = {}
-    for name in order:
-        metrics = generate(pipelines[name], tokens, spec.output_tokens).perf_metrics
-        found[name] = float(metrics.get_ttft().mean), float(metrics.get_tpot().mean)
-    return found
-
-
-def _samples(sessions: Sequence[Sequence[float]]) -> Samples:
-    values = [value for session in sessions for value in session]
-    median, p90, p99 = np.percentile(values, [50, 90, 99])
-    return Samples(median=float(median), p90=float(p90), p99=float(p99), samples=tuple(values))

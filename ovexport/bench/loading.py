@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
 from ovexport.errors import UnsupportedModelError
-from ovexport.recipe import BenchSpec
+from ovexport.recipe import Backend, BenchSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +34,12 @@ class RuntimeAdapter:
 
 
 def load_pipeline(
-    ir: IR, spec: BenchSpec, adapter: RuntimeAdapter | None = None, *, accurate: bool = False
+    ir: IR, spec: BenchSpec, backend: Backend, adapter: RuntimeAdapter | None = None, *, accurate: bool = False
 ) -> openvino_genai.LLMPipeline:
     """The IR under the benchmark's settings, with a runtime adapter where one is given.
 
     Args:
+        backend: of attention.
         accurate: with nothing but the weights approximate, whatever precision the benchmark asks for.
 
     Raises:
@@ -47,7 +48,9 @@ def load_pipeline(
     """
     folder = ir.require().path
     try:
-        settings = runtime_settings(spec) | ({"adapters": _config(adapter)} if adapter else {})
+        settings = (
+            device_settings(spec) | backend_settings(backend) | ({"adapters": _config(adapter)} if adapter else {})
+        )
         if accurate:
             settings |= {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
         return openvino_genai.LLMPipeline(str(folder), spec.device, **settings)
@@ -57,24 +60,33 @@ def load_pipeline(
         raise UnsupportedModelError(f"{what}: openvino-genai can't load it ({last})") from error
 
 
-def runtime_settings(spec: BenchSpec) -> dict[str, Any]:
-    """What every pipeline of the comparison is loaded with."""
-    settings: dict[str, Any] = {"ATTENTION_BACKEND": spec.attention_backend}
-    if spec.inference_precision != "default":
-        settings["INFERENCE_PRECISION_HINT"] = spec.inference_precision
-    if spec.attention_backend == "PA":
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = False
-        scheduler.max_num_batched_tokens = sys.maxsize
-        settings["scheduler_config"] = scheduler
-    return settings
+def device_settings(spec: BenchSpec) -> dict[str, Any]:
+    """What the benchmark pins of the device's settings."""
+    pinned = {
+        "INFERENCE_PRECISION_HINT": spec.inference_precision,
+        "KV_CACHE_PRECISION": spec.kv_cache_precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": spec.dynamic_quantization_group_size,
+        "INFERENCE_NUM_THREADS": spec.threads,
+        "NUM_STREAMS": spec.streams,
+    }
+    return {name: value for name, value in pinned.items() if value not in (None, "default")}
+
+
+def backend_settings(backend: Backend) -> dict[str, Any]:
+    """An attention backend, without what it keeps of former prompts."""
+    if backend == "SDPA":
+        return {"ATTENTION_BACKEND": backend}
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False
+    scheduler.max_num_batched_tokens = sys.maxsize
+    return {"ATTENTION_BACKEND": backend, "scheduler_config": scheduler}
 
 
 def generate(pipeline: openvino_genai.LLMPipeline, tokens: NDArray[np.int64], count: int, *, beams: int = 1) -> Any:
     """Exactly `count` new tokens without sampling, end-of-sequence ignored.
 
     Args:
-        tokens: the prompt, (1, length).
+        tokens: the prompts, (batch, length).
         beams: more than one searches beams; the scores of the result are then sums of log-probabilities.
     """
     config = openvino_genai.GenerationConfig()

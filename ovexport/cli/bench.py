@@ -1,21 +1,55 @@
 """`ovexport bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ovexport.cli.gates import Gates, JUnit, judge, read_gates
 from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+
+if TYPE_CHECKING:
+    from ovexport.artifacts import IR
+    from ovexport.recipe import BenchSpec
+    from ovexport.reports import BenchmarkReport
+
+_FORMATS = ("table", "json", "llm-bench", "csv", "markdown")
+_TEXT_SEQUENCES = 16
+_LARGEST_TOKEN = 100
 
 
 @reports_errors
 def bench(
     irs: Annotated[list[Path], typer.Argument(help="Folders of the IRs.", metavar="IR...")],
     reference: Annotated[Path | None, typer.Option(help="What the others are divided by.", show_default=False)] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 128,
-    output_tokens: Annotated[int, typer.Option(min=2, max=1_000_000)] = 64,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(help="Length of the prompt; several make a grid.  [default: 128]")
+    ] = None,
+    output_tokens: Annotated[
+        list[int] | None, typer.Option(help="Tokens to generate; several make a grid.  [default: 64]")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Prompts at once; several make a grid.  [default: 1]")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help='Attention: "SDPA" or "PA"; both make a grid.  [default: SDPA]')
+    ] = None,
     pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once, at most.")] = 128,
-    device: Annotated[str, typer.Option()] = "CPU",
+    time_limit: Annotated[float, typer.Option(help="Begin no other session after so many seconds.")] = 3600.0,
+    device: Annotated[str, typer.Option(help="As OpenVINO lists it.")] = "CPU",
+    precision: Annotated[str, typer.Option(help='Of inference: "default", "f32", "bf16" or "f16".')] = "default",
+    kv_cache: Annotated[str, typer.Option(help='Precision of the KV cache, or "default".')] = "default",
+    threads: Annotated[int | None, typer.Option(help="Threads of the device.", show_default=False)] = None,
+    streams: Annotated[int | None, typer.Option(help="Streams of the device.", show_default=False)] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the IR's best runtime settings, and write them into its folder.")
+    ] = False,
+    kl_limit: Annotated[
+        float, typer.Option(help="Of --search: how far settings may take the model from full precision, KL in nats.")
+    ] = 0.002,
+    output_format: Annotated[str, typer.Option("--format", help="table, json, llm-bench, csv or markdown.")] = "table",
+    gates: Gates = None,
+    junit: JUnit = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -29,20 +63,94 @@ def bench(
     from ovexport.artifacts import IR
     from ovexport.bench import bench as measure
     from ovexport.errors import RecipeError
-    from ovexport.report.table import Findings, comparison
 
-    set_up_logging(quiet=quiet or as_json)
-    lengths = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "pairs": pairs}
-    spec = recipes.section(recipes.BenchSpec, device=device, **lengths)
+    wanted = "json" if as_json else output_format
+    if wanted not in _FORMATS:
+        raise RecipeError(f"--format {wanted}: no such format; they are {', '.join(_FORMATS)}")
+    set_up_logging(quiet=quiet or wanted != "table")
+    given = {
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "batch_size": batch_size,
+        "attention_backend": backend,
+        "pairs": pairs,
+        "time_limit_s": time_limit,
+        "device": device,
+        "inference_precision": precision,
+        "kv_cache_precision": kv_cache,
+        "threads": threads,
+        "streams": streams,
+    }
+    spec = recipes.section(recipes.BenchSpec, **{name: value for name, value in given.items() if value is not None})
     folders = ([reference] if reference else []) + list(irs)
-    models = {folder.name: IR(folder).require() for folder in folders}
+    models = {folder.absolute().name: IR(folder).require() for folder in folders}
     if len(models) < len(folders):
         raise RecipeError("two of the folders have the same name; rename one, the report tells them apart by it")
-    prompt = np.random.default_rng(spec.seed).integers(3, 100, prompt_tokens).tolist()
-    with progress(quiet=quiet or as_json) as listener:
+    limits = read_gates(gates, junit, ("benchmark",), models=tuple(models))
+    if wanted == "llm-bench" and len(models) > 1:
+        raise RecipeError("--format llm-bench: of one model only; give one IR, and no --reference")
+    prompt = np.random.default_rng(spec.seed).integers(3, _LARGEST_TOKEN, max(spec.prompt_tokens)).tolist()
+    if search:
+        if len(models) > 1 or limits:
+            raise RecipeError("--search: takes one IR, no --reference and no --gate")
+        _search(next(iter(models.values())), spec, prompt, kl_limit, as_json=wanted == "json", quiet=quiet)
+        return
+    with progress(quiet=quiet or wanted != "table") as listener:
         report = measure(models, spec, prompt, listener=listener)
-    if as_json:
-        typer.echo(report.model_dump_json())
+    document = report.model_dump(mode="json") if wanted == "json" else None
+    if document is None:
+        _show(report, wanted, quiet=quiet)
+    silent = quiet or wanted not in ("table", "json")
+    judge(limits, {"benchmark": report}, command="bench", junit=junit, document=document, quiet=silent)
+
+
+def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
+    import json
+
+    from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
+    from ovexport.report.table import Findings, comparison
+
+    if wanted == "llm-bench":
+        typer.echo(json.dumps(as_llm_bench(report)))
+    elif wanted in ("csv", "markdown"):
+        typer.echo(as_csv(report) if wanted == "csv" else as_markdown(report), nl=False)
     elif not quiet:
         names, rows = comparison(Findings(None, None, report))
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
+        for point in report.grid[1:]:
+            at = f"{point.prompt_tokens} + {point.output_tokens} tokens, batch {point.batch_size}"
+            columns = [
+                (
+                    name,
+                    f"{model.time_to_first_token_ms.median:.2f}",
+                    f"{model.time_per_output_token_ms.median:.2f}",
+                    f"{model.throughput_tokens_per_s:.0f}",
+                )
+                for name, model in point.models.items()
+            ]
+            header = ("", "time to first token, ms", "time per output token, ms", "tokens per second")
+            print_table(header, columns, title=f"{at}, {point.attention_backend}")
+
+
+def _search(ir: "IR", spec: "BenchSpec", prompt: list[int], kl_limit: float, *, as_json: bool, quiet: bool) -> None:
+    """Search, write, and show what was found."""
+    import numpy as np
+
+    from ovexport.artifacts import RunFolder
+    from ovexport.bench import search_settings
+    from ovexport.bench.text import packaged_text
+    from ovexport.carried import write_settings
+    from ovexport.cli.runtime import show_settings
+    from ovexport.errors import RecipeError
+
+    if spec.device != "CPU":
+        raise RecipeError(f"--search --device {spec.device}: settings are searched for the CPU only")
+    beside = RunFolder(ir.path.absolute().parent).data
+    tokens = beside.tokens("test").astype(np.int64) if beside.path.is_dir() else packaged_text(ir, _TEXT_SEQUENCES)
+    with progress(quiet=quiet or as_json) as listener:
+        report = search_settings(ir, spec, prompt, tokens[:_TEXT_SEQUENCES], kl_limit=kl_limit, listener=listener)
+    write_settings(ir, report)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    elif not quiet:
+        show_settings(report)

@@ -10,6 +10,7 @@ from ovexport.cli.evaluate import evaluate
 from ovexport.cli.plan import plan
 from ovexport.cli.report import report
 from ovexport.cli.run import compress, run, tune
+from ovexport.cli.runtime import runtime
 from ovexport.cli.search import search
 from ovexport.cli.verify import verify
 
@@ -36,7 +37,7 @@ def _root(
     5 model or data unsupported, 6 training diverged, 7 verification failed, 8 a gate failed, 130 interrupted."""
 
 
-for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, report, doctor):
+for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, doctor):
     app.command()(command)
 
 

@@ -1,16 +1,35 @@
 """`ovexport run`, and `compress` and `tune`, which stop after their stage."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from ovexport.hub import Destination, Upload
+    from ovexport.report.table import Findings
+
+from ovexport.cli.gates import Gates, JUnit, check_junit, conclude
 from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, set_up_logging
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/<recipe>]", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the folder; finished stages are not done again.")]
 Overwrite = Annotated[bool, typer.Option(help="Remove the run that is in the folder, and begin anew.")]
 Until = Annotated[str | None, typer.Option(help="The last stage to do.", show_default=False)]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORG/NAME",
+        help="Upload the product, its card and its reports to this model repository, once all is verified and every "
+        "gate kept.",
+        show_default=False,
+    ),
+]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: make a new repository private.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="With --push-to-hub: the branch, made where there is none.", show_default=False),
+]
 
 
 @reports_errors
@@ -21,14 +40,31 @@ def run(
     resume: Resume = False,
     overwrite: Overwrite = False,
     until: Until = None,
+    gates: Gates = None,
+    junit: JUnit = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
+    revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """The whole way from a recipe to a verified, measured INT4 IR, or what is still missing of it.
 
-    Example: ovexport run pipelines/demo.toml --set tune.steps=200
+    Example: ovexport run pipelines/demo.toml --set tune.steps=200 --gate "similarity>=0.9"
     """
-    _run(recipe, out, overrides, resume=resume, overwrite=overwrite, until=until, as_json=as_json, quiet=quiet)
+    _run(
+        recipe,
+        out,
+        overrides,
+        resume=resume,
+        overwrite=overwrite,
+        until=until,
+        gates=gates,
+        junit=junit,
+        destination=_destination(push_to_hub, private=private, revision=revision, until=until),
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 @reports_errors
@@ -65,6 +101,27 @@ def tune(
     _run(recipe, out, overrides, resume=resume, overwrite=overwrite, until="tune", as_json=as_json, quiet=quiet)
 
 
+def _destination(
+    repository: str | None, *, private: bool, revision: str | None, until: str | None
+) -> "Destination | None":
+    """Where to upload to, from the options.
+
+    Raises:
+        RecipeError: they do not go together, or a name can't be.
+    """
+    from ovexport.errors import RecipeError
+
+    if repository is None:
+        if private or revision is not None:
+            raise RecipeError(f"{'--private' if private else '--revision'}: goes with --push-to-hub ORG/NAME; add it")
+        return None
+    if until is not None:
+        raise RecipeError(f"--until {until}: a whole run alone is uploaded; leave it out, or --push-to-hub")
+    from ovexport.hub import Destination
+
+    return Destination(repository=repository, private=private, revision=revision)
+
+
 def _run(
     recipe: Path,
     out: Path | None,
@@ -73,16 +130,25 @@ def _run(
     resume: bool,
     overwrite: bool,
     until: str | None,
+    gates: list[str] | None = None,
+    junit: Path | None = None,
+    destination: "Destination | None" = None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     from ovexport import pipeline
     from ovexport import recipe as recipes
+    from ovexport.errors import GateFailed, OvexportError
 
-    loaded = recipes.load(recipe, overrides or ())
+    loaded = recipes.with_gates(recipes.load(recipe, overrides or ()), gates or ())
+    check_junit(junit, gated=bool(loaded.gates))
     folder = out or Path("runs") / recipe.stem
     quiet = quiet or as_json
     set_up_logging(quiet=quiet)
+    if destination:
+        from ovexport.hub import check_destination
+
+        check_destination(destination)
 
     def announce(stage: str, skipped: bool) -> None:
         if stage == "prepare":
@@ -90,29 +156,73 @@ def _run(
         if not quiet:
             typer.echo(f"{stage}{'  (done before)' if skipped else ''}", err=True)
 
-    with progress(quiet=quiet) as listener:
-        done = pipeline.run(
-            loaded, folder, resume=resume, overwrite=overwrite, until=until, listener=listener, announce=announce
-        )
-    _show(done.path, as_json=as_json, quiet=quiet)
+    failed: OvexportError | None = None
+    try:
+        with progress(quiet=quiet) as listener:
+            pipeline.run(
+                loaded, folder, resume=resume, overwrite=overwrite, until=until, listener=listener, announce=announce
+            )
+    except GateFailed as error:
+        failed = error
+    uploaded = None
+    if destination and not failed:
+        try:
+            uploaded = _upload(folder, destination, quiet=quiet)
+        except OvexportError as error:
+            failed = error
+    judged = until in (None, "report")
+    if loaded.gates and not (judged or quiet):
+        typer.echo("the gates wait for the stage report", err=True)
+    _show(folder, judged=judged, junit=junit, uploaded=uploaded, as_json=as_json, quiet=quiet)
+    if failed:
+        raise failed
 
 
-def _show(folder: Path, *, as_json: bool, quiet: bool) -> None:
-    """The run's figures: one table that a person understands, or one document."""
-    import json
+def _upload(folder: Path, destination: "Destination", *, quiet: bool) -> "Upload":
+    import sys
 
     from ovexport.artifacts import RunFolder
-    from ovexport.cli.output import print_table
-    from ovexport.report.table import comparison, read_findings
+    from ovexport.hub import upload
+
+    return upload(RunFolder(folder), destination, show_progress=sys.stderr.isatty() and not quiet)
+
+
+def _show(
+    folder: Path, *, judged: bool, junit: Path | None, uploaded: "Upload | None", as_json: bool, quiet: bool
+) -> None:
+    """The run's figures: one table that a person understands, or one document; and its gates, where they were judged.
+
+    Args:
+        junit: takes the gates too.
+    """
+    from dataclasses import asdict
+
+    from ovexport.artifacts import RunFolder
+    from ovexport.report.table import read_findings
 
     findings = read_findings(RunFolder(folder))
+    document = None
     if as_json:
         reports = {name: getattr(findings, name) for name in ("verification", "evaluation", "benchmark")}
-        document = {name: report.model_dump(mode="json") if report else None for name, report in reports.items()}
-        typer.echo(json.dumps({"folder": str(folder), **document}))
-        return
-    if quiet:
-        return
+        figures = {name: report.model_dump(mode="json") if report else None for name, report in reports.items()}
+        document = {"folder": str(folder), **figures, "upload": asdict(uploaded) if uploaded else None}
+    elif not quiet:
+        _print_figures(findings)
+    verdict = findings.gates if judged else None
+    conclude(verdict, command="run", junit=junit, document=document, quiet=quiet)
+    product, page = folder / "int4", folder / "report.html"
+    if not quiet and (product / "openvino_model.xml").is_file():
+        typer.echo(f"the product: {product}")
+    if not quiet and page.is_file():
+        typer.echo(f"the report: {page}")
+    if not quiet and uploaded:
+        typer.echo(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
+
+
+def _print_figures(findings: "Findings") -> None:
+    from ovexport.cli.output import print_table
+    from ovexport.report.table import comparison
+
     names, rows = comparison(findings)
     if rows:
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
@@ -129,8 +239,3 @@ def _show(folder: Path, *, as_json: bool, quiet: bool) -> None:
             f"tuning took away {findings.evaluation.recovered_gap:.0%} of the divergence that rounding had caused; "
             f"similarity by the encoder {encoder}"
         )
-    product, page = folder / "int4", folder / "report.html"
-    if (product / "openvino_model.xml").is_file():
-        typer.echo(f"the product: {product}")
-    if page.is_file():
-        typer.echo(f"the report: {page}")

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from ovexport.reports import Check, LayerRow, VerificationReport
 
+from ovexport.cli.gates import Gates, JUnit, conclude, judged, read_gates, require_gates
 from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
 
 _MOST_NOTES = 3
@@ -25,6 +26,8 @@ def verify(
     ] = None,
     twin: Annotated[Path | None, typer.Option(help="The same compression, not tuned.", show_default=False)] = None,
     runtime: Annotated[bool, typer.Option(help="Compile the IR and look at what is executed.")] = True,
+    gates: Gates = None,
+    junit: JUnit = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,6 +40,7 @@ def verify(
     from ovexport.verify import verify as prove
 
     set_up_logging(quiet=quiet or as_json)
+    asked = read_gates(gates, junit, ("verification",))
     if base is None and checkpoint is not None and (checkpoint.absolute().parent / "bf16").is_dir():
         base = checkpoint.absolute().parent / "bf16"
     with progress(quiet=quiet or as_json) as listener:
@@ -48,14 +52,16 @@ def verify(
             runtime=runtime,
             listener=listener,
         )
-    if as_json:
-        typer.echo(report.model_dump_json())
-    elif not quiet:
+    if not (as_json or quiet):
         if checkpoint is None:
             _print_layers(report)
         _print_verdict(report, proven=checkpoint is not None)
+    verdict = judged(asked, {"verification": report})
+    document = report.model_dump(mode="json") if as_json else None
+    conclude(verdict, command="verify", junit=junit, document=document, quiet=quiet)
     if not report.passed:
         raise VerificationFailed(f"{ir}: verification failed", report)
+    require_gates(verdict)
 
 
 def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:

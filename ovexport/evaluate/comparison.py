@@ -1,36 +1,90 @@
-"""Divergence and similarity put together to an EvaluationReport."""
+"""Divergence, similarity and tasks put together to an EvaluationReport."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import IR, PreparedData, json_digest
-from ovexport.evaluate.answers import Encoder, aggregate, compare_answers, generate, write_answers, write_metrics
-from ovexport.evaluate.divergence import (
-    HISTOGRAM_EDGES_NATS,
-    compare,
-    perplexity,
-    recovered_gap,
-    summarize,
-    word_perplexity,
+from ovexport.artifacts import IR, PreparedData, bytes_digest, json_digest
+from ovexport.errors import DataError
+from ovexport.evaluate import divergence
+from ovexport.evaluate.answers import RUNTIME, PromptTokenizer, common_template, generate, prompt_tokens
+from ovexport.evaluate.divergence import HISTOGRAM_EDGES_NATS, Resampling, TokenFigures
+from ovexport.evaluate.ground_truth import (
+    Circumstances,
+    GroundTruth,
+    require_same_circumstances,
+    write_answers,
+    write_ground_truth,
+    write_metrics,
 )
-from ovexport.evaluate.prompts import choose_prompts
+from ovexport.evaluate.isolation import isolate
+from ovexport.evaluate.prompts import Prompts, choose_prompts
+from ovexport.evaluate.similarity import Answers, Encoder, aggregate, compare_answers, worst
 from ovexport.evaluate.tasks import Loaded, ask_models, loaded
+from ovexport.graph import read_graph
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
-from ovexport.reports import EvaluationReport, ModelEvaluation
+from ovexport.reports import Comparison, EvaluationReport, IsolationStep, ModelEvaluation
+from ovexport.runtime import LogitsRunner
 from ovexport.tasks import HarnessTask
 from ovexport.versions import installed_version, stack_versions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Divergences:
+    """What the test text showed of each model."""
+
+    figures: dict[str, TokenFigures]
+    resampling: Resampling
+    isolation: dict[str, tuple[IsolationStep, ...]]
+    conditions: dict[str, Any]
+    length: int
+    words: int
+
+    def of(self, name: str, reference: str) -> dict[str, Any]:
+        """A model's fields in the report."""
+        one = self.figures[name]
+        found: dict[str, Any] = {
+            "perplexity": divergence.perplexity(one),
+            "word_perplexity": divergence.word_perplexity(one, self.length, self.words),
+        }
+        if name == reference:
+            return found
+        summary, histogram = divergence.summarize(one, self.figures[reference], self.resampling)
+        found |= summary.model_dump() | {"kl_histogram": histogram}
+        return found | {"isolation": self.isolation.get(name, ())}
+
+    def compared(self, reference: str) -> dict[str, Comparison]:
+        """Every two models that are not the reference."""
+        others = [name for name in self.figures if name != reference]
+        return {
+            f"{later} - {earlier}": divergence.difference(self.figures[later], self.figures[earlier], self.resampling)
+            for earlier, later in combinations(others, 2)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Conversations:
+    """What each model said, the ground truth included; `truth` is the model whose answers it is."""
+
+    prompts: Prompts
+    truth: Answers
+    answers: dict[str, Answers]
+    circumstances: Circumstances
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
 def evaluate(
     models: Mapping[str, IR],
-    reference: str,
-    data: PreparedData,
+    reference: str | None,
+    data: PreparedData | None,
     spec: EvaluateSpec,
     encoder: Encoder,
     out: Path,
     *,
+    ground_truth: GroundTruth | None = None,
     tasks: Sequence[HarnessTask] = (),
     torch_model: Loaded | None = None,
     distilled: bool = True,
@@ -40,73 +94,186 @@ def evaluate(
 
     Args:
         models: by the name they have in the report; "plain" and "int4", where both are there, give recovered_gap.
-        out: takes reference.csv and a folder of WhoWhatBench's csv files and the tasks' answers per model.
+        reference: its name; None where there is a ground truth alone.
+        data: without it, neither perplexity nor divergence is measured.
+        out: takes reference.csv with its sidecar and a folder of WhoWhatBench's csv files and the tasks' answers per
+            model.
+        ground_truth: stands in for the reference's answers.
         torch_model: loads what the IR "int4" was made of; it is asked the tasks, as "torch", and nothing else.
         distilled: whether "int4" was tuned to be like the reference, so that there is a gap to recover.
 
     Raises:
-        ArtifactError, UnsupportedModelError: a model can't be loaded.
+        ArtifactError: a file is missing, or models, text and ground truth are not of each other.
+        DataError: there are no prompts, or nothing is said to them.
+        UnsupportedModelError: a model can't be loaded.
     """
-    manifest = data.manifest
-    tokens = data.tokens("test")
-    prompts = choose_prompts(data.test_documents, spec)
     for ir in models.values():
         ir.require()
-    figures, properties = compare(models, reference, tokens, spec.batch_size, listener)
-    answers = {name: generate(name, ir, prompts, spec, listener) for name, ir in models.items()}
-    write_answers(prompts, answers[reference], out / "reference.csv")
+    diverged = _diverge(models, reference, data, spec, listener) if reference and data else None
+    said = _converse(models, reference, data, spec, ground_truth, listener)
+    if ground_truth is None:
+        write_ground_truth(said.prompts, said.truth, said.circumstances, stack_versions(), out / "reference.csv")
     asked = {name: loaded(ir) for name, ir in models.items()} | ({"torch": torch_model} if torch_model else {})
-    tokenizer = ModelSpec(id=str(models[reference].path))
+    tokenizer = ModelSpec(id=str(next(iter(models.values())).path))
     results = {task.spec.name: ask_models(task, asked, tokenizer, out, listener) for task in tasks}
     evaluated = {}
     for name in models:
-        common: dict[str, Any] = {
-            "tasks": {task: reached[name] for task, reached in results.items()},
-            "perplexity": perplexity(figures[name]),
-            "word_perplexity": word_perplexity(figures[name], manifest.sequence_length, manifest.test_words),
-        }
+        found: dict[str, Any] = {"tasks": {task: reached[name] for task, reached in results.items()}}
+        found |= diverged.of(name, str(reference)) if diverged else {}
         if name == reference:
-            evaluated[name] = ModelEvaluation(**common, reason="the reference: nothing to compare it with")
-            continue
-        rows = compare_answers(answers[reference], answers[name], encoder)
-        write_answers(prompts, answers[name], out / name / "target.csv")
-        write_metrics(prompts, answers[reference], answers[name], rows, out / name)
-        divergence, histogram = summarize(figures[name])
-        evaluated[name] = ModelEvaluation(
-            **common, **divergence.model_dump(), **aggregate(rows).model_dump(), kl_histogram=histogram
-        )
+            found["reason"] = "the reference: nothing to compare it with"
+        else:
+            found |= _alike(said, name, encoder, spec, out)
+            found["reason"] = None if diverged else "no text and reference were given to measure the divergence on"
+        evaluated[name] = ModelEvaluation(**found)
     if torch_model and tasks:
         evaluated["torch"] = ModelEvaluation(
             tasks={task: reached["torch"] for task, reached in results.items()},
             reason="the tuned model in torch, asked the tasks alone",
         )
-    gap, interval, reason = None, None, "no plain twin was compared"
-    if not distilled:
-        reason = "tuned for a task, not to be like the reference"
-    elif {"plain", "int4"} <= set(models):
-        gap, interval = recovered_gap(figures["plain"], figures["int4"], spec.seed)
-        reason = ""
+    gap, interval, reason = _recovered(diverged, distilled=distilled)
     return EvaluationReport(
-        reference=reference,
+        reference=reference or str(ground_truth and ground_truth.path),
         models=evaluated,
+        comparisons=diverged.compared(str(reference)) if diverged else {},
         recovered_gap=gap,
         recovered_gap_ci95=interval,
-        reason=reason or None,
+        reason=reason,
         histogram_edges_nats=HISTOGRAM_EDGES_NATS,
         conditions={
             "encoder": spec.encoder,
-            "prompts": len(prompts),
-            "prompts_sha256": json_digest(prompts),
-            "max_new_tokens": spec.max_new_tokens,
-            "chat_template": answers[reference].chat_template,
-            "test_sequences": len(tokens),
-            "sequence_length": manifest.sequence_length,
-            "test_tokens_sha256": json_digest(tokens.tolist()),
-            "runtime": properties,
+            "similarity_mode": spec.similarity_mode,
+            **said.conditions,
+            **(diverged.conditions if diverged else {}),
             "tasks": {task.spec.name: _asked_with(task) for task in tasks},
         },
         versions=stack_versions(),
     )
+
+
+def _diverge(
+    models: Mapping[str, IR], reference: str, data: PreparedData, spec: EvaluateSpec, listener: Listener
+) -> _Divergences:
+    tokens = data.tokens("test")
+    runners = {name: LogitsRunner(read_graph(ir), str(ir.path)) for name, ir in models.items()}
+    figures = divergence.compare(runners, reference, tokens, spec.batch_size, listener)
+    runtime = {name: runner.properties for name, runner in runners.items()}
+    del runners
+    resampling = Resampling.of(data.token_documents, (len(tokens), tokens.shape[1] - 1), spec.seed)
+    isolation = isolate(models, reference, tokens, spec.batch_size, resampling, listener) if spec.isolate else {}
+    manifest = data.manifest
+    return _Divergences(
+        figures=figures,
+        resampling=resampling,
+        isolation=isolation,
+        conditions={
+            "test_sequences": len(tokens),
+            "sequence_length": manifest.sequence_length,
+            "test_tokens_sha256": json_digest(tokens.tolist()),
+            "interval_over": resampling.name,
+            "runtime": runtime,
+        },
+        length=manifest.sequence_length,
+        words=manifest.test_words,
+    )
+
+
+def _converse(
+    models: Mapping[str, IR],
+    reference: str | None,
+    data: PreparedData | None,
+    spec: EvaluateSpec,
+    truth: GroundTruth | None,
+    listener: Listener,
+) -> _Conversations:
+    """Ask every model that has to be asked, one in memory at a time."""
+    prompts = truth.prompts if truth else choose_prompts(data.test_documents if data else (), spec)
+    tokenizers = {name: PromptTokenizer(ir) for name, ir in models.items()}
+    template = common_template(tokenizers, spec.chat_template)
+    circumstances = Circumstances(
+        prompts_sha256=json_digest(prompts.texts),
+        prompt_tokens_sha256=json_digest(prompt_tokens(tokenizers, prompts.texts)),
+        chat_template_sha256=bytes_digest(template.encode()) if template else None,
+        max_new_tokens=spec.max_new_tokens,
+        runtime=dict(RUNTIME),
+    )
+    if truth:
+        require_same_circumstances(truth, circumstances)
+    answers = {
+        name: generate(
+            name,
+            ir,
+            prompts.texts,
+            templated=template is not None,
+            max_new_tokens=spec.max_new_tokens,
+            listener=listener,
+        )
+        for name, ir in models.items()
+        if truth is None or name != reference
+    }
+    if truth:
+        said_before = _answers_of(truth, next(iter(tokenizers.values())), spec)
+    return _Conversations(
+        prompts=prompts,
+        truth=said_before if truth else answers[str(reference)],
+        answers=answers,
+        circumstances=circumstances,
+        conditions={
+            "prompt_set": prompts.name,
+            "prompts": len(prompts.texts),
+            "prompts_sha256": circumstances.prompts_sha256,
+            "max_new_tokens": spec.max_new_tokens,
+            "chat_template": template is not None,
+            "ground_truth": _origin(truth),
+            "answers_runtime": circumstances.runtime,
+        },
+    )
+
+
+def _answers_of(truth: GroundTruth, tokenizer: PromptTokenizer, spec: EvaluateSpec) -> Answers:
+    """The answers on disk; the tokens that were generated are in the sidecar alone.
+
+    Raises:
+        DataError: the strict mode needs them, and there is no sidecar.
+    """
+    if truth.sidecar is None and spec.similarity_mode == "strict":
+        raise DataError(
+            f'{truth.path}: has no sidecar with the generated tokens, which the mode "strict" compares; use "wwb"'
+        )
+    return Answers(
+        texts=truth.texts,
+        generated=truth.sidecar.generated if truth.sidecar else (),
+        encoded=tuple(tokenizer.encode(text) for text in truth.texts),
+    )
+
+
+def _origin(truth: GroundTruth | None) -> str:
+    if truth is None:
+        return "generated here"
+    return f"{truth.path}, " + ("checked by its sidecar" if truth.sidecar else "which has no sidecar to check it by")
+
+
+def _alike(said: _Conversations, name: str, encoder: Encoder, spec: EvaluateSpec, out: Path) -> dict[str, Any]:
+    """A model's fields of similarity; its csv files are written on the way."""
+    answers, mode = said.answers[name], spec.similarity_mode
+    rows = compare_answers(said.truth, answers, encoder, mode)
+    write_answers(said.prompts, answers, out / name / "target.csv")
+    write_metrics(said.prompts, said.truth, answers, rows, mode, out / name)
+    worst_answers = worst(said.prompts.texts, said.truth, answers, rows)
+    return aggregate(rows, mode, spec.seed).model_dump() | {"worst_answers": worst_answers}
+
+
+def _recovered(
+    diverged: _Divergences | None, *, distilled: bool
+) -> tuple[float | None, tuple[float, float] | None, str | None]:
+    """The share of the plain twin's divergence that tuning took away, with its interval, or why there is none."""
+    if not distilled:
+        return None, None, "tuned for a task, not to be like the reference"
+    if diverged is None or not {"plain", "int4"} <= set(diverged.figures):
+        return None, None, "no plain twin was compared"
+    figures = diverged.figures
+    gap, interval = divergence.recovered_gap(figures["plain"], figures["int4"], diverged.resampling)
+    return gap, interval, None
 
 
 def _asked_with(task: HarnessTask) -> dict[str, Any]:

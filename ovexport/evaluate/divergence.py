@@ -5,19 +5,23 @@ The models run in lockstep on the same tokens; of a batch only per-token figures
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR
-from ovexport.graph import read_graph
+from ovexport.comparator import Comparator, Floats
+from ovexport.errors import ArtifactError
 from ovexport.progress import Listener, Progress
-from ovexport.reports import Divergence
+from ovexport.reports import Comparison, Divergence, Estimate
 from ovexport.runtime import LogitsRunner
 
-Floats = NDArray[np.float32]
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
 _LARGEST_LOGITS = 2**26
+_FEWEST_DOCUMENTS = 10
+_RESAMPLED_AT_ONCE = 100
+
+Verdict = Literal["lower", "higher", "tie"]
 
 
 @dataclass(slots=True)
@@ -27,77 +31,160 @@ class TokenFigures:
     true token's probability."""
 
     nll: list[Floats] = field(default_factory=list)
-    kl: list[NDArray[np.float64]] = field(default_factory=list)
+    kl: list[Floats] = field(default_factory=list)
     same_top1: list[NDArray[np.bool_]] = field(default_factory=list)
     probability_change: list[Floats] = field(default_factory=list)
 
-    def joined(self, name: str) -> NDArray[np.float64]:
+    def joined(self, name: str) -> Floats:
         """All batches of a figure, (sequences, length - 1)."""
         return np.concatenate(getattr(self, name)).astype(np.float64)
 
 
 def compare(
-    models: Mapping[str, IR], reference: str, tokens: NDArray[np.int32], batch_size: int, listener: Listener
-) -> tuple[dict[str, TokenFigures], dict[str, dict[str, str]]]:
+    runners: Mapping[str, LogitsRunner],
+    reference: str,
+    tokens: NDArray[np.int32],
+    batch_size: int,
+    listener: Listener,
+    *,
+    piece: int | None = None,
+    task: str = "divergence",
+) -> dict[str, TokenFigures]:
     """Run the models in lockstep over the sequences.
 
     Args:
         tokens: (sequences, length).
-
-    Returns:
-        Each model's figures, and its runtime properties as read back.
-    """
-    runners = {name: LogitsRunner(read_graph(ir), str(ir.path)) for name, ir in models.items()}
-    figures = {name: TokenFigures() for name in models}
-    begin = 0
-    while begin < len(tokens):
-        part = tokens[begin : begin + batch_size].astype(np.int64)
-        expected = log_softmax(runners[reference](part)[:, :-1])
-        if part.size * expected.shape[-1] > _LARGEST_LOGITS and batch_size > 1:
-            batch_size = max(1, _LARGEST_LOGITS // (part.shape[1] * expected.shape[-1]))
-            continue
-        for name, runner in runners.items():
-            actual = expected if name == reference else log_softmax(runner(part)[:, :-1])
-            _add(figures[name], expected, actual, part[:, 1:], same=name == reference)
-        begin += len(part)
-        listener(Progress(task="divergence", done=begin, total=len(tokens)))
-    return figures, {name: runner.properties for name, runner in runners.items()}
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Logarithm of the softmax over the last axis, float32."""
-    shifted: Floats = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
-def token_kl(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
-    """KL(reference ‖ candidate) of every token, in nats.
-
-    Args:
-        reference: log-probabilities, (…, vocabulary), float32.
-        candidate: log-probabilities of the same shape.
-
-    Returns:
-        The shape without its last axis, not negative but for rounding.
+        piece: at most so many tokens of a sequence in one forward pass. The runtime reads keys and values back from the
+            KV cache only in the passes that follow the first one.
 
     Raises:
-        ValueError: the shapes differ.
-
-    Source: llama.cpp's `perplexity --kl-divergence`, which averages the same quantity.
+        ArtifactError: a model's vocabulary is not the reference's, or the tokens are not of it.
+        UnsupportedModelError: logits are not finite.
     """
-    if reference.shape != candidate.shape:
-        raise ValueError(f"shapes differ: {reference.shape} and {candidate.shape}")
-    divergence: NDArray[np.float64] = np.sum(np.exp(reference) * (reference - candidate), axis=-1, dtype=np.float64)
-    return divergence
+    vocabulary = _vocabulary(runners, reference, int(tokens.max()))
+    comparator = Comparator(vocabulary)
+    length = tokens.shape[1]
+    longest = min(piece or length, max(1, _LARGEST_LOGITS // vocabulary))
+    batch_size = max(1, min(batch_size, _LARGEST_LOGITS // (longest * vocabulary)))
+    figures = {name: TokenFigures() for name in runners}
+    for begin in range(0, len(tokens), batch_size):
+        part = tokens[begin : begin + batch_size].astype(np.int64)
+        found = _compare_batch(runners, reference, part, longest, comparator)
+        for name, one in found.items():
+            for field_name in ("nll", *(() if name == reference else ("kl", "same_top1", "probability_change"))):
+                getattr(figures[name], field_name).append(np.concatenate(getattr(one, field_name), axis=1)[:, :-1])
+        listener(Progress(task=task, done=begin + len(part), total=len(tokens)))
+    return figures
 
 
-def summarize(figures: TokenFigures) -> tuple[Divergence, tuple[int, ...]]:
+def _vocabulary(runners: Mapping[str, LogitsRunner], reference: str, largest: int) -> int:
+    sizes: dict[str, int] = {name: runner.vocabulary for name, runner in runners.items()}
+    for name, size in sizes.items():
+        if size != sizes[reference]:
+            raise ArtifactError(
+                f"{name}: its vocabulary has {size} tokens, that of {reference} {sizes[reference]}; compare a model "
+                "with the one that it was made from"
+            )
+    if largest >= sizes[reference]:
+        raise ArtifactError(
+            f"{reference}: its vocabulary has {sizes[reference]} tokens, and the text holds token {largest}; the text "
+            "was prepared with another model's tokenizer, give it with --data"
+        )
+    return sizes[reference]
+
+
+def _compare_batch(
+    runners: Mapping[str, LogitsRunner],
+    reference: str,
+    part: NDArray[np.int64],
+    longest: int,
+    comparator: Comparator,
+) -> dict[str, TokenFigures]:
+    """The figures of a batch, by piece; those of the last position mean nothing, as nothing comes after it."""
+    following = np.concatenate([part[:, 1:], np.zeros((len(part), 1), np.int64)], axis=1)
+    passes = {name: runner.pieces(part, longest) for name, runner in runners.items()}
+    found = {name: TokenFigures() for name in runners}
+    others = [name for name in runners if name != reference]
+    for begin in range(0, part.shape[1], longest):
+        true = following[:, begin : begin + longest]
+        expected = next(passes[reference])
+        for name in others or [reference]:
+            actual = expected if name == reference else next(passes[name])
+            statistics = comparator(expected, actual, true)
+            if name != reference:
+                found[name].nll.append(statistics.nll)
+                found[name].kl.append(statistics.kl)
+                found[name].same_top1.append(statistics.same_top1)
+                found[name].probability_change.append(statistics.probability_change)
+        found[reference].nll.append(statistics.reference_nll)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resampling:
+    """What the bootstrap draws: documents, or sequences where the text is one running text or has few documents.
+
+    Attributes:
+        name: "documents" or "sequences".
+        units: of each scored token, (sequences, length - 1), from 0 on.
+    """
+
+    name: Literal["documents", "sequences"]
+    units: NDArray[np.int64]
+    seed: int
+    resamples: int = 2000
+
+    @classmethod
+    def of(cls, documents: NDArray[np.int32] | None, scored: tuple[int, int], seed: int) -> "Resampling":
+        """By the document of each token (sequences, length), where there are enough of them."""
+        sequences = np.repeat(np.arange(scored[0], dtype=np.int64)[:, None], scored[1], axis=1)
+        if documents is None or len(np.unique(documents)) < _FEWEST_DOCUMENTS:
+            return cls(name="sequences", units=sequences, seed=seed)
+        units = np.unique(documents[:, 1:], return_inverse=True)[1].reshape(scored)
+        return cls(name="documents", units=units, seed=seed)
+
+    def means(self, *figures: Floats) -> Floats:
+        """Means of the figures, each (sequences, length - 1), in every resample: (resamples, figures)."""
+        count = int(self.units.max()) + 1
+        columns = [np.ones(self.units.size), *(figure.reshape(-1) for figure in figures)]
+        sums = np.stack([np.bincount(self.units.reshape(-1), column, count) for column in columns], axis=1)
+        generator = np.random.default_rng(self.seed)
+        totals = np.concatenate(
+            [
+                generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLED_AT_ONCE) @ sums
+                for _ in range(self.resamples // _RESAMPLED_AT_ONCE)
+            ]
+        )
+        means: Floats = totals[:, 1:] / totals[:, :1]
+        return means
+
+
+def interval(resampled: Floats) -> tuple[float, float]:
+    """The 95 % percentile interval."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def verdict(ci95: tuple[float, float], nothing: float) -> Verdict:
+    """Where the interval lies; a tie, where it holds the value at which nothing differs."""
+    if ci95[0] > nothing:
+        return "higher"
+    return "lower" if ci95[1] < nothing else "tie"
+
+
+def summarize(
+    figures: TokenFigures, reference: TokenFigures, resampling: Resampling
+) -> tuple[Divergence, tuple[int, ...]]:
     """Order statistics over all tokens, and the histogram over HISTOGRAM_EDGES_NATS (values outside: end bins)."""
-    kl = figures.joined("kl").reshape(-1)
+    per_token = figures.joined("kl")
+    kl = per_token.reshape(-1)
     change = figures.joined("probability_change").reshape(-1)
+    same = figures.joined("same_top1")
     p90, p95, p99, p999 = np.percentile(kl, [90, 95, 99, 99.9])
     inside = np.clip(kl, HISTOGRAM_EDGES_NATS[0], HISTOGRAM_EDGES_NATS[-1])
+    own, other = figures.joined("nll"), reference.joined("nll")
+    resampled = resampling.means(per_token, own - other)
+    ratio = Estimate(value=float(np.exp((own - other).mean())), ci95=interval(np.exp(resampled[:, 1])))
     return (
         Divergence(
             kl_mean_nats=float(kl.mean()),
@@ -108,11 +195,30 @@ def summarize(figures: TokenFigures) -> tuple[Divergence, tuple[int, ...]]:
             kl_p999_nats=float(p999),
             kl_maximum_nats=float(kl.max()),
             kl_standard_error_nats=float(kl.std(ddof=1) / np.sqrt(len(kl))),
-            same_top1=float(figures.joined("same_top1").mean()),
+            kl_mean_ci95=interval(resampled[:, 0]),
+            same_top1=float(same.mean()),
+            same_top1_standard_error=float(np.sqrt(same.mean() * (1 - same.mean()) / (same.size - 1))),
+            perplexity_ratio=ratio,
+            perplexity_verdict=verdict(ratio.ci95, 1.0),
             true_token_probability_change_mean=float(change.mean()),
             true_token_probability_change_rms=float(np.sqrt((change**2).mean())),
         ),
         tuple(int(count) for count in np.histogram(inside, HISTOGRAM_EDGES_NATS)[0]),
+    )
+
+
+def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling) -> Comparison:
+    """The first model's figures less the second's."""
+    differences = [first.joined(name) - second.joined(name) for name in ("kl", "nll")]
+    resampled = resampling.means(*differences)
+    estimates = [
+        Estimate(value=float(one.mean()), ci95=interval(resampled[:, index])) for index, one in enumerate(differences)
+    ]
+    return Comparison(
+        kl_mean_nats=estimates[0],
+        kl_verdict=verdict(estimates[0].ci95, 0.0),
+        nll_mean_nats=estimates[1],
+        nll_verdict=verdict(estimates[1].ci95, 0.0),
     )
 
 
@@ -130,23 +236,8 @@ def word_perplexity(figures: TokenFigures, length: int, words: int) -> float | N
     return float(np.exp(nll.mean() * nll.shape[0] * length / words)) if words else None
 
 
-def recovered_gap(
-    twin: TokenFigures, tuned: TokenFigures, seed: int, resamples: int = 2000
-) -> tuple[float, tuple[float, float]]:
-    """1 - KL(tuned) / KL(twin), and its 95 % interval by bootstrap over sequences, pair by pair."""
-    before, after = twin.joined("kl").mean(axis=1), tuned.joined("kl").mean(axis=1)
-    chosen = np.random.default_rng(seed).integers(0, len(before), (resamples, len(before)))
-    gaps = 1 - after[chosen].mean(axis=1) / before[chosen].mean(axis=1)
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    return float(1 - after.mean() / before.mean()), (float(low), float(high))
-
-
-def _add(figures: TokenFigures, expected: Floats, actual: Floats, true: NDArray[np.int64], *, same: bool) -> None:
-    index = true[..., None]
-    own = np.take_along_axis(actual, index, -1)[..., 0]
-    figures.nll.append(-own)
-    if same:
-        return
-    figures.kl.append(token_kl(expected, actual))
-    figures.same_top1.append(expected.argmax(-1) == actual.argmax(-1))
-    figures.probability_change.append(np.exp(own) - np.exp(np.take_along_axis(expected, index, -1)[..., 0]))
+def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, tuple[float, float]]:
+    """1 - KL(tuned) / KL(twin), and its 95 % interval by bootstrap, pair by pair."""
+    before, after = twin.joined("kl"), tuned.joined("kl")
+    resampled = resampling.means(before, after)
+    return float(1 - after.mean() / before.mean()), interval(1 - resampled[:, 1] / resampled[:, 0])

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from numpy.typing import NDArray
 
 from ovexport.errors import ArtifactError, MissingDependencyError
-from ovexport.evaluate.answers import Encoder
+from ovexport.evaluate.similarity import Encoder
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 
 
@@ -55,7 +53,7 @@ def load_encoder(name: str) -> Encoder:
         MissingDependencyError, ArtifactError: as check_encoder, or its files are damaged.
     """
     location = check_encoder(name)
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, util
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -65,8 +63,12 @@ def load_encoder(name: str) -> Encoder:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(f"evaluate.encoder={name}: can't be loaded ({first}); copy it again") from error
 
-    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return embeddings
+    def cosines(first: Sequence[str], second: Sequence[str]) -> list[float]:
+        """As WhoWhatBench takes them: the two texts of a pair are one batch, so that the last digits agree."""
+        found = []
+        for pair in zip(first, second, strict=True):
+            embeddings = model.encode(list(pair), convert_to_tensor=True, show_progress_bar=False)
+            found.append(float(util.cos_sim(embeddings[:1], embeddings[1:])))
+        return found
 
-    return encode
+    return cosines

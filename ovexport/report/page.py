@@ -1,16 +1,23 @@
 """report.html and README.md, filled from the run's files."""
 
-import json
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from typing import Any
 
 import ovexport
 from ovexport import recipe as recipes
 from ovexport.artifacts import RunFolder, write_text
 from ovexport.errors import ArtifactError
+from ovexport.recipe import Recipe
 from ovexport.report import plots
-from ovexport.report.table import Findings, comparison, read_findings
+from ovexport.report.answers import part
+from ovexport.report.card import model_card
+from ovexport.report.conditions import conditions_of
+from ovexport.report.drawing import Plot
+from ovexport.report.limits import promise
+from ovexport.report.proof import proof_rows
+from ovexport.report.table import PRODUCT, Column, Findings, columns_of, comparison, read_findings
+from ovexport.report.templating import environment
+from ovexport.report.verdict import headlines, verdict
 from ovexport.versions import stack_versions
 
 
@@ -20,39 +27,61 @@ def write_report(folder: RunFolder) -> Path:
     Raises:
         ArtifactError: the folder is no run, holds nothing to report yet, or a file of it is corrupt.
     """
+    findings = require_findings(folder)
+    recipe = recipes.load(folder.recipe)
+    digests = _digests(folder, findings)
+    values = _values(folder, recipe, findings) | {"digests": digests}
+    page = folder.path / "report.html"
+    write_text(environment().get_template("report.html").render(values), page)
+    write_text(model_card(recipe, findings, digests), folder.path / "README.md")
+    return page
+
+
+def require_findings(folder: RunFolder) -> Findings:
+    """The run's reports.
+
+    Raises:
+        ArtifactError: the folder is no run, holds nothing to report yet, or a file of it is corrupt.
+    """
     if not folder.recipe.is_file():
         raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
     findings = read_findings(folder)
     if not (findings.verification or findings.evaluation or findings.benchmark):
         raise ArtifactError(f"{folder.path}: nothing to report yet; ovexport run --resume goes on with it")
-    environment = Environment(
-        loader=PackageLoader("ovexport.report"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    recipe = recipes.load(folder.recipe)
-    names, rows = comparison(findings)
-    values = {
+    return findings
+
+
+def _values(folder: RunFolder, recipe: Recipe, findings: Findings) -> dict[str, Any]:
+    """What the template shows."""
+    columns = columns_of(findings)
+    models, rows = comparison(findings)
+    return {
         "title": Path(recipe.model.id).name,
+        "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         "recipe": recipe,
         "recipe_text": folder.recipe.read_text(encoding="utf-8"),
         "findings": findings,
-        "models": names,
+        "models": models,
         "rows": rows,
-        "plots": _plots(folder, findings),
-        "conditions": _conditions(findings),
-        "digests": _digests(folder, findings),
-        "versions": stack_versions(),
         "made_with": findings.verification.versions if findings.verification else stack_versions(),
-        "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         "ovexport_version": ovexport.__version__,
+        "verdict": verdict(findings),
+        "headlines": headlines(findings),
+        "product": next((number for number, column in enumerate(columns) if column.name == PRODUCT), None),
+        "plots": _plots(folder, findings, columns),
+        "isolated": [column for column in columns if column.evaluation and column.evaluation.isolation],
+        "steps": plots.STEPS,
+        "promise": promise(findings.benchmark) if findings.benchmark else None,
+        "grid_label": plots.grid_label,
+        "worst": [
+            (column.title, [(answer, *part(answer)) for answer in column.evaluation.worst_answers])
+            for column in columns
+            if column.evaluation and column.evaluation.worst_answers
+        ],
+        "layers": proof_rows(findings.verification) if findings.verification else (),
+        "conditions": conditions_of(findings),
+        "benched": [column for column in columns if column.benchmark],
     }
-    page = folder.path / "report.html"
-    write_text(environment.get_template("report.html").render(values), page)
-    write_text(environment.get_template("card.md").render(values), folder.path / "README.md")
-    return page
 
 
 def _digests(folder: RunFolder, findings: Findings) -> dict[str, str]:
@@ -68,16 +97,17 @@ def _digests(folder: RunFolder, findings: Findings) -> dict[str, str]:
     )
 
 
-def _plots(folder: RunFolder, findings: Findings) -> dict[str, str]:
-    drawn = {
-        "Tuning": plots.tuning_curve(folder.logs / "tuning.jsonl"),
-        "Search of ranks": plots.search_scatter(findings.search) if findings.search else None,
-        "Divergence of a token": plots.divergence_distribution(findings.evaluation) if findings.evaluation else None,
-        "Latency": plots.latency_bars(findings.benchmark) if findings.benchmark else None,
-    }
-    return {title: svg for title, svg in drawn.items() if svg is not None}
-
-
-def _conditions(findings: Findings) -> dict[str, str]:
-    reports = {"evaluation": findings.evaluation, "benchmark": findings.benchmark}
-    return {name: json.dumps(report.conditions, indent=2) for name, report in reports.items() if report}
+def _plots(folder: RunFolder, findings: Findings, columns: tuple[Column, ...]) -> list[Plot]:
+    proof, benchmark = findings.verification, findings.benchmark
+    drawn = (
+        plots.quality_against_size(columns),
+        plots.latencies(benchmark) if benchmark else None,
+        plots.divergence_distribution(columns),
+        plots.tuning_curve(folder.logs / "tuning.jsonl"),
+        plots.search_scatter(findings.search) if findings.search else None,
+        plots.weight_errors(proof) if proof else None,
+        plots.isolation(columns),
+        plots.memory(benchmark) if benchmark else None,
+        plots.grid(benchmark) if benchmark else None,
+    )
+    return [plot for plot in drawn if plot]

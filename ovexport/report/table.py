@@ -1,13 +1,16 @@
-"""The one table: size, quality and speed of bf16, plain and int4. Terminal, page and card show these very rows."""
+"""The one table: size, quality and speed, a column per model. Terminal, page and card show these very rows."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ovexport.artifacts import RunFolder, read_record
 from ovexport.reports import (
     BenchmarkReport,
     EvaluationReport,
-    LatencyRatios,
+    GateReport,
     ModelBenchmark,
     ModelEvaluation,
     SearchReport,
@@ -15,7 +18,9 @@ from ovexport.reports import (
 )
 
 TITLES = {"bf16": "BF16", "plain": "INT4, not tuned", "int4": "INT4, tuned", "torch": "tuned, in torch"}
+PRODUCT = "int4"
 NOT_MEASURED = "–"
+_TWIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,38 @@ class Findings:
     evaluation: EvaluationReport | None
     benchmark: BenchmarkReport | None
     search: SearchReport | None = None
+    gates: GateReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A model of a run.
+
+    Attributes:
+        title: what stands above the column.
+        name: of the model in the run's reports.
+    """
+
+    title: str
+    name: str
+    findings: Findings
+
+    @property
+    def evaluation(self) -> ModelEvaluation | None:
+        """The model in evaluation.json."""
+        report = self.findings.evaluation
+        return report.models.get(self.name) if report else None
+
+    @property
+    def benchmark(self) -> ModelBenchmark | None:
+        """The model in benchmark.json."""
+        report = self.findings.benchmark
+        return report.models.get(self.name) if report else None
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """A figure with its text per model."""
+    """A figure with its text per column."""
 
     figure: str
     values: tuple[str, ...]
@@ -48,102 +80,191 @@ def read_findings(folder: RunFolder) -> Findings:
         return path if path.is_file() else None
 
     verification, evaluation, benchmark = map(there, ("verification.json", "evaluation.json", "benchmark.json"))
-    search = there(folder.search.name)
+    search, gates = there(folder.search.name), there("gates.json")
     return Findings(
         verification=read_record(verification, VerificationReport) if verification else None,
         evaluation=read_record(evaluation, EvaluationReport) if evaluation else None,
         benchmark=read_record(benchmark, BenchmarkReport) if benchmark else None,
         search=read_record(search, SearchReport) if search else None,
+        gates=read_record(gates, GateReport) if gates else None,
     )
 
 
-def comparison(findings: Findings) -> tuple[tuple[str, ...], tuple[ComparisonRow, ...]]:
-    """The models and the rows of the table."""
+def columns_of(findings: Findings) -> tuple[Column, ...]:
+    """A column for each model that was evaluated or benched."""
     evaluated = findings.evaluation.models if findings.evaluation else {}
     benched = findings.benchmark.models if findings.benchmark else {}
-    names = tuple(dict.fromkeys((*evaluated, *benched)))
-    rows: list[ComparisonRow] = []
-
-    def quality(title: str, field: str, form: str) -> None:
-        rows.append(ComparisonRow(title, tuple(_text(evaluated.get(name), field, form) for name in names)))
-
-    if benched:
-        rows.append(ComparisonRow("weights on disk, MB", tuple(_megabytes(benched.get(name)) for name in names)))
-    if evaluated:
-        quality("perplexity per token", "perplexity", ".3f")
-        quality("KL from BF16, mean, nats", "kl_mean_nats", ".5f")
-        quality("KL from BF16, 99 %, nats", "kl_p99_nats", ".5f")
-        quality("same likeliest token", "same_top1", ".2%")
-        quality("similarity of answers", "similarity", ".4f")
-        quality("first divergent token (FDT)", "fdt", ".1f")
-        quality("share of divergent tokens (SDT norm)", "sdt_norm", ".2%")
-    if findings.evaluation:
-        rows += _task_rows(findings.evaluation, names)
-    if findings.benchmark:
-        rows += _latency_rows(findings.benchmark, names)
-    return tuple(TITLES.get(name, name) for name in names), tuple(rows)
+    return tuple(Column(TITLES.get(name, name), name, findings) for name in dict.fromkeys((*evaluated, *benched)))
 
 
-def _task_rows(evaluation: EvaluationReport, names: tuple[str, ...]) -> list[ComparisonRow]:
+def comparison(findings: Findings) -> tuple[tuple[str, ...], tuple[ComparisonRow, ...]]:
+    """The models and the rows of the table of one run."""
+    columns = columns_of(findings)
+    return tuple(column.title for column in columns), comparison_rows(columns)
+
+
+def comparison_rows(columns: Sequence[Column]) -> tuple[ComparisonRow, ...]:
+    """The rows of the table; a figure that no column has is left out."""
+    rows = (
+        _row("weights on disk, MB", columns, lambda column: _benched(column, lambda one: _megabytes(one.weight_bytes))),
+        *_quality_rows(columns),
+        *_task_rows(columns),
+        *_latency_rows(columns),
+    )
+    return tuple(row for row in rows if any(value != NOT_MEASURED for value in row.values))
+
+
+def with_interval(value: float, interval: tuple[float, float] | None, form: str) -> str:
+    """A figure and its 95 % interval, where there is one, such as "0.61 (0.59–0.64)"."""
+    if interval is None:
+        return _number(value, form)
+    between = " to " if interval[0] < 0 else "–"
+    return f"{_number(value, form)} ({_number(interval[0], form)}{between}{_number(interval[1], form)})"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form).replace("-", "−") if value < 0 else format(value, form)
+
+
+def _row(title: str, columns: Sequence[Column], text: Callable[[Column], str | None]) -> ComparisonRow:
+    return ComparisonRow(title, tuple(text(column) or NOT_MEASURED for column in columns))
+
+
+def _benched(column: Column, text: Callable[[ModelBenchmark], str | None]) -> str | None:
+    return text(column.benchmark) if column.benchmark else None
+
+
+def _together(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, in the order of their first coming."""
+    return tuple(dict.fromkeys(names))
+
+
+def _quality_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
+    reports = [column.findings.evaluation for column in columns if column.findings.evaluation]
+    modes = _together(str(report.conditions["similarity_mode"]) for report in reports if _has_mode(report))
+    similarity = "similarity of answers" + (f", {' and '.join(modes)} mode" if modes else "")
+    references = [TITLES.get(name, name) for name in _together(report.reference for report in reports)]
+    source = " or ".join(references)
+
+    def figure(title: str, field: str, form: str, interval: str = "") -> ComparisonRow:
+        return _row(title, columns, lambda column: _figure(column.evaluation, field, form, interval))
+
+    others = _together(
+        name for report in reports for name in report.models if name not in (report.reference, PRODUCT, "torch")
+    )
+    return [
+        figure("perplexity per token", "perplexity", ".3f"),
+        _row(f"  over {source} (95 % interval)", columns, _perplexity_ratio),
+        figure(f"KL from {source}, mean, nats", "kl_mean_nats", ".5f", "kl_mean_ci95"),
+        *(
+            _row(f"  less {TITLES.get(other, other)} (95 % interval)", columns, partial(_less, other=other))
+            for other in others
+        ),
+        figure(f"KL from {source}, 99 %, nats", "kl_p99_nats", ".5f"),
+        figure("same likeliest token", "same_top1", ".2%"),
+        figure(similarity, "similarity", ".4f", "similarity_ci95"),
+        figure("first divergent token (FDT)", "fdt", ".1f"),
+        figure("share of divergent tokens (SDT norm)", "sdt_norm", ".2%"),
+    ]
+
+
+def _has_mode(report: EvaluationReport) -> bool:
+    return "similarity_mode" in report.conditions
+
+
+def _figure(model: ModelEvaluation | None, field: str, form: str, interval: str) -> str | None:
+    value = getattr(model, field) if model else None
+    return None if value is None else with_interval(value, getattr(model, interval) if interval else None, form)
+
+
+def _perplexity_ratio(column: Column) -> str | None:
+    report, model = column.findings.evaluation, column.evaluation
+    if report is None or model is None or model.perplexity_ratio is None:
+        return None
+    ratio = model.perplexity_ratio
+    compared = report.comparisons.get(f"{column.name} - {report.reference}")
+    tied = compared.nll_verdict == "tie" if compared else holds_one(ratio.ci95)
+    return with_interval(ratio.value, ratio.ci95, ".4f") + (", a tie" if tied else "")
+
+
+def _less(column: Column, other: str) -> str | None:
+    report = column.findings.evaluation
+    compared = report.comparisons.get(f"{column.name} - {other}") if report else None
+    if compared is None:
+        return None
+    difference = compared.kl_mean_nats
+    return with_interval(difference.value, difference.ci95, ".5f") + (", a tie" if compared.kl_verdict == "tie" else "")
+
+
+def _task_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
     """The metric that counts of each task, and the likelihood of the right answers where there are choices."""
-    rows = []
-    for task, conditions in evaluation.conditions.get("tasks", {}).items():
-        figures = [evaluation.models[name].tasks.get(task, {}) if name in evaluation.models else {} for name in names]
-        for figure, title in ((conditions["metric"], conditions["metric"]), ("answer_nll_nats", "answers' NLL, nats")):
-            values = tuple(_with_error(one, figure) for one in figures)
-            if any(value != NOT_MEASURED for value in values):
-                rows.append(ComparisonRow(f"{task}, {title}", values))
-    return rows
+    asked: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        asked |= column.findings.evaluation.conditions.get("tasks", {}) if column.findings.evaluation else {}
+    return [
+        _row(f"{task}, {title}", columns, partial(_with_error, task=task, name=figure))
+        for task, conditions in asked.items()
+        for figure, title in ((conditions["metric"], conditions["metric"]), ("answer_nll_nats", "answers' NLL, nats"))
+    ]
 
 
-def _with_error(figures: dict[str, float], name: str) -> str:
+def _with_error(column: Column, task: str, name: str) -> str | None:
+    figures = column.evaluation.tasks.get(task, {}) if column.evaluation else {}
     if name not in figures:
-        return NOT_MEASURED
+        return None
     error = figures.get(f"{name}_stderr")
     return f"{figures[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def _latency_rows(benchmark: BenchmarkReport, names: tuple[str, ...]) -> list[ComparisonRow]:
-    models, first = benchmark.models, next(iter(benchmark.models))
+def _latency_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
+    def median(field: str) -> Callable[[Column], str | None]:
+        return lambda column: _benched(column, lambda one: f"{getattr(one, field).median:.2f}")
 
-    def milliseconds(field: str) -> tuple[str, ...]:
-        return tuple(f"{getattr(models[name], field).median:.2f}" if name in models else NOT_MEASURED for name in names)
+    def over(field: str) -> list[ComparisonRow]:
+        return [
+            _row(
+                f"  over {TITLES.get(reference, reference)} (95 % interval)",
+                columns,
+                partial(_ratio, reference=reference, field=field),
+            )
+            for reference in references
+        ]
 
-    def whole(field: str) -> tuple[str, ...]:
-        return tuple(f"{getattr(models[name], field):.0f}" if name in models else NOT_MEASURED for name in names)
-
-    def over(reference: str, field: str) -> ComparisonRow:
-        ratios = [benchmark.ratios.get(f"{name}/{reference}") for name in names]
-        title = f"  over {TITLES.get(reference, reference)} (95 % interval)"
-        return ComparisonRow(title, tuple(_ratio(ratio, field) for ratio in ratios))
-
-    references = [name for name in (first, "plain") if name in models and name != names[-1]]
+    firsts = [next(iter(column.findings.benchmark.models)) for column in columns if column.findings.benchmark]
+    references = _together((*firsts, _TWIN))
     return [
-        ComparisonRow("time to first token, ms", milliseconds("time_to_first_token_ms")),
-        *(over(reference, "time_to_first_token") for reference in dict.fromkeys(references)),
-        ComparisonRow("time per output token, ms", milliseconds("time_per_output_token_ms")),
-        *(over(reference, "time_per_output_token") for reference in dict.fromkeys(references)),
-        ComparisonRow("tokens per second", whole("throughput_tokens_per_s")),
-        ComparisonRow("load time, ms", whole("load_time_ms")),
-        ComparisonRow("peak memory, MB", tuple(_peak(models.get(name)) for name in names)),
+        _row("time to first token, ms", columns, median("time_to_first_token_ms")),
+        *over("time_to_first_token"),
+        _row("time per output token, ms", columns, median("time_per_output_token_ms")),
+        *over("time_per_output_token"),
+        _row("  share of the memory bandwidth", columns, lambda column: _benched(column, _share_of_bandwidth)),
+        _row("tokens per second", columns, lambda one: _benched(one, lambda it: f"{it.throughput_tokens_per_s:.0f}")),
+        _row("load time, ms", columns, lambda one: _benched(one, lambda it: f"{it.load_time_ms:.0f}")),
+        _row("peak memory, MB", columns, lambda column: _benched(column, _peak)),
     ]
 
 
-def _text(model: ModelEvaluation | None, field: str, form: str) -> str:
-    value = getattr(model, field) if model else None
-    return NOT_MEASURED if value is None else format(value, form)
+def _share_of_bandwidth(model: ModelBenchmark) -> str | None:
+    return f"{model.limit.share_of_bandwidth:.0%}" if model.limit else None
 
 
-def _megabytes(model: ModelBenchmark | None) -> str:
-    return NOT_MEASURED if model is None else f"{model.weight_bytes / 1e6:.2f}"
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f}"
 
 
-def _peak(model: ModelBenchmark | None) -> str:
-    return NOT_MEASURED if model is None or model.peak_rss_bytes is None else f"{model.peak_rss_bytes / 1e6:.0f}"
+def _peak(model: ModelBenchmark) -> str | None:
+    return None if model.peak_rss_bytes is None else f"{model.peak_rss_bytes / 1e6:.0f}"
 
 
-def _ratio(ratios: LatencyRatios | None, field: str) -> str:
+def _ratio(column: Column, reference: str, field: str) -> str | None:
+    report = column.findings.benchmark
+    ratios = report.ratios.get(f"{column.name}/{reference}") if report else None
     if ratios is None:
-        return NOT_MEASURED
-    value = getattr(ratios, field)
-    return f"{value.median:.2f} ({value.ci95[0]:.2f}–{value.ci95[1]:.2f})"
+        return None
+    ratio = getattr(ratios, field)
+    return with_interval(ratio.median, ratio.ci95, ".2f") + (", a tie" if holds_one(ratio.ci95) else "")
+
+
+def holds_one(interval: tuple[float, float]) -> bool:
+    """Whether a ratio's interval contains 1: the two are a tie."""
+    return interval[0] <= 1 <= interval[1]

@@ -27,6 +27,7 @@ from ovexport.verify.structure import (
     same_options,
     structure,
 )
+from ovexport.verify.weight_error import weight_errors
 from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
 from ovexport.versions import stack_versions
 
@@ -41,6 +42,8 @@ class _Evidence:
     beyond_twin: Counter[str] | None = None
     running_packed: int | None = None
     predicted_bytes: int | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    twin_errors: dict[str, float] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
 
@@ -86,7 +89,7 @@ def verify(
         subject=ir.path.absolute().name,
         checks=tuple(evidence.checks),
         summary=_summary(found, evidence),
-        layers=tuple(_row(weight) for weight in found),
+        layers=tuple(_row(weight, evidence) for weight in found),
         files=files,
         versions=stack_versions(),
     )
@@ -108,7 +111,7 @@ def _gathered(
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint)
     if checkpoint:
-        _against_checkpoint(evidence, graph, found, checkpoint, base, listener)
+        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, twin, listener)
     else:
         evidence.adapters = adapter_operations(graph, found, None)
         evidence.reasons.append("no checkpoint is given: codes can't be compared with what was tuned")
@@ -144,10 +147,12 @@ def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[No
 
 def _against_checkpoint(
     evidence: _Evidence,
+    ir: IR,
     graph: ov.Model,
     found: tuple[Weight, ...],
     checkpoint: Checkpoint,
     base: IR | None,
+    twin: IR | None,
     listener: Listener,
 ) -> None:
     manifest = checkpoint.manifest
@@ -171,7 +176,9 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
-        evidence.checks.append(same_options(graph, original, "base IR"))
+        evidence.checks.append(same_options(ir, graph, original, "base IR"))
+        evidence.errors = weight_errors(found, manifest, matrices)
+        evidence.twin_errors = weight_errors(weights(read_graph(twin)), manifest, matrices) if twin else {}
     evidence.checks.append(packed_bytes(found, manifest))
     evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
 
@@ -184,7 +191,7 @@ def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Wei
     evidence.checks += same_operations(
         operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
     )
-    evidence.checks += [same_options(graph, other, "twin"), companions(ir, twin)]
+    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin)]
 
 
 def _executed(
@@ -224,7 +231,7 @@ def _summary(found: tuple[Weight, ...], evidence: _Evidence) -> VerificationSumm
     )
 
 
-def _row(weight: Weight) -> LayerRow:
+def _row(weight: Weight, evidence: _Evidence) -> LayerRow:
     return LayerRow(
         name=weight.name,
         kind=weight.kind,
@@ -233,5 +240,7 @@ def _row(weight: Weight) -> LayerRow:
         group_size=weight.group_size,
         weight_bytes=weight.byte_size,
         bits_per_weight=8 * weight.byte_size / weight.elements,
+        weight_error=evidence.errors.get(weight.name),
+        twin_weight_error=evidence.twin_errors.get(weight.name),
         note=note(weight),
     )

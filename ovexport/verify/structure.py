@@ -2,11 +2,23 @@
 
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import openvino as ov
 
-from ovexport.artifacts import IR, IR_MANIFEST, Checkpoint, CheckpointManifest, check_files, file_digest, files_in
+from ovexport.artifacts import (
+    IR,
+    IR_MANIFEST,
+    RUN_FILES,
+    Checkpoint,
+    CheckpointManifest,
+    IRManifest,
+    check_files,
+    file_digest,
+    files_in,
+)
+from ovexport.carried import SETTINGS_FILE, converted_options, converted_xml_digest
 from ovexport.errors import ArtifactError
 from ovexport.graph import Weight, runtime_options
 from ovexport.reports import Check
@@ -14,7 +26,8 @@ from ovexport.verify.checks import ELEMENT_TYPES, equal, zero
 from ovexport.verify.wiring import expected_chains
 
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
-_NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST})
+_NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST, SETTINGS_FILE})
+_HUB_CACHE = ".cache/huggingface/"
 
 
 def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
@@ -54,8 +67,19 @@ def changed_files(ir: IR, checkpoint: Checkpoint | None) -> list[str]:
         return [IR_MANIFEST]
     if manifest is None:
         return []
-    changed = check_files(manifest.files, ir.path)
+    changed = _changed(ir, manifest)
     return changed + (check_files(manifest.checkpoint_files, checkpoint.path) if checkpoint else [])
+
+
+def _changed(ir: IR, manifest: IRManifest) -> list[str]:
+    """Files that are not as convert wrote them; the graph's is taken without settings that a search wrote into it."""
+    changed = check_files(manifest.files, ir.path)
+    name = ir.xml.name
+    if name in changed and ir.xml.is_file():
+        with suppress(ArtifactError, UnicodeDecodeError):
+            if converted_xml_digest(ir) == manifest.files[name]:
+                changed.remove(name)
+    return changed
 
 
 def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
@@ -76,21 +100,27 @@ def note(weight: Weight) -> str | None:
     return f"{stored}; every token reads {weight.byte_size / 1e6:.2f} MB, at 4 bits {four_bits / 1e6:.2f} MB and scales"
 
 
-def same_options(graph: ov.Model, other: ov.Model, name: str) -> Check:
-    """The IR tells the runtime what the other one tells it."""
-    return equal(f"runtime options as the {name}'s", "model", runtime_options(graph), runtime_options(other))
+def same_options(ir: IR, graph: ov.Model, other: ov.Model, name: str) -> Check:
+    """The IR tells the runtime what the other one tells it, but for what a search wrote into it and can be undone."""
+    own = converted_options(ir, runtime_options(graph))
+    return equal(f"runtime options as the {name}'s", "model", own, runtime_options(other))
 
 
 def companions(ir: IR, twin: IR) -> Check:
     """Tokenizer, templates and configurations are the twin's."""
     differing = [
         name
-        for name in sorted(
-            {file.relative_to(folder).as_posix() for folder in (ir.path, twin.path) for file in files_in(folder)}
-        )
+        for name in sorted({name for folder in (ir.path, twin.path) for name in _names_in(folder)})
         if name not in _NOT_COMPANIONS and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
     ]
     return zero("tokenizer and configurations as the twin's", "files", len(differing), ", ".join(differing))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The files of an IR's folder, but for those that an upload and a download lay beside it and nothing loads: the
+    run's own, and what the hub and its client add."""
+    names = [file.relative_to(folder).as_posix() for file in files_in(folder)]
+    return [name for name in names if name not in (*RUN_FILES, ".gitattributes") and not name.startswith(_HUB_CACHE)]
 
 
 def _digest_or_none(path: Path) -> str | None:
@@ -105,9 +135,8 @@ def as_made(ir: IR, checkpoint: Checkpoint | None) -> list[Check]:
     manifest = ir.manifest
     if manifest is None:
         return []
-    differing = check_files(manifest.files, ir.path)
-    present = {file.relative_to(ir.path).as_posix() for file in files_in(ir.path)}
-    strangers = sorted(present - set(manifest.files) - {IR_MANIFEST})
+    differing = _changed(ir, manifest)
+    strangers = sorted(set(_names_in(ir.path)) - set(manifest.files) - {IR_MANIFEST, SETTINGS_FILE})
     found = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
     checks = [zero("files as convert wrote them", "files", len(differing) + len(strangers), found)]
     if checkpoint is not None:

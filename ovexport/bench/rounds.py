@@ -1,0 +1,113 @@
+"""One generation and its times, several models in turn, and what is made of many: quantiles and ratios pair by pair."""
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino_genai
+from numpy.typing import NDArray
+
+from ovexport.bench.loading import generate
+from ovexport.errors import UnsupportedModelError
+from ovexport.recipe import GridPoint
+from ovexport.reports import Ratio, Samples
+
+_MOST_PERMUTED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One generation, in milliseconds: to the first token, between every two of the others, and all of it."""
+
+    first_token: float
+    intervals: tuple[float, ...]
+    whole: float
+
+    @property
+    def output_token(self) -> float:
+        """The mean time between two tokens."""
+        return sum(self.intervals) / len(self.intervals)
+
+
+def prompts(prompt: Sequence[int], point: GridPoint) -> NDArray[np.int64]:
+    """The prompts of a batch, (batch, length): the same tokens, begun at another place in each row."""
+    tokens = np.asarray(prompt[: point.prompt_tokens], dtype=np.int64)
+    return np.stack([np.roll(tokens, row) for row in range(point.batch_size)])
+
+
+def orders(names: Mapping[str, Any], seed: int) -> Iterator[tuple[str, ...]]:
+    """Orders without end: each as often as any other, or drawn at random where there are too many of them."""
+    if len(names) <= _MOST_PERMUTED:
+        yield from itertools.cycle(itertools.permutations(names))
+    generator = np.random.default_rng(seed)
+    while True:
+        yield tuple(generator.permutation(list(names)).tolist())
+
+
+def run_round(
+    pipelines: Mapping[str, openvino_genai.LLMPipeline],
+    order: Sequence[str],
+    tokens: NDArray[np.int64],
+    point: GridPoint,
+) -> dict[str, Round]:
+    """What each model took.
+
+    Raises:
+        UnsupportedModelError: one generated another number of tokens.
+    """
+    found = {}
+    for name in order:
+        begun = time.perf_counter()
+        result = generate(pipelines[name], tokens, point.output_tokens)
+        whole = 1000 * (time.perf_counter() - begun)
+        generated = {len(row) for row in result.tokens}
+        if generated != {point.output_tokens}:
+            raise UnsupportedModelError(
+                f"{name}: generated {min(generated)} of {point.output_tokens} tokens; it can't be timed"
+            )
+        moments = [float(moment) for moment in result.perf_metrics.raw_metrics.m_new_token_times]
+        found[name] = Round(
+            first_token=float(result.perf_metrics.get_ttft().mean),
+            intervals=tuple(float(value) for value in np.diff(moments)),
+            whole=whole,
+        )
+    return found
+
+
+def samples(sessions: Sequence[Sequence[float]]) -> Samples:
+    """The quantiles over all sessions' values, and the values."""
+    values = [value for session in sessions for value in session]
+    median, p90, p99 = np.percentile(values, [50, 90, 99])
+    return Samples(median=float(median), p90=float(p90), p99=float(p99), samples=tuple(values))
+
+
+def ratio(
+    candidate: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], seed: int, resamples: int = 5000
+) -> Ratio:
+    """Median of the pairwise ratios and its 95 % interval.
+
+    The bootstrap draws sessions first and then pairs within them: pairs alone would promise too much, as those of a
+    session move together. Drawing at both levels is on the careful side (Davison and Hinkley, Bootstrap Methods and
+    their Application, 3.8).
+
+    Args:
+        candidate, reference: samples by session, (sessions, rounds).
+
+    Raises:
+        ValueError: the numbers of sessions or of samples differ.
+    """
+    if {len(session) for session in (*candidate, *reference)} != {len(candidate[0])} or len(candidate) != len(
+        reference
+    ):
+        raise ValueError("sessions of different lengths can't be paired")
+    ratios = np.asarray(candidate) / np.asarray(reference)
+    sessions, rounds = ratios.shape
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, sessions, (resamples, sessions, 1))
+    pairs = generator.integers(0, rounds, (resamples, sessions, rounds))
+    medians = np.median(ratios[drawn, pairs].reshape(resamples, -1), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return Ratio(median=float(np.median(ratios)), ci95=(float(low), float(high)))

@@ -1,0 +1,134 @@
+"""Runtime settings that an IR carries itself, written into its graph's file and taken out again, byte for byte.
+
+The CPU plugin reads the precision of the KV cache and the group size of dynamic quantization from the file's
+runtime_options. An inference precision it does not read; but an operation that is marked as precise keeps its own, and
+that is where dynamic quantization of activations works. The file is edited as text, so that what was there comes back.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ovexport.artifacts import IR, read_record, write_record, write_text
+from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.reports import SettingsReport, WrittenSettings
+
+SETTINGS_FILE = "ovexport_runtime.json"
+CARRIED = ("KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+"""What the CPU plugin reads from an IR's runtime_options."""
+
+_MARK = '<rt_info><attribute name="precise" version="0" /></rt_info>'
+_MATMUL = re.compile(r'(<layer [^>]*type="MatMul"[^>]*>\s*<data [^>]*/>)(?!\s*<rt_info>)')
+_MARKED = re.compile(r'(<layer [^>]*type="MatMul"[^>]*>\s*<data [^>]*/>)' + re.escape(_MARK))
+_BLOCK = re.compile(r"<runtime_options\s*/>|<runtime_options>.*?</runtime_options>", re.DOTALL)
+_OPTION = re.compile(r'<(\w+) value="([^"]*)"\s*/>')
+
+
+def settings_report(ir: IR) -> SettingsReport | None:
+    """The search that the IR's folder holds; None where there was none.
+
+    Raises:
+        ArtifactError: its file is corrupt.
+    """
+    path = ir.path / SETTINGS_FILE
+    return read_record(path, SettingsReport) if path.is_file() else None
+
+
+def with_settings(text: str, options: Mapping[str, str], *, precise: bool) -> tuple[str, WrittenSettings]:
+    """A graph's text with other runtime options and, where `precise`, its MatMuls marked.
+
+    Raises:
+        UnsupportedModelError: the text has no runtime_options, or marks of its own.
+    """
+    found = _BLOCK.search(text)
+    if found is None or len(_BLOCK.findall(text)) > 1:
+        raise UnsupportedModelError("openvino_model.xml: has no runtime_options to write to; convert the model anew")
+    if _MARK in text:
+        raise UnsupportedModelError("openvino_model.xml: has operations that are marked as precise already")
+    former = found.group()
+    values = dict(_OPTION.findall(former)) | dict(options)
+    block = "<runtime_options>" + "".join(f'<{name} value="{value}" />' for name, value in values.items())
+    block += "</runtime_options>"
+    written = WrittenSettings(
+        options=values,
+        matmul_precision="f32" if precise else None,
+        former_xml_sha256=_digest(text),
+        former_block=former,
+        block=block,
+    )
+    text = text.replace(former, block)
+    return (_MATMUL.sub(rf"\1{_MARK}", text) if precise else text), written
+
+
+def without_settings(text: str, written: WrittenSettings) -> str:
+    """The text as it was before.
+
+    Raises:
+        ArtifactError: it was changed since.
+    """
+    if _digest(text) == written.former_xml_sha256:
+        return text
+    before = _MARKED.sub(r"\1", text).replace(written.block, written.former_block)
+    if _digest(before) != written.former_xml_sha256:
+        raise ArtifactError(
+            f"openvino_model.xml: was changed after its runtime settings had been written; convert the model again, or "
+            f"remove {SETTINGS_FILE} to keep it as it is"
+        )
+    return before
+
+
+def write_settings(ir: IR, report: SettingsReport) -> None:
+    """Keep the report in the IR's folder, and put what it has as written into the graph's file; what an earlier search
+    wrote there goes."""
+    former, text = settings_report(ir), read_xml_text(ir)
+    if former and former.written:
+        text = without_settings(text, former.written)
+        write_text(text, ir.xml)
+    write_record(report, ir.path / SETTINGS_FILE)
+    if report.written is not None:
+        precise = report.written.matmul_precision is not None
+        write_text(with_settings(text, report.written.options, precise=precise)[0], ir.xml)
+
+
+def undo_settings(ir: IR) -> None:
+    """Make the graph's file what it was, and remove the report.
+
+    Raises:
+        ArtifactError: there is nothing to undo, or the file was changed since.
+    """
+    report = settings_report(ir)
+    if report is None:
+        raise ArtifactError(f"{ir.path}: no runtime settings were written into it; there is nothing to undo")
+    if report.written is not None:
+        write_text(without_settings(read_xml_text(ir), report.written), ir.xml)
+    (ir.path / SETTINGS_FILE).unlink()
+
+
+def converted_xml_digest(ir: IR) -> str:
+    """SHA-256 of the graph's file as it was converted: without the settings that were written into it later.
+
+    Raises:
+        ArtifactError: as without_settings.
+    """
+    report = settings_report(ir)
+    text = read_xml_text(ir)
+    return _digest(without_settings(text, report.written) if report and report.written else text)
+
+
+def converted_options(ir: IR, options: Mapping[str, str]) -> dict[str, str]:
+    """Runtime options as they were converted, of those that the graph has now."""
+    report = settings_report(ir)
+    if report is None or report.written is None or dict(options) != report.written.options:
+        return dict(options)
+    return dict(_OPTION.findall(report.written.former_block))
+
+
+def read_xml_text(ir: IR) -> str:
+    """The graph's file, its line ends as they are."""
+    with Path(ir.require().xml).open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -156,6 +156,59 @@ def verify_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def divergence_table(document: dict[str, Any]) -> str:
+    """What benchmarks/divergence.py measured."""
+    ratio = next(iter(document["ratios"].values()))
+    conditions, seconds = document["conditions"], document["seconds"]
+    growth = {int(tokens): size / 1e6 for tokens, size in document["rss_anon_growth_bytes"].items()}
+    lines = [
+        "| two forward passes, s | with the divergence, s | ratio (95 %) | "
+        + " | ".join(f"RssAnon over {tokens} tokens, MB" for tokens in growth)
+        + " |",
+        "|" + "---:|" * (3 + len(growth)),
+        f"| {seconds['forward']:.2f} | {seconds['compare']:.2f} "
+        f"| {ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f}) | "
+        + " | ".join(f"{size:.0f}" for size in growth.values())
+        + " |",
+    ]
+    return "\n".join(lines) + (
+        f"\n\nRandom weights, hidden size {conditions['hidden_size']}, {conditions['layers']} layers, vocabulary "
+        f"{conditions['vocabulary']}; {conditions['tokens']} tokens, {conditions['pairs']} pairs of runs."
+    )
+
+
+def settings_table(document: dict[str, Any]) -> str:
+    """What benchmarks/settings.py found."""
+
+    def over(ratio: dict[str, Any] | None) -> str:
+        return f"{ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f})" if ratio else "–"
+
+    lines = [
+        "| settings | time per output token over the defaults' (95 %) | KL from full precision, nats |",
+        "|---|---:|---:|",
+    ]
+    for trial in document["trials"]:
+        kl = trial["kl_mean_nats"]
+        name = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
+        shown = "–" if kl is None else f"{kl:.6f}"
+        lines.append(f"| {name} | {over(trial['time_per_output_token'])} | {shown} |")
+    conditions = document["conditions"]
+    shape = conditions["shape"]
+    defaults = ", ".join(
+        f"{name} {conditions['defaults'][name]}"
+        for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    )
+    best = ", ".join(f"{name} {value}" for name, value in document["chosen"].items()) or "the defaults"
+    return "\n".join(lines) + (
+        f"\n\nBest: {best}, timed again for longer: {over(document['gain'])}; carried by the IR itself, in a plain "
+        f"LLMPipeline: {over(document['written_gain'])}. {conditions['device_name']}, "
+        f"{conditions['defaults']['INFERENCE_NUM_THREADS']} threads, whose defaults are {defaults} (KL "
+        f"{conditions['defaults_kl_mean_nats']:.6f}); random weights, hidden size {shape['hidden_size']}, "
+        f"{shape['layers']} layers, {conditions['mode']}; {conditions['prompt_tokens']} prompt and "
+        f"{conditions['output_tokens']} output tokens."
+    )
+
+
 LATENCY_NAMES = {
     "bf16": "BF16",
     "plain": "INT4, not tuned",
@@ -308,6 +361,8 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "convert": convert_table,
     "verify": verify_table,
     "latency": latency_table,
+    "divergence": divergence_table,
+    "settings": settings_table,
     "quality": quality_table,
     "tuning": tuning_table,
     "downstream": downstream_table,

@@ -39,9 +39,10 @@ from ovexport.versions import stack_versions
 Settings = Mapping[str, Any]
 
 _SESSIONS, _ROUNDS = 2, 4
-_FINAL_SESSIONS, _FINAL_ROUNDS = 6, 4
+_FINAL_SESSIONS, _FINAL_ROUNDS = 8, 5
 _PIECE_TOKENS = 32
 _GROUPS = (32, 64, 128)
+_SURELY = 0.98
 _DEFAULTS, _TRIED = "defaults", "tried"
 
 
@@ -59,10 +60,15 @@ class _Search:
     trials: list[RuntimeTrial] = field(default_factory=list)
     divergences: dict[tuple[tuple[str, str], ...], float] = field(default_factory=dict)
 
-    def best(self) -> RuntimeTrial | None:
-        """The fastest of those that are kept."""
-        kept = [trial for trial in self.trials if trial.kept and trial.time_per_output_token]
-        return min(kept, key=lambda trial: trial.time_per_output_token.median, default=None)  # type: ignore[union-attr]
+    def best(self) -> dict[str, str]:
+        """The fastest settings of those that are kept, none at first; slower by less than what a few pairs can tell
+        apart, earlier and fewer settings are preferred."""
+        best: dict[str, str] = {}
+        least = 1.0
+        for trial in self.trials:
+            if trial.kept and trial.time_per_output_token and trial.time_per_output_token.median < _SURELY * least:
+                best, least = trial.settings, trial.time_per_output_token.median
+        return best
 
     def attempt(self, settings: Settings) -> None:
         """Try settings, unless they were tried before."""
@@ -172,24 +178,18 @@ def _descend(found: _Search, defaults: Mapping[str, str]) -> None:
         found.attempt({name: value for name, value in given.items() if value is not None})
     for precision in ("u8", "u4", "f16", "bf16"):
         if precision != defaults.get("KV_CACHE_PRECISION"):
-            found.attempt(_best_so_far(found) | {"KV_CACHE_PRECISION": precision})
+            found.attempt(found.best() | {"KV_CACHE_PRECISION": precision})
     for backend in ("SDPA", "PA"):
-        found.attempt(_best_so_far(found) | {"ATTENTION_BACKEND": backend})
+        found.attempt(found.best() | {"ATTENTION_BACKEND": backend})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for threads in sorted({max(1, cores // 2), cores}):
         if str(threads) != defaults.get("INFERENCE_NUM_THREADS"):
-            found.attempt(_best_so_far(found) | {"INFERENCE_NUM_THREADS": threads})
-
-
-def _best_so_far(found: _Search) -> dict[str, Any]:
-    best = found.best()
-    faster = best is not None and best.time_per_output_token is not None and best.time_per_output_token.median < 1
-    return dict(best.settings) if best and faster else {}
+            found.attempt(found.best() | {"INFERENCE_NUM_THREADS": threads})
 
 
 def _confirmed(found: _Search) -> tuple[dict[str, Any], Ratio | None]:
     """The best settings, timed once more and for longer; none, where the defaults may be as fast."""
-    best = _best_so_far(found)
+    best = found.best()
     if not best:
         return {}, None
     path = found.ir.path

@@ -37,7 +37,7 @@ from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_reco
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
-from ovexport.evaluate.answers import PromptTokenizer, generate
+from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
 from ovexport.evaluate.prompts import Prompts, choose_prompts
 from ovexport.evaluate.similarity import Answers, aggregate, compare_answers
@@ -199,7 +199,7 @@ def _evaluated(
 
 
 def _said(name: str, ir: IR, prompts: Prompts, spec: EvaluateSpec) -> Answers:
-    templated = spec.chat_template == "auto" and PromptTokenizer(ir).template is not None
+    templated = common_template({name: PromptTokenizer(ir)}, spec.chat_template) is not None
     return generate(name, ir, prompts.texts, templated=templated, max_new_tokens=spec.max_new_tokens, listener=silent)
 
 

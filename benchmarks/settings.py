@@ -32,7 +32,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="ovexport-") as scratch:
         ir = build_run(Path(scratch), shape, CompressSpec()).ir("int4")
         tokens = packaged_text(ir, TEXT_SEQUENCES)
-        report = search_settings(ir, spec, prompt, tokens, kl_limit=KL_LIMIT_NATS, listener=_tell)
+        report = search_settings(ir, spec, prompt, tokens, kl_limit_nats=KL_LIMIT_NATS, listener=_tell)
     print(file=sys.stderr)
     values = report.model_dump(mode="json")
     gains = {"chosen": report.gain, "written": report.written_gain}

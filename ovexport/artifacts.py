@@ -236,6 +236,11 @@ class PreparedData:
     path: Path
 
     @property
+    def exists(self) -> bool:
+        """Whether the folder is one."""
+        return (self.path / "data.json").is_file()
+
+    @property
     def manifest(self) -> DataManifest:
         """data.json, checked."""
         return read_record(self.path / "data.json", DataManifest)

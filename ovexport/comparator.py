@@ -1,7 +1,7 @@
 """What a token's two distributions have in common, out of their logits.
 
 The sums over the vocabulary run in the OpenVINO runtime, with all its threads, in float32 over a few entries each, and
-are put together in float64: a hundredth of the time of a forward pass, and exact to what float32 logits allow.
+are put together in float64: fast beside a forward pass, and exact to what float32 logits allow.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from ovexport.errors import UnsupportedModelError
 
 Floats = NDArray[np.float64]
 _SUMMED_AT_ONCE = 64
+_ENTRIES_AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +64,16 @@ class Comparator:
         if reference.shape != candidate.shape or reference.shape != (*true.shape, self.vocabulary):
             raise ValueError(f"shapes differ: {reference.shape}, {candidate.shape}, tokens {true.shape}")
         rows = [logits.reshape(-1, self.vocabulary) for logits in (reference, candidate)]
-        self._request.infer([*rows, true.reshape(-1, 1).astype(np.int32)], share_inputs=True)
-        found = [np.array(self._request.get_output_tensor(index).data) for index in range(7)]
-        top = [found[index][:, 0] for index in (3, 6)]
-        sums = [found[index].sum(axis=1, dtype=np.float64) for index in (0, 1, 4)]
-        weighted, reference_total, total = sums
+        tokens = true.reshape(-1, 1).astype(np.int32)
+        step = max(1, _ENTRIES_AT_ONCE // self.vocabulary)
+        blocks = [slice(begin, begin + step) for begin in range(0, len(tokens), step)]
+        found = [self._sums(rows[0][block], rows[1][block], tokens[block]) for block in blocks]
+        weighted, totals, true_logits, likeliest = (
+            np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True)
+        )
         with np.errstate(all="ignore"):
-            own, reference_own = found[5][:, 0] - np.log(total), found[2][:, 0] - np.log(reference_total)
-            kl = weighted / reference_total - np.log(reference_total / total)
+            reference_own, own = true_logits - np.log(totals)
+            kl = weighted / totals[0] - np.log(totals[0] / totals[1])
         if not np.isfinite(kl).all():
             raise UnsupportedModelError("a logit is infinite or not a number; the IR is broken, or overflows")
         shape = true.shape
@@ -78,8 +81,24 @@ class Comparator:
             nll=-own.reshape(shape),
             reference_nll=-reference_own.reshape(shape),
             kl=kl.reshape(shape),
-            same_top1=(top[0] == top[1]).reshape(shape),
+            same_top1=(likeliest[0] == likeliest[1]).reshape(shape),
             probability_change=(np.exp(own) - np.exp(reference_own)).reshape(shape),
+        )
+
+    def _sums(
+        self, reference: NDArray[np.float32], candidate: NDArray[np.float32], true: NDArray[np.int32]
+    ) -> tuple[Floats, Floats, NDArray[np.float32], NDArray[np.int32]]:
+        """Of some tokens: sum of e_x (x' - y'), (tokens,); of reference and candidate, (2, tokens) each, sum of e, the
+        true token's logit less the maximum, and the likeliest token."""
+        self._request.infer([reference, candidate, true], share_inputs=True)
+        outputs = [np.array(self._request.get_output_tensor(index).data) for index in range(7)]
+        weighted, *of_models = outputs
+        sums, true_logits, likeliest = (of_models[index::3] for index in range(3))
+        return (
+            weighted.sum(axis=1, dtype=np.float64),
+            np.stack([parts.sum(axis=1, dtype=np.float64) for parts in sums]),
+            np.stack([values[:, 0] for values in true_logits]),
+            np.stack([values[:, 0] for values in likeliest]),
         )
 
 

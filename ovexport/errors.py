@@ -14,6 +14,12 @@ OvexportError                       exit code
 from typing import Any
 
 
+def last_line(error: BaseException) -> str:
+    """What a foreign error says at its end, where OpenVINO's says what matters; its type, where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 class OvexportError(Exception):
     """Base of every error a user can cause and cure; the command line prints its message and no traceback."""
 

@@ -88,7 +88,7 @@ def figures(
         "models": names,
         "tasks": tasks,
         "ratios": [f"{later}/{earlier}" for later, earlier in pairs],
-        "comparisons": [f"{later} - {earlier}" for later, earlier in pairs],
+        "comparisons": [f"{later} - {earlier}" for later, earlier in pairs if earlier != names[0]],
     }
     found = {
         "".join(name.split()): figure

@@ -10,7 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR, LayerFormat, bytes_digest
-from ovexport.errors import ArtifactError
+from ovexport.errors import ArtifactError, last_line
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
 PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
@@ -106,8 +106,7 @@ def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
         for node in graph.get_ops():
             node.get_friendly_name()  # one that is no UTF-8 can't be asked for later either
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ArtifactError(f"{path}: not a readable OpenVINO IR ({lines[-1]}); make it again") from error
+        raise ArtifactError(f"{path}: not a readable OpenVINO IR ({last_line(error)}); make it again") from error
     return graph
 
 

@@ -171,7 +171,7 @@ def _translated(destination: Destination, again: str) -> Iterator[None]:
     """
     try:
         yield
-    except (_Unable, httpx.HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except (_Unable, httpx.HTTPError, HFValidationError, OSError, RuntimeError) as error:  # RuntimeError is Xet's
         problem, cure = error.args if isinstance(error, _Unable) else _described(error)
         raise ArtifactError(f"{destination}: {problem}; {cure}; {again}") from error
 
@@ -183,7 +183,7 @@ def _described(error: Exception) -> tuple[str, str]:
         return _refusal(refusal.response.status_code, refusal.server_message or "")
     if _in_chain(error, httpx.TransportError) or _in_chain(error, ConnectionError):
         return f"the hub at {HfApi().endpoint} can't be reached ({_first_line(error)})", "check the network"
-    return f"the upload failed ({_first_line(error)})", "mend that"
+    return f"the upload failed ({_first_line(error)})", "look at the network and at HF_ENDPOINT"
 
 
 def _refusal(status: int, message: str) -> tuple[str, str]:
@@ -194,7 +194,7 @@ def _refusal(status: int, message: str) -> tuple[str, str]:
         return f"the token may not write there ({said})", "use a token that may, or another ORG"
     if status == 429 or status >= 500:
         return f"the hub failed ({said})", "wait a while"
-    return f"the hub refused it ({said})", "mend that"
+    return f"the hub refused it ({said})", "look at the repository's settings and limits there"
 
 
 def _in_chain(error: BaseException | None, kind: type[Exception]) -> BaseException | None:

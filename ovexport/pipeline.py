@@ -290,6 +290,8 @@ def evaluate_candidate(
 
     if reference is None and ground_truth is None:
         raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
+    if spec.isolate and (reference is None or data is None):
+        raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
     given = [ir for ir in (reference, candidate) if ir]
     models = {ir.path.absolute().name: ir.require() for ir in given}
     if len(models) < len(given):

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ovexport.errors import RecipeError
+from ovexport.prompt_sets import LANGUAGES
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -330,10 +331,6 @@ class VerifySpec(Spec):
     runtime: bool = True
 
 
-PROMPT_SETS: Mapping[str, str] = {"long": "en", "short": "en", "chinese": "cn"}
-"""Packaged prompts, and their language as WhoWhatBench writes it."""
-
-
 class EvaluateSpec(Spec):
     """How the models' outputs are compared with the BF16 model's.
 
@@ -351,7 +348,8 @@ class EvaluateSpec(Spec):
         max_new_tokens: length of the generated answers, greedy.
         chat_template: "auto" uses the tokenizers' template where every model has one, and the same.
         isolate: measure the divergence under five runtime settings, to tell the weights' share from that of KV cache,
-            dynamic quantization and activations; it takes ten forward passes more over the test text for each model.
+            dynamic quantization and activations; it takes five passes more over the test text for each model, the
+            reference included, and five of the reference at full precision.
         batch_size: sequences per forward pass of the divergence.
     """
 
@@ -394,6 +392,7 @@ class BenchSpec(Spec):
         precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
             this share of its median, either way; 0 measures them all.
         time_limit_s: no other session is begun after so many seconds.
+        memory: measure each model's memory, in a process of its own.
         limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
         inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
             them it is as the IR and the device have it.
@@ -408,6 +407,7 @@ class BenchSpec(Spec):
     warmup: Positive = 1
     precision: Fraction = 0.025
     time_limit_s: PositiveReal = 3600.0
+    memory: bool = True
     limits: bool = True
     device: str = "CPU"
     inference_precision: Literal["default", "f32", "bf16", "f16"] = "default"
@@ -716,7 +716,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             "evaluate": evaluate.model_copy(
                 update={
                     "encoder": resolve(evaluate.encoder),
-                    "prompts": evaluate.prompts if evaluate.prompts in PROMPT_SETS else resolve(evaluate.prompts),
+                    "prompts": evaluate.prompts if evaluate.prompts in LANGUAGES else resolve(evaluate.prompts),
                 }
             ),
         }

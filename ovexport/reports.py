@@ -209,7 +209,7 @@ class EvaluationReport(Record):
     Attributes:
         comparisons: "int4 - plain", …: every two models that are not the reference, the later one first.
         recovered_gap: share of the plain twin's mean KL that tuning took away.
-        recovered_gap_ci95: by bootstrap over sequences.
+        recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`.
         histogram_edges_nats: bin edges of each model's kl_histogram.
     """
 
@@ -328,7 +328,7 @@ class BenchmarkReport(Record):
     """benchmark.json; `models` and `ratios` are those of the grid's first point.
 
     Attributes:
-        grid: every point, the first one included, where there are several.
+        grid: every point, the first one included.
     """
 
     models: dict[str, ModelBenchmark]

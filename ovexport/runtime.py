@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ovexport.errors import RecipeError, UnsupportedModelError
+from ovexport.errors import RecipeError, UnsupportedModelError, last_line
 
 ACCURATE: Mapping[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -124,8 +124,7 @@ def compile_for_cpu(graph: ov.Model, name: str, settings: Mapping[str, Any]) -> 
     try:
         return ov.Core().compile_model(graph, "CPU", dict(settings))
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UnsupportedModelError(f"{name}: the CPU runtime can't compile it ({lines[-1]})") from error
+        raise UnsupportedModelError(f"{name}: the CPU runtime can't compile it ({last_line(error)})") from error
 
 
 def check_device(device: str, core: ov.Core | None = None) -> None:

@@ -95,8 +95,6 @@ def _evaluation(report: EvaluationReport) -> dict[str, Any]:
         "conditions": report.conditions | {"similarity_mode": "strict"},
         "comparisons": {
             "int4 - plain": _compared(-0.004, -0.0042, -0.0038, "lower", "tie"),
-            "int4 - bf16": _compared(0.003, 0.0029, 0.0031, "higher", "tie"),
-            "plain - bf16": _compared(0.009, 0.0088, 0.0092, "higher", "higher"),
         },
     }
 

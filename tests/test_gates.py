@@ -62,6 +62,7 @@ def evaluation() -> EvaluationReport:
         reference="bf16",
         models={
             "bf16": ModelEvaluation(perplexity=9.0, reason="the reference"),
+            "plain": ModelEvaluation(),
             "int4": ModelEvaluation(
                 perplexity=9.5,
                 kl_mean_nats=0.02,
@@ -73,7 +74,7 @@ def evaluation() -> EvaluationReport:
             ),
         },
         comparisons={
-            "int4 - bf16": {
+            "int4 - plain": {
                 "kl_mean_nats": {"value": 0.02, "ci95": (0.015, 0.03)},
                 "kl_verdict": "higher",
                 "nll_mean_nats": {"value": 0.01, "ci95": (-0.1, 0.1)},
@@ -201,7 +202,7 @@ def test_figures_are_the_reports_fields_under_the_names_of_their_models(evaluati
     assert (values["kl_mean_nats.low"], values["kl_mean_nats.high"]) == (0.015, 0.03)
     assert values["quiz.acc_norm"] == values["int4.quiz.acc_norm"] == 0.75
     assert values["isolation.weights.kl_mean_nats.high"] == 0.02
-    assert values["int4-bf16.nll_mean_nats.low"] == -0.1
+    assert values["int4-plain.nll_mean_nats.low"] == -0.1
     assert known["bf16.kl_mean_nats"] == Figure(None, "the reference")
     assert not [name for name in known if "histogram" in name or "worst" in name or "ci95" in name]
 

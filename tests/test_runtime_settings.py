@@ -42,6 +42,7 @@ def report(ir: IR, **options: str) -> SettingsReport:
 
 @pytest.fixture
 def quick_rounds(monkeypatch) -> None:
+    monkeypatch.setattr(search, "_GROUPS", (64,))
     for name, value in {"_SESSIONS": 1, "_ROUNDS": 1, "_FINAL_SESSIONS": 1, "_FINAL_ROUNDS": 1}.items():
         monkeypatch.setattr(search, name, value)
 
@@ -108,33 +109,38 @@ def test_what_was_changed_behind_the_settings_is_found(run_copy: RunFolder) -> N
 def test_the_search_measures_what_settings_cost_and_keeps_to_the_limit(finished_run, quick_rounds) -> None:
     ir = finished_run.ir("int4")
     tokens = finished_run.data.tokens("test")[:2].astype(np.int64)
-    found = search_settings(ir, SPEC, PROMPT, tokens, kl_limit=10.0)
+    found = search_settings(ir, SPEC, PROMPT, tokens, kl_limit_nats=10.0)
+    usual = found.conditions["defaults"]["INFERENCE_PRECISION_HINT"]
     tried = [trial.settings for trial in found.trials]
-    assert {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"} in tried
+    exact = {} if usual == "f32" else {"INFERENCE_PRECISION_HINT": "f32"}
+    assert exact | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"} in tried
     assert any("KV_CACHE_PRECISION" in settings for settings in tried)
     assert any(settings.get("ATTENTION_BACKEND") == "PA" for settings in tried)
     assert len({tuple(sorted(settings.items())) for settings in tried}) == len(tried)
-    exact = next(one for one in found.trials if one.settings.get("DYNAMIC_QUANTIZATION_GROUP_SIZE") == "0")
-    assert exact.kl_mean_nats < found.conditions["defaults_kl_mean_nats"]
+    without = next(one for one in found.trials if one.settings.get("DYNAMIC_QUANTIZATION_GROUP_SIZE") == "0")
+    assert without.kl_mean_nats < found.conditions["defaults_kl_mean_nats"]
     assert not list(ir.path.parent.glob(".ovexport-*"))
-    strict = search_settings(ir, SPEC, PROMPT, tokens, kl_limit=0.0)
+    strict = search_settings(ir, SPEC, PROMPT, tokens, kl_limit_nats=0.0)
     assert (strict.chosen, strict.written) == ({}, None)
     assert all("not timed" in str(trial.reason) for trial in strict.trials if not trial.kept)
 
 
+@pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="float32 is the default here"
+)
 def test_the_best_settings_are_written_where_the_ir_is_the_faster_for_it(
     run_copy: RunFolder, quick_rounds, monkeypatch
 ) -> None:
-    timed = search.paired
+    timed = search._Search.timed
 
-    def half_the_time(plain, tried, settings, found, **options):
-        times = timed(plain, tried, settings, found, **options)
-        wanted = "INFERENCE_PRECISION_HINT" in settings or tried != plain
+    def half_the_time(self, folder, settings, **options):
+        times = timed(self, folder, settings, **options)
+        wanted = settings == {"INFERENCE_PRECISION_HINT": "f32"} or folder != self.ir.path
         factor = 0.5 if wanted else 2.0
         one = times.output_token.model_copy(update={"median": factor, "ci95": (factor - 0.1, factor + 0.1)})
         return type(times)(first_token=times.first_token, output_token=one)
 
-    monkeypatch.setattr(search, "paired", half_the_time)
+    monkeypatch.setattr(search._Search, "timed", half_the_time)
     ir = run_copy.ir("int4")
     options = ["bench", str(ir.path), "--search", "--prompt-tokens", "16", "--output-tokens", "3", "--kl-limit", "10"]
     done = CliRunner().invoke(app, options)
@@ -161,6 +167,7 @@ def test_text_for_the_search_comes_with_the_package(finished_run) -> None:
     ("options", "code", "message"),
     [
         (["--format", "xml"], 2, "--format xml: no such format"),
+        (["--format", "csv", "--json"], 2, "two formats"),
         (["--output-tokens", "0"], 2, "output_tokens"),
         (["--backend", "FA"], 2, "attention_backend"),
         (["--device", "NPU"], 2, "device=NPU: not here"),

@@ -4,7 +4,6 @@ import csv
 import io
 from typing import Any
 
-from ovexport.errors import RecipeError
 from ovexport.reports import BenchmarkReport, ModelBenchmark, PointBenchmark
 
 _COLUMNS = (
@@ -27,20 +26,6 @@ _COLUMNS = (
 )
 
 
-def points(report: BenchmarkReport) -> tuple[PointBenchmark, ...]:
-    """Every point that was measured, the memory in the first one."""
-    at = report.conditions
-    first = PointBenchmark(
-        prompt_tokens=at["prompt_tokens"],
-        output_tokens=at["output_tokens"],
-        batch_size=at["batch_size"],
-        attention_backend=at["attention_backend"],
-        models=report.models,
-        ratios=report.ratios,
-    )
-    return (first, *report.grid[1:])
-
-
 def as_csv(report: BenchmarkReport) -> str:
     """A line for each model at each point."""
     text = io.StringIO()
@@ -55,7 +40,7 @@ def as_markdown(report: BenchmarkReport) -> str:
     rows = [[_cell(row[column]) for column in _COLUMNS] for row in _rows(report)]
     ratios = [
         [name, *map(str, (point.attention_backend, point.batch_size, point.prompt_tokens, point.output_tokens)), *both]
-        for point in points(report)
+        for point in report.grid
         for name, ratio in point.ratios.items()
         for both in [
             [
@@ -75,14 +60,12 @@ def as_llm_bench(report: BenchmarkReport) -> dict[str, Any]:
     What it has and we do not measure, as tokens go in and out, is None.
 
     Raises:
-        RecipeError: the report is of several models, and llm_bench's of one.
+        ValueError: the report is of several models or points, and llm_bench's of one.
     """
-    if len(report.models) > 1:
-        raise RecipeError("--format llm-bench: of one model only; give one IR, and no --reference")
+    if len(report.models) > 1 or len(report.grid) > 1:
+        raise ValueError("llm_bench's report is of one model at one point")
     name = next(iter(report.models))
-    results: list[dict[str, Any]] = []
-    for index, point in enumerate(points(report)):
-        results += _iterations(point, point.models[name], index)
+    results = _iterations(report.grid[0], report.models[name])
     averaged = {
         key: sum(one[key] for one in results) / len(results)
         for key in ("generation_time", "latency", "first_latency", "second_avg_latency", "second_token_throughput")
@@ -104,7 +87,7 @@ def as_llm_bench(report: BenchmarkReport) -> dict[str, Any]:
     }
 
 
-def _iterations(point: PointBenchmark, model: ModelBenchmark, prompt: int) -> list[dict[str, Any]]:
+def _iterations(point: PointBenchmark, model: ModelBenchmark) -> list[dict[str, Any]]:
     rounds = zip(
         model.time_to_first_token_ms.samples,
         model.time_per_output_token_ms.samples,
@@ -125,7 +108,7 @@ def _iterations(point: PointBenchmark, model: ModelBenchmark, prompt: int) -> li
             "second_infer_avg_latency": None,
             "tokenization_time": None,
             "detokenization_time": None,
-            "prompt_idx": prompt,
+            "prompt_idx": 0,
             "result_md5": [],
             "start": None,
             "end": None,
@@ -156,7 +139,7 @@ def _rows(report: BenchmarkReport) -> list[dict[str, Any]]:
             "weight_bytes": model.weight_bytes,
             "share_of_bandwidth": model.limit and model.limit.share_of_bandwidth,
         }
-        for point in points(report)
+        for point in report.grid
         for name, model in point.models.items()
     ]
 

@@ -21,7 +21,7 @@ from ovexport.bench.limits import machine_limits, physical_limit
 from ovexport.bench.loading import RuntimeAdapter, device_settings, generate, load_pipeline
 from ovexport.bench.memory import Peaks, peak_memory
 from ovexport.bench.rounds import Round, orders, prompts, ratio, run_round, samples
-from ovexport.errors import DataError, UnsupportedModelError
+from ovexport.errors import DataError, UnsupportedModelError, last_line
 from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import Backend, BenchSpec, GridPoint
@@ -99,7 +99,10 @@ def bench(
         }
         for name, adapter in adapters.items()
     }
-    memory = {name: peak_memory(one.ir, spec, prompt, one.adapter) for name, one in candidates.items()}
+    memory = {
+        name: peak_memory(one.ir, spec, prompt, one.adapter) if spec.memory else None
+        for name, one in candidates.items()
+    }
     machine = machine_limits(runtime.values()) if spec.limits and spec.device == "CPU" else None
     measured = {
         backend: _measure_sessions(candidates, spec, backend, prompt, listener)
@@ -111,10 +114,10 @@ def bench(
     return BenchmarkReport(
         models={name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()},
         ratios=grid[0].ratios,
-        grid=tuple(grid) if len(grid) > 1 else (),
+        grid=tuple(grid),
         machine=machine,
         conditions={
-            **{name: value[0] for name, value in spec.model_dump(include=_GRID).items()},
+            **spec.points[0]._asdict(),
             "warmup": spec.warmup,
             "device": spec.device,
             "prefix_caching": False,
@@ -129,9 +132,6 @@ def bench(
     )
 
 
-_GRID = {"prompt_tokens", "output_tokens", "batch_size", "attention_backend"}
-
-
 def _point(
     point: GridPoint,
     timed: Mapping[str, _Latencies],
@@ -143,9 +143,9 @@ def _point(
     """What was measured at a point of the grid, the memory aside."""
     models = {}
     for name, one in timed.items():
-        whole = samples(one.of("whole"))
-        first_token, output_token = samples(one.of("first_token")), samples(one.of("output_token"))
-        intervals = [value for session in one.rounds for each in session for value in each.intervals]
+        whole = samples(one.of("whole_ms"))
+        first_token, output_token = samples(one.of("first_token_ms")), samples(one.of("output_token_ms"))
+        intervals = [value for session in one.rounds for each in session for value in each.intervals_ms]
         medians = (first_token.median, output_token.median)
         limit = physical_limit(candidates[name].ir, point, machine, runtime[name], *medians) if machine else None
         models[name] = ModelBenchmark(
@@ -172,7 +172,7 @@ def _point(
 
 def _with_memory(model: ModelBenchmark, peaks: Peaks | None) -> ModelBenchmark:
     if peaks is None:
-        return model.model_copy(update={"reason": "peak memory is read from /proc, which is not here"})
+        return model.model_copy(update={"reason": "peak memory was not asked for, or there is no /proc to tell"})
     whole = max(peaks.load.peak_rss_bytes, peaks.generation.peak_rss_bytes)
     found = {"peak_rss_bytes": whole, "load_memory": peaks.load, "generation_memory": peaks.generation}
     return model.model_copy(update=found | {"reason": None})
@@ -183,9 +183,8 @@ def read_back(ir: IR, spec: BenchSpec) -> dict[str, str]:
     try:
         return properties(ov.Core().compile_model(read_graph(ir), spec.device, device_settings(spec)))
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnsupportedModelError(
-            f"{ir.path}: {spec.device} can't compile it with these settings ({lines[-1]})"
+            f"{ir.path}: {spec.device} can't compile it with these settings ({last_line(error)})"
         ) from error
 
 
@@ -197,8 +196,8 @@ def _ratios(timed: Mapping[str, _Latencies], seed: int, resamples: int = 5000) -
 
     return {
         f"{later}/{earlier}": LatencyRatios(
-            time_to_first_token=over(later, earlier, "first_token"),
-            time_per_output_token=over(later, earlier, "output_token"),
+            time_to_first_token=over(later, earlier, "first_token_ms"),
+            time_per_output_token=over(later, earlier, "output_token_ms"),
         )
         for earlier, later in itertools.combinations(timed, 2)
     }
@@ -248,7 +247,7 @@ def _widest(timed: Mapping[GridPoint, Mapping[str, _Latencies]], seed: int) -> f
     """Half the width of the widest interval, as a share of its median."""
     ratios = [one for at in timed.values() for one in _ratios(at, seed, _RESAMPLES_WHILE_MEASURING).values()]
     both = [figure for one in ratios for figure in (one.time_to_first_token, one.time_per_output_token)]
-    return max(((one.ci95[1] - one.ci95[0]) / 2 / one.median for one in both), default=0.0)
+    return max(((one.ci95[1] - one.ci95[0]) / 2 / one.median for one in both), default=math.inf)
 
 
 def _load(

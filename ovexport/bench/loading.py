@@ -12,8 +12,9 @@ import openvino_genai
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import UnsupportedModelError, last_line
 from ovexport.recipe import Backend, BenchSpec
+from ovexport.runtime import ACCURATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,11 @@ def load_pipeline(
             device_settings(spec) | backend_settings(backend) | ({"adapters": _config(adapter)} if adapter else {})
         )
         if accurate:
-            settings |= {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
+            settings |= ACCURATE
         return openvino_genai.LLMPipeline(str(folder), spec.device, **settings)
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1].strip()
         what = f"{ir.path} with the adapter {adapter.path}" if adapter else str(ir.path)
-        raise UnsupportedModelError(f"{what}: openvino-genai can't load it ({last})") from error
+        raise UnsupportedModelError(f"{what}: openvino-genai can't load it ({last_line(error)})") from error
 
 
 def device_settings(spec: BenchSpec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ovexport.artifacts import IR, Record
 from ovexport.bench.loading import RuntimeAdapter, generate, load_pipeline
+from ovexport.bench.rounds import prompts
 from ovexport.errors import UnsupportedModelError
 from ovexport.recipe import BenchSpec
 from ovexport.reports import PeakMemory
@@ -48,7 +49,7 @@ def peak_memory(ir: IR, spec: BenchSpec, prompt: Sequence[int], adapter: Runtime
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({last})")
+        raise UnsupportedModelError(f"{ir.path}: its memory can't be measured ({last})")
     return Peaks.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
@@ -79,9 +80,11 @@ class _Sampler:
         """Sample while the block runs; the kernel's own peak is forgotten before."""
         _FORGET_PEAK.write_text("5")
         self._thread.start()
-        yield
-        self._stopped.set()
-        self._thread.join()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            self._thread.join()
         self._look()
 
     @property
@@ -95,14 +98,12 @@ class _Sampler:
 
 
 def _main() -> None:
-    import numpy as np
-
     request = json.loads(sys.stdin.read())
     spec = BenchSpec.model_validate(request["spec"])
     wanted = request["adapter"]
     adapter = RuntimeAdapter(**wanted | {"path": Path(wanted["path"])}) if wanted else None
     point = spec.points[0]
-    tokens = np.tile(np.asarray(request["tokens"], dtype=np.int64), (point.batch_size, 1))
+    tokens = prompts(request["tokens"], point)
     loading, generating = _Sampler(), _Sampler()
     with loading.watching():
         pipeline = load_pipeline(IR(Path(request["ir"])), spec, point.attention_backend, adapter)

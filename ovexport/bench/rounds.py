@@ -20,16 +20,16 @@ _MOST_PERMUTED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One generation, in milliseconds: to the first token, between every two of the others, and all of it."""
+    """One generation: to the first token, between every two of the others, and all of it."""
 
-    first_token: float
-    intervals: tuple[float, ...]
-    whole: float
+    first_token_ms: float
+    intervals_ms: tuple[float, ...]
+    whole_ms: float
 
     @property
-    def output_token(self) -> float:
+    def output_token_ms(self) -> float:
         """The mean time between two tokens."""
-        return sum(self.intervals) / len(self.intervals)
+        return sum(self.intervals_ms) / len(self.intervals_ms)
 
 
 def prompts(prompt: Sequence[int], point: GridPoint) -> NDArray[np.int64]:
@@ -70,9 +70,9 @@ def run_round(
             )
         moments = [float(moment) for moment in result.perf_metrics.raw_metrics.m_new_token_times]
         found[name] = Round(
-            first_token=float(result.perf_metrics.get_ttft().mean),
-            intervals=tuple(float(value) for value in np.diff(moments)),
-            whole=whole,
+            first_token_ms=float(result.perf_metrics.get_ttft().mean),
+            intervals_ms=tuple(float(value) for value in np.diff(moments)),
+            whole_ms=whole,
         )
     return found
 

@@ -24,16 +24,15 @@ import openvino_genai
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR, files_in, write_text
-from ovexport.bench.loading import backend_settings
 from ovexport.bench.rounds import Round, ratio, run_round
 from ovexport.carried import CARRIED, SETTINGS_FILE, read_xml_text, settings_report, with_settings, without_settings
 from ovexport.comparator import Comparator
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
 from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import Ratio, RuntimeTrial, SettingsReport, WrittenSettings
-from ovexport.runtime import ACCURATE, LogitsRunner, properties
+from ovexport.runtime import LogitsRunner, compile_for_cpu, properties
 from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]
@@ -46,19 +45,99 @@ _SURELY = 0.98
 _DEFAULTS, _TRIED = "defaults", "tried"
 
 
-@dataclass(slots=True)
+def search_settings(
+    ir: IR,
+    spec: BenchSpec,
+    prompt: Sequence[int],
+    tokens: NDArray[np.int64],
+    *,
+    kl_limit_nats: float,
+    listener: Listener = silent,
+) -> SettingsReport:
+    """Find the settings and try what of them the IR can carry; the folder is left as it is.
+
+    Args:
+        spec: the first point of its grid is timed.
+        prompt: token ids, at least `spec.prompt_tokens[0]` of them.
+        tokens: text that the divergence is measured on, (sequences, length).
+        kl_limit_nats: settings that take the model farther from itself at full precision are not kept.
+
+    Raises:
+        ArtifactError: the tokens are of another vocabulary, or the IR's file was changed after an earlier search.
+        UnsupportedModelError: the IR can't be loaded, or nothing can be written into it.
+    """
+    with _as_converted(ir) as converted:
+        text = read_xml_text(converted)
+        with_settings(text, {}, precise=True)  # refuses at once what could not be written in the end
+        search = _Search(
+            ir=converted,
+            point=spec.points[0],
+            prompt=prompt,
+            tokens=tokens,
+            kl_limit_nats=kl_limit_nats,
+            seed=spec.seed,
+            listener=listener,
+            exact=LogitsRunner(read_graph(converted), str(ir.path)),
+        )
+        if tokens.max() >= search.exact.vocabulary:
+            raise ArtifactError(f"{ir.path}: the text holds token {tokens.max()}, which is not of its vocabulary")
+        defaults = properties(compile_for_cpu(read_graph(converted), str(ir.path), {}))
+        _descend(search, defaults)
+        chosen, gain = _confirmed(search)
+        carried = _carried(search, chosen, text)
+    given = {name for name in chosen if carried and name in CARRIED}
+    given |= {"INFERENCE_PRECISION_HINT"} if carried and carried.written.matmul_precision else set()
+    return SettingsReport(
+        trials=tuple(search.trials),
+        kl_limit_nats=kl_limit_nats,
+        chosen=chosen,
+        gain=gain,
+        written=carried.written if carried else None,
+        written_gain=carried.gain if carried else None,
+        written_kl_mean_nats=carried.kl_mean_nats if carried else None,
+        not_written={name: value for name, value in chosen.items() if name not in given},
+        conditions={
+            "prompt_tokens": search.point.prompt_tokens,
+            "output_tokens": search.point.output_tokens,
+            "text_tokens": int(tokens.size),
+            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+            "defaults": defaults,
+            "defaults_kl_mean_nats": search.divergence(converted, {}),
+        },
+        versions=stack_versions(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """Ratios of the tried pipeline's times over the plain one's."""
+
+    first_token: Ratio
+    output_token: Ratio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Carried:
+    """What an IR can carry, and what a plain pipeline of it gains and costs."""
+
+    written: WrittenSettings
+    gain: Ratio
+    kl_mean_nats: float
+
+
+@dataclass(slots=True, kw_only=True)
 class _Search:
-    """An IR, what it is timed and measured with, and what was found so far."""
+    """An IR, what it is timed and measured with, and the trials so far; `exact` runs it at full precision."""
 
     ir: IR
     point: GridPoint
     prompt: Sequence[int]
     tokens: NDArray[np.int64]
-    kl_limit: float
+    kl_limit_nats: float
     seed: int
     listener: Listener
+    exact: LogitsRunner
     trials: list[RuntimeTrial] = field(default_factory=list)
-    divergences: dict[tuple[tuple[str, str], ...], float] = field(default_factory=dict)
 
     def best(self) -> dict[str, str]:
         """The fastest settings of those that are kept, none at first; slower by less than what a few pairs can tell
@@ -75,97 +154,80 @@ class _Search:
         written = {name: str(value) for name, value in settings.items()}
         if not settings or any(trial.settings == written for trial in self.trials):
             return
+        times = None
         try:
-            kl = self.divergence(settings)
-            within = kl <= self.kl_limit
-            times = self._timed(settings) if within else None
+            kl = self._kl_of(written)
+            within = kl <= self.kl_limit_nats
+            if within:
+                times = self.timed(self.ir.path, settings, sessions=_SESSIONS, rounds=_ROUNDS)
         except (RuntimeError, UnsupportedModelError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            self.trials.append(RuntimeTrial(settings=written, kept=False, reason=f"the runtime refuses it: {reason}"))
+            reason = f"the runtime refuses it: {last_line(error)}"
+            self.trials.append(RuntimeTrial(settings=written, kept=False, reason=reason))
             return
         self.trials.append(
             RuntimeTrial(
                 settings=written,
-                time_per_output_token=times and times.output_token,
-                time_to_first_token=times and times.first_token,
+                time_per_output_token=times.output_token if times else None,
+                time_to_first_token=times.first_token if times else None,
                 kl_mean_nats=kl,
                 kept=within,
-                reason=None if within else f"diverges by more than {self.kl_limit:g} nats; not timed",
+                reason=None if within else f"diverges by more than {self.kl_limit_nats:g} nats; not timed",
             )
         )
         self.listener(Progress(task="runtime settings tried", done=len(self.trials), total=len(self.trials) + 1))
 
-    def _timed(self, settings: Settings) -> "_Times":
-        return paired(self.ir.path, self.ir.path, settings, self, sessions=_SESSIONS, rounds=_ROUNDS)
+    def _kl_of(self, settings: Mapping[str, str]) -> float:
+        """The divergence under settings of the device; neither backend nor threads are in it."""
+        device = {name: value for name, value in settings.items() if name not in _NOT_OF_NUMBERS}
+        for trial in self.trials:
+            known = {name: value for name, value in trial.settings.items() if name not in _NOT_OF_NUMBERS}
+            if known == device and trial.kl_mean_nats is not None:
+                return trial.kl_mean_nats
+        return self.divergence(self.ir, device)
 
-    def divergence(self, settings: Settings) -> float:
-        """Mean KL divergence in nats of the IR under settings from itself at full precision."""
-        device = {name: value for name, value in settings.items() if name != "ATTENTION_BACKEND"}
-        key = tuple(sorted((name, str(value)) for name, value in device.items() if name != "INFERENCE_NUM_THREADS"))
-        if key not in self.divergences:
-            self.divergences[key] = divergence(self.ir, self.ir, device, self.tokens)
-        return self.divergences[key]
+    def divergence(self, candidate: IR, settings: Settings) -> float:
+        """Mean KL divergence in nats of an IR under settings from the searched one at full precision."""
+        approximate = LogitsRunner(read_graph(candidate), str(candidate.path), settings)
+        comparator = Comparator(self.exact.vocabulary)
+        found = []
+        for row in self.tokens[:, None]:
+            both = (runner.pieces(row, _PIECE_TOKENS) for runner in (self.exact, approximate))
+            for expected, actual in zip(*both, strict=True):
+                found.append(comparator(expected, actual, np.zeros(expected.shape[:2], np.int64)).kl)
+        return float(np.concatenate(found, axis=1).mean())
 
+    def timed(self, folder: Path, settings: Settings, *, sessions: int, rounds: int) -> _Times:
+        """Time a plain pipeline of the IR in turn with one of a folder under settings.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Times:
-    """Ratios of the second's times over the first's."""
+        Each round's prompt begins with another token, so that no cache of former prompts is of use.
+        """
+        times: dict[str, list[list[Round]]] = {_DEFAULTS: [], _TRIED: []}
+        shift = 0
+        for session in range(sessions):
+            both = {_DEFAULTS: _pipeline(self.ir.path, {}), _TRIED: _pipeline(folder, settings)}
+            for at in times.values():
+                at.append([])
+            for index in range(rounds + 1):
+                shift += 1
+                tokens = np.roll(np.asarray(self.prompt[: self.point.prompt_tokens], np.int64), shift)[None]
+                order = (_DEFAULTS, _TRIED) if (session + index) % 2 else (_TRIED, _DEFAULTS)
+                for name, one in run_round(both, order, tokens, self.point).items():
+                    if index:
+                        times[name][-1].append(one)
+            del both
+            gc.collect()
 
-    first_token: Ratio
-    output_token: Ratio
+        def over(figure: str) -> Ratio:
+            of = {name: [[getattr(one, figure) for one in at] for at in found] for name, found in times.items()}
+            return ratio(of[_TRIED], of[_DEFAULTS], self.seed)
 
-
-def search_settings(
-    ir: IR,
-    spec: BenchSpec,
-    prompt: Sequence[int],
-    tokens: NDArray[np.int64],
-    *,
-    kl_limit: float,
-    listener: Listener = silent,
-) -> SettingsReport:
-    """Find the settings and try what of them the IR can carry; the folder is left as it is.
-
-    Args:
-        spec: the first point of its grid is timed.
-        prompt: token ids, at least `spec.prompt_tokens[0]` of them.
-        tokens: text that the divergence is measured on, (sequences, length).
-        kl_limit: settings that take the model farther from itself at full precision, in nats, are not kept.
-
-    Raises:
-        UnsupportedModelError: the IR can't be loaded.
-    """
-    with _as_converted(ir) as plain:
-        found = _Search(plain, spec.points[0], prompt, tokens, kl_limit, spec.seed, listener)
-        defaults = properties(ov.Core().compile_model(read_graph(plain), "CPU"))
-        _descend(found, defaults)
-        chosen, gain = _confirmed(found)
-        written, written_gain, written_kl = _carried(found, chosen)
-    carried = {name for name in chosen if name in CARRIED} if written else set()
-    if written and written.matmul_precision:
-        carried |= {"INFERENCE_PRECISION_HINT"}
-    return SettingsReport(
-        trials=tuple(found.trials),
-        kl_limit_nats=kl_limit,
-        chosen={name: str(value) for name, value in chosen.items()},
-        gain=gain,
-        written=written,
-        written_gain=written_gain,
-        written_kl_mean_nats=written_kl,
-        not_written={name: str(value) for name, value in chosen.items() if name not in carried},
-        conditions={
-            "prompt_tokens": found.point.prompt_tokens,
-            "output_tokens": found.point.output_tokens,
-            "text_tokens": int(tokens.size),
-            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
-            "defaults": defaults,
-            "defaults_kl_mean_nats": found.divergence({}),
-        },
-        versions=stack_versions(),
-    )
+        return _Times(first_token=over("first_token_ms"), output_token=over("output_token_ms"))
 
 
-def _descend(found: _Search, defaults: Mapping[str, str]) -> None:
+_NOT_OF_NUMBERS = ("ATTENTION_BACKEND", "INFERENCE_NUM_THREADS")
+
+
+def _descend(search: _Search, defaults: Mapping[str, str]) -> None:
     """Try the settings one after the other, each on top of the best so far."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precisions = ["f32", *(name for name in ("bf16", "f16") if {"bf16": "BF16", "f16": "FP16"}[name] in capabilities)]
@@ -175,40 +237,40 @@ def _descend(found: _Search, defaults: Mapping[str, str]) -> None:
         if group is not None and (runs_in == "bf16" or str(group) == defaults.get("DYNAMIC_QUANTIZATION_GROUP_SIZE")):
             continue
         given = {"INFERENCE_PRECISION_HINT": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
-        found.attempt({name: value for name, value in given.items() if value is not None})
+        search.attempt({name: value for name, value in given.items() if value is not None})
     for precision in ("u8", "u4", "f16", "bf16"):
         if precision != defaults.get("KV_CACHE_PRECISION"):
-            found.attempt(found.best() | {"KV_CACHE_PRECISION": precision})
+            search.attempt(search.best() | {"KV_CACHE_PRECISION": precision})
     for backend in ("SDPA", "PA"):
-        found.attempt(found.best() | {"ATTENTION_BACKEND": backend})
+        search.attempt(search.best() | {"ATTENTION_BACKEND": backend})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for threads in sorted({max(1, cores // 2), cores}):
         if str(threads) != defaults.get("INFERENCE_NUM_THREADS"):
-            found.attempt(found.best() | {"INFERENCE_NUM_THREADS": threads})
+            search.attempt(search.best() | {"INFERENCE_NUM_THREADS": threads})
 
 
-def _confirmed(found: _Search) -> tuple[dict[str, Any], Ratio | None]:
+def _confirmed(search: _Search) -> tuple[dict[str, str], Ratio | None]:
     """The best settings, timed once more and for longer; none, where the defaults may be as fast."""
-    best = found.best()
+    best = search.best()
     if not best:
         return {}, None
-    path = found.ir.path
-    times = paired(path, path, best, found, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    return (best, times.output_token) if times.output_token.ci95[1] < 1 else ({}, times.output_token)
+    times = search.timed(search.ir.path, best, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
+    return (best, times.output_token) if times.output_token.ci95[1] < 1 else ({}, None)
 
 
-def _carried(found: _Search, chosen: Mapping[str, Any]) -> tuple[WrittenSettings | None, Ratio | None, float | None]:
+def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried | None:
     """What of the settings the IR can carry, where a plain LLMPipeline of the folder is the faster for it."""
-    options = {name: str(chosen[name]) for name in CARRIED if name in chosen}
+    options = {name: chosen[name] for name in CARRIED if name in chosen}
     precise = chosen.get("INFERENCE_PRECISION_HINT") == "f32"
     if not (options or precise):
-        return None, None, None
-    edited, written = with_settings(read_xml_text(found.ir), options, precise=precise)
-    with _copy_with(found.ir, edited) as carrying:
-        kl = divergence(carrying, found.ir, {}, found.tokens)
-        times = paired(found.ir.path, carrying.path, {}, found, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    faster = times.output_token.ci95[1] < 1 and kl <= found.kl_limit
-    return (written if faster else None), times.output_token, kl
+        return None
+    edited, written = with_settings(text, options, precise=precise)
+    with _copy_with(search.ir, edited) as carrying:
+        kl = search.divergence(carrying, {})
+        times = search.timed(carrying.path, {}, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
+    if times.output_token.ci95[1] >= 1 or kl > search.kl_limit_nats:
+        return None
+    return _Carried(written=written, gain=times.output_token, kl_mean_nats=kl)
 
 
 @contextmanager
@@ -243,48 +305,8 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def divergence(candidate: IR, reference: IR, settings: Settings, tokens: NDArray[np.int64]) -> float:
-    """Mean KL(reference at full precision ‖ candidate under settings) in nats."""
-    exact = LogitsRunner(read_graph(reference), str(reference.path), ACCURATE)
-    approximate = LogitsRunner(read_graph(candidate), str(candidate.path), settings)
-    comparator = Comparator(exact.vocabulary)
-    found = []
-    for row in tokens[:, None]:
-        both = (runner.pieces(row, _PIECE_TOKENS) for runner in (exact, approximate))
-        for expected, actual in zip(*both, strict=True):
-            found.append(comparator(expected, actual, np.zeros(expected.shape[:2], np.int64)).kl)
-    return float(np.concatenate(found, axis=1).mean())
-
-
-def paired(plain: Path, tried: Path, settings: Settings, found: _Search, *, sessions: int, rounds: int) -> _Times:
-    """Time a plain pipeline of one folder in turn with one of another folder under settings.
-
-    Each round's prompt begins with another token, so that no cache of former prompts is of use.
-    """
-    times: dict[str, list[list[Round]]] = {_DEFAULTS: [], _TRIED: []}
-    count = 0
-    for session in range(sessions):
-        both = {_DEFAULTS: _pipeline(plain, {}), _TRIED: _pipeline(tried, settings)}
-        for at in times.values():
-            at.append([])
-        for index in range(rounds + 1):
-            count += 1
-            tokens = np.roll(np.asarray(found.prompt[: found.point.prompt_tokens], np.int64), count)[None]
-            order = (_DEFAULTS, _TRIED) if (session + index) % 2 else (_TRIED, _DEFAULTS)
-            for name, one in run_round(both, order, tokens, found.point).items():
-                if index:
-                    times[name][-1].append(one)
-        del both
-        gc.collect()
-
-    def over(figure: str) -> Ratio:
-        by_model = [[[getattr(one, figure) for one in at] for at in times[name]] for name in (_TRIED, _DEFAULTS)]
-        return ratio(by_model[0], by_model[1], found.seed)
-
-    return _Times(first_token=over("first_token"), output_token=over("output_token"))
-
-
 def _pipeline(folder: Path, settings: Settings) -> openvino_genai.LLMPipeline:
-    given = dict(settings)
-    given |= backend_settings(given["ATTENTION_BACKEND"]) if "ATTENTION_BACKEND" in given else {}
-    return openvino_genai.LLMPipeline(str(folder), "CPU", **given)
+    try:
+        return openvino_genai.LLMPipeline(str(folder), "CPU", **settings)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"{folder}: openvino-genai can't load it ({last_line(error)})") from error

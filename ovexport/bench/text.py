@@ -1,14 +1,12 @@
 """Text for the search of runtime settings, on a device that has nothing but the IR: the packaged prompts."""
 
-import json
-from importlib.resources import files
-
 import numpy as np
 import openvino_genai
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import UnsupportedModelError, last_line
+from ovexport.prompt_sets import packaged_prompts
 
 _LENGTH = 128
 
@@ -22,10 +20,8 @@ def packaged_text(ir: IR, sequences: int) -> NDArray[np.int64]:
     try:
         tokenizer = openvino_genai.Tokenizer(str(ir.path))
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1].strip()
-        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load its tokenizer ({last})") from error
-    lines = (files("ovexport") / "prompt_sets" / "long.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["prompt"] for line in lines]
+        raise UnsupportedModelError(f"{ir.path}: its tokenizer can't be loaded ({last_line(error)})") from error
+    texts = packaged_prompts("long")
     tokens = np.concatenate([tokenizer.encode(text).input_ids.data.reshape(-1) for text in texts])
     count = min(sequences, len(tokens) // _LENGTH)
     found: NDArray[np.int64] = tokens[: count * _LENGTH].reshape(count, _LENGTH).astype(np.int64)

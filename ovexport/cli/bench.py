@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ovexport.recipe import BenchSpec
     from ovexport.reports import BenchmarkReport
 
-_FORMATS = ("table", "json", "llm-bench", "csv", "markdown")
+_FORMATS = ("table", "llm-bench", "csv", "markdown")
 _TEXT_SEQUENCES = 16
-_LARGEST_TOKEN = 100
+_TOKENS_BELOW = 100
 
 
 @reports_errors
@@ -37,8 +37,11 @@ def bench(
     pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once, at most.")] = 128,
     time_limit: Annotated[float, typer.Option(help="Begin no other session after so many seconds.")] = 3600.0,
     device: Annotated[str, typer.Option(help="As OpenVINO lists it.")] = "CPU",
-    precision: Annotated[str, typer.Option(help='Of inference: "default", "f32", "bf16" or "f16".')] = "default",
-    kv_cache: Annotated[str, typer.Option(help='Precision of the KV cache, or "default".')] = "default",
+    inference_precision: Annotated[str, typer.Option(help='"default", "f32", "bf16" or "f16".')] = "default",
+    kv_cache_precision: Annotated[str, typer.Option(help='Such as "u8", or "default".')] = "default",
+    dynamic_quantization_group_size: Annotated[
+        int | None, typer.Option(help="Of activations; 0 for none.", show_default=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the device.", show_default=False)] = None,
     streams: Annotated[int | None, typer.Option(help="Streams of the device.", show_default=False)] = None,
     search: Annotated[
@@ -47,7 +50,9 @@ def bench(
     kl_limit: Annotated[
         float, typer.Option(help="Of --search: how far settings may take the model from full precision, KL in nats.")
     ] = 0.002,
-    output_format: Annotated[str, typer.Option("--format", help="table, json, llm-bench, csv or markdown.")] = "table",
+    output_format: Annotated[
+        str, typer.Option("--format", help="table, llm-bench, csv or markdown; --json for our own.")
+    ] = "table",
     gates: Gates = None,
     junit: JUnit = None,
     as_json: Json = False,
@@ -64,9 +69,11 @@ def bench(
     from ovexport.bench import bench as measure
     from ovexport.errors import RecipeError
 
+    if output_format not in _FORMATS:
+        raise RecipeError(f"--format {output_format}: no such format; they are {', '.join(_FORMATS)}")
+    if as_json and output_format != "table":
+        raise RecipeError(f"--json and --format {output_format}: two formats; give one")
     wanted = "json" if as_json else output_format
-    if wanted not in _FORMATS:
-        raise RecipeError(f"--format {wanted}: no such format; they are {', '.join(_FORMATS)}")
     set_up_logging(quiet=quiet or wanted != "table")
     given = {
         "prompt_tokens": prompt_tokens,
@@ -76,8 +83,9 @@ def bench(
         "pairs": pairs,
         "time_limit_s": time_limit,
         "device": device,
-        "inference_precision": precision,
-        "kv_cache_precision": kv_cache,
+        "inference_precision": inference_precision,
+        "kv_cache_precision": kv_cache_precision,
+        "dynamic_quantization_group_size": dynamic_quantization_group_size,
         "threads": threads,
         "streams": streams,
     }
@@ -87,9 +95,9 @@ def bench(
     if len(models) < len(folders):
         raise RecipeError("two of the folders have the same name; rename one, the report tells them apart by it")
     limits = read_gates(gates, junit, ("benchmark",), models=tuple(models))
-    if wanted == "llm-bench" and len(models) > 1:
-        raise RecipeError("--format llm-bench: of one model only; give one IR, and no --reference")
-    prompt = np.random.default_rng(spec.seed).integers(3, _LARGEST_TOKEN, max(spec.prompt_tokens)).tolist()
+    if wanted == "llm-bench" and (len(models) > 1 or len(spec.points) > 1):
+        raise RecipeError("--format llm-bench: of one model at one point; give one IR, no --reference and no grid")
+    prompt = np.random.default_rng(spec.seed).integers(3, _TOKENS_BELOW, max(spec.prompt_tokens)).tolist()
     if search:
         if len(models) > 1 or limits:
             raise RecipeError("--search: takes one IR, no --reference and no --gate")
@@ -108,6 +116,7 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     import json
 
     from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
+    from ovexport.report.limits import promises
     from ovexport.report.table import Findings, comparison
 
     if wanted == "llm-bench":
@@ -117,6 +126,8 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     elif not quiet:
         names, rows = comparison(Findings(None, None, report))
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
+        for told in promises(report):
+            typer.echo(told)
         for point in report.grid[1:]:
             at = f"{point.prompt_tokens} + {point.output_tokens} tokens, batch {point.batch_size}"
             columns = [
@@ -146,9 +157,9 @@ def _search(ir: "IR", spec: "BenchSpec", prompt: list[int], kl_limit: float, *, 
     if spec.device != "CPU":
         raise RecipeError(f"--search --device {spec.device}: settings are searched for the CPU only")
     beside = RunFolder(ir.path.absolute().parent).data
-    tokens = beside.tokens("test").astype(np.int64) if beside.path.is_dir() else packaged_text(ir, _TEXT_SEQUENCES)
+    tokens = beside.tokens("test").astype(np.int64) if beside.exists else packaged_text(ir, _TEXT_SEQUENCES)
     with progress(quiet=quiet or as_json) as listener:
-        report = search_settings(ir, spec, prompt, tokens[:_TEXT_SEQUENCES], kl_limit=kl_limit, listener=listener)
+        report = search_settings(ir, spec, prompt, tokens[:_TEXT_SEQUENCES], kl_limit_nats=kl_limit, listener=listener)
     write_settings(ir, report)
     if as_json:
         typer.echo(report.model_dump_json())

@@ -105,7 +105,7 @@ def evaluate(
             text = recipes.section(recipes.DataSpec, **lengths)
             return pipeline.prepare_test(base or model, source, text, temporary / "data")
         beside = RunFolder((reference or candidate).absolute().parent).data
-        if beside.path.is_dir():
+        if beside.exists:
             return beside
         if prompts is None and ground_truth is None:
             raise RecipeError(

@@ -7,7 +7,7 @@ import numpy as np
 import openvino_genai
 
 from ovexport.artifacts import IR
-from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
+from ovexport.errors import ArtifactError, DataError, UnsupportedModelError, last_line
 from ovexport.evaluate.similarity import Answers
 from ovexport.progress import Listener, Progress
 from ovexport.runtime import ACCURATE
@@ -28,9 +28,8 @@ class PromptTokenizer:
         try:
             self._tokenizer = openvino_genai.Tokenizer(str(ir.path))
         except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
             raise UnsupportedModelError(
-                f"{ir.path}: openvino-genai can't load its tokenizer ({last.strip()})"
+                f"{ir.path}: openvino-genai can't load its tokenizer ({last_line(error)})"
             ) from error
         self.template = str(self._tokenizer.chat_template) or None
 
@@ -59,8 +58,7 @@ def generate(
     try:
         pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", **_SETTINGS)
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({last.strip()})") from error
+        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({last_line(error)})") from error
     tokenizer = pipeline.get_tokenizer()
     ending = pipeline.get_generation_config()
     config = openvino_genai.GenerationConfig()

@@ -211,11 +211,9 @@ def _converse(
         for name, ir in models.items()
         if truth is None or name != reference
     }
-    if truth:
-        said_before = _answers_of(truth, next(iter(tokenizers.values())), spec)
     return _Conversations(
         prompts=prompts,
-        truth=said_before if truth else answers[str(reference)],
+        truth=_answers_of(truth, next(iter(tokenizers.values())), spec) if truth else answers[str(reference)],
         answers=answers,
         circumstances=circumstances,
         conditions={

@@ -26,7 +26,7 @@ class Circumstances(Record):
         prompts_sha256: of the prompts.
         prompt_tokens_sha256: of their tokens, so that another tokenizer shows.
         chat_template_sha256: of the template that wrapped them; None where none did.
-        runtime: properties of the runtime.
+        runtime: settings that the answers are generated under.
     """
 
     prompts_sha256: str

@@ -1,13 +1,12 @@
 """What the models are asked to continue: a packaged set, a file, a data set's column, or the test text itself."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 from ovexport.errors import DataError
-from ovexport.recipe import PROMPT_SETS, ROW_SUFFIXES, EvaluateSpec, SourceSpec, section
+from ovexport.prompt_sets import LANGUAGES, packaged_prompts
+from ovexport.recipe import ROW_SUFFIXES, EvaluateSpec, SourceSpec, section
 
 _LONG_CHARACTERS = 1000
 
@@ -37,7 +36,7 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
     """
     if spec.prompts is None:
         found = _beginnings(test_documents, spec)
-    elif spec.prompts in PROMPT_SETS:
+    elif spec.prompts in LANGUAGES:
         found = _packaged(spec.prompts)
     else:
         found = _read(spec.prompts, spec)
@@ -45,13 +44,8 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
 
 
 def _packaged(name: str) -> Prompts:
-    lines = (files("ovexport") / "prompt_sets" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return Prompts(
-        name=name,
-        texts=tuple(json.loads(line)["prompt"] for line in lines),
-        language=PROMPT_SETS[name],
-        length_type="long" if name == "long" else "short",
-    )
+    length_type = "long" if name == "long" else "short"
+    return Prompts(name=name, texts=packaged_prompts(name), language=LANGUAGES[name], length_type=length_type)
 
 
 def _read(name: str, spec: EvaluateSpec) -> Prompts:
@@ -103,6 +97,6 @@ def _beginnings(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts:
     if not texts:
         raise DataError(
             "data.test: holds single words; set evaluate.prompts to a file with a prompt on each line, or to "
-            + ", ".join(f'"{name}"' for name in PROMPT_SETS)
+            + ", ".join(f'"{name}"' for name in LANGUAGES)
         )
     return Prompts(name="test", texts=tuple(texts), language="en", length_type="short")

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
 import ovexport
-from ovexport.recipe import PROMPT_SETS, ModelSpec, Recipe, SourceSpec
+from ovexport.prompt_sets import LANGUAGES
+from ovexport.recipe import ModelSpec, Recipe, SourceSpec
 from ovexport.report.table import PRODUCT, Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
@@ -130,7 +131,7 @@ def _prompts_dataset(recipe: Recipe) -> dict[str, Any]:
     name = recipe.evaluate.prompts
     if name is None:
         return _text_dataset(recipe)
-    if name in PROMPT_SETS:
+    if name in LANGUAGES:
         return {"dataset_type": f"ovexport-{name}-prompts", "dataset_name": f"ovexport's {name} prompts"}
     if Path(name).exists():
         return _file_dataset(name)

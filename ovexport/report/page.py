@@ -13,7 +13,7 @@ from ovexport.report.answers import part
 from ovexport.report.card import model_card
 from ovexport.report.conditions import conditions_of
 from ovexport.report.drawing import Plot
-from ovexport.report.limits import promise
+from ovexport.report.limits import promises
 from ovexport.report.proof import proof_rows
 from ovexport.report.table import PRODUCT, Column, Findings, columns_of, comparison, read_findings
 from ovexport.report.templating import environment
@@ -71,7 +71,7 @@ def _values(folder: RunFolder, recipe: Recipe, findings: Findings) -> dict[str, 
         "plots": _plots(folder, findings, columns),
         "isolated": [column for column in columns if column.evaluation and column.evaluation.isolation],
         "steps": plots.STEPS,
-        "promise": promise(findings.benchmark) if findings.benchmark else None,
+        "promises": promises(findings.benchmark) if findings.benchmark else (),
         "grid_label": plots.grid_label,
         "worst": [
             (column.title, [(answer, *part(answer)) for answer in column.evaluation.worst_answers])

@@ -299,7 +299,7 @@ def _phases(model: ModelBenchmark) -> list[tuple[str, PeakMemory]]:
 
 def grid(benchmark: BenchmarkReport) -> Plot | None:
     """The ratio of time per output token with its interval, at every point of the grid."""
-    if not benchmark.grid:
+    if len(benchmark.grid) < 2:
         return None
     first = next(iter(benchmark.models))
     names = [name for name in benchmark.models if name != first]

@@ -80,7 +80,7 @@ def read_findings(folder: RunFolder) -> Findings:
         return path if path.is_file() else None
 
     verification, evaluation, benchmark = map(there, ("verification.json", "evaluation.json", "benchmark.json"))
-    search, gates = there(folder.search.name), there("gates.json")
+    search, gates = there(folder.search.name), there(folder.gates.name)
     return Findings(
         verification=read_record(verification, VerificationReport) if verification else None,
         evaluation=read_record(evaluation, EvaluationReport) if evaluation else None,
@@ -182,8 +182,7 @@ def _perplexity_ratio(column: Column) -> str | None:
     if report is None or model is None or model.perplexity_ratio is None:
         return None
     ratio = model.perplexity_ratio
-    compared = report.comparisons.get(f"{column.name} - {report.reference}")
-    tied = compared.nll_verdict == "tie" if compared else holds_one(ratio.ci95)
+    tied = model.perplexity_verdict == "tie"
     return with_interval(ratio.value, ratio.ci95, ".4f") + (", a tie" if tied else "")
 
 

@@ -24,8 +24,8 @@ from ovexport.recipe import CompressSpec
 from ovexport.runtime import LogitsRunner
 from ovexport.versions import stack_versions
 
-SEQUENCES, LENGTH, BATCH, PAIRS = 2, 256, 2, 7
-LONGER = 8
+SEQUENCES, LENGTH, BATCH, PAIRS = 6, 256, 2, 7
+LONGER = 4
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ def add(name: str, run: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for report in REPORTS:
         shutil.copyfile(run / report, folder / report)
+    samples = folder / "benchmark.json"
+    samples.write_text(json.dumps(json.loads(samples.read_text())) + "\n")
     (folder / "recipe.toml").write_text(_without_folders(recipe.load(run / "recipe.toml")), encoding="utf-8")
     seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in (run / "stages").glob("*.json")}
     (folder / "seconds.json").write_text(json.dumps(dict(sorted(seconds.items())), indent=2) + "\n")

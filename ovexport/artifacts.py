@@ -494,7 +494,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one on each line; a line that a kill cut short is left out, and no file holds none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     found = []
     for line in lines:
         with suppress(ValueError, TypeError):

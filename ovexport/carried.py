@@ -8,9 +8,10 @@ that is where dynamic quantization of activations works. The file is edited as t
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from ovexport.artifacts import IR, read_record, write_record, write_text
+from ovexport.artifacts import IR, check_files, read_record, write_record, write_text
 from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.reports import SettingsReport, WrittenSettings
 
@@ -64,18 +65,44 @@ def with_settings(text: str, options: Mapping[str, str], *, precise: bool) -> tu
 def without_settings(text: str, written: WrittenSettings) -> str:
     """The text as it was before.
 
+    What is written must be what `with_settings` writes into that text, to the byte, and of the options only CARRIED may
+    differ: a report can't excuse any other change of the file.
+
     Raises:
         ArtifactError: it was changed since.
     """
     if _digest(text) == written.former_xml_sha256:
         return text
     before = _MARKED.sub(r"\1", text).replace(written.block, written.former_block)
-    if _digest(before) != written.former_xml_sha256:
+    if _digest(before) != written.former_xml_sha256 or not _only_settings(before, text, written):
         raise ArtifactError(
             f"openvino_model.xml: was changed after its runtime settings had been written; convert the model again, or "
             f"remove {SETTINGS_FILE} to keep it as it is"
         )
     return before
+
+
+def _only_settings(before: str, after: str, written: WrittenSettings) -> bool:
+    """Whether the two texts differ in settings that an IR can carry, and in nothing else."""
+    former = dict(_OPTION.findall(written.former_block))
+    changed = {name for name, value in written.options.items() if former.get(name) != value}
+    if not changed <= set(CARRIED) or not set(former) <= set(written.options):
+        return False
+    try:
+        again, _ = with_settings(before, written.options, precise=written.matmul_precision is not None)
+    except UnsupportedModelError:
+        return False
+    return again == after
+
+
+def is_written(ir: IR, written: WrittenSettings) -> bool:
+    """Whether the graph's file carries the settings now.
+
+    Raises:
+        ArtifactError: as without_settings.
+    """
+    text = read_xml_text(ir)
+    return without_settings(text, written) != text
 
 
 def write_settings(ir: IR, report: SettingsReport) -> None:
@@ -116,12 +143,48 @@ def converted_xml_digest(ir: IR) -> str:
     return _digest(without_settings(text, report.written) if report and report.written else text)
 
 
+def changed_files(ir: IR, files: Mapping[str, str], root: Path) -> list[str]:
+    """The files that are missing or not as they were, the graph's taken without settings that were written into it.
+
+    Args:
+        files: SHA-256 by path relative to `root`.
+    """
+    changed = check_files(files, root)
+    name = ir.xml.relative_to(root).as_posix()
+    if name in changed and ir.xml.is_file():
+        with suppress(ArtifactError, UnicodeDecodeError):
+            if converted_xml_digest(ir) == files[name]:
+                changed.remove(name)
+    return changed
+
+
 def converted_options(ir: IR, options: Mapping[str, str]) -> dict[str, str]:
-    """Runtime options as they were converted, of those that the graph has now."""
-    report = settings_report(ir)
-    if report is None or report.written is None or dict(options) != report.written.options:
+    """Runtime options as they were converted, of those that the graph has now; only CARRIED ones can differ."""
+    written = _carried_by(ir)
+    if written is None:
         return dict(options)
-    return dict(_OPTION.findall(report.written.former_block))
+    former = dict(_OPTION.findall(written.former_block))
+    kept = {name: value for name, value in options.items() if name not in CARRIED}
+    return kept | {name: former[name] for name in CARRIED if name in former}
+
+
+def told_settings(ir: IR) -> str | None:
+    """What the IR carries, in words; None where it is as it was converted."""
+    written = _carried_by(ir)
+    if written is None:
+        return None
+    carried = [f"{name} {written.options[name]}" for name in CARRIED if name in written.options]
+    carried += [f"MatMuls in {written.matmul_precision}"] if written.matmul_precision else []
+    return "carries runtime settings that were written into it after the conversion: " + ", ".join(carried)
+
+
+def _carried_by(ir: IR) -> WrittenSettings | None:
+    """Settings that the file holds now, where they are nothing but settings."""
+    try:
+        report = settings_report(ir)
+        return report.written if report and report.written and is_written(ir, report.written) else None
+    except (ArtifactError, UnicodeDecodeError):
+        return None
 
 
 def read_xml_text(ir: IR) -> str:

@@ -26,7 +26,6 @@ from ovexport.artifacts import (
     PreparedData,
     RunFolder,
     StageRecord,
-    check_files,
     existing_parent,
     file_digest,
     files_in,
@@ -36,6 +35,7 @@ from ovexport.artifacts import (
     write_record,
     write_text,
 )
+from ovexport.carried import changed_files
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
@@ -292,6 +292,8 @@ def evaluate_candidate(
         raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
     if spec.isolate and (reference is None or data is None):
         raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
+    with translated_disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     given = [ir for ir in (reference, candidate) if ir]
     models = {ir.path.absolute().name: ir.require() for ir in given}
     if len(models) < len(given):
@@ -364,7 +366,9 @@ def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None
         record = read_record(path, StageRecord)
     except ArtifactError:
         return None
-    return record if record.digest == digest and not check_files(record.files, folder.path) else None
+    if record.digest != digest or changed_files(folder.ir("int4"), record.files, folder.path):
+        return None
+    return record
 
 
 def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:

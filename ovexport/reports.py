@@ -4,9 +4,9 @@ A figure that could not be measured is None, and `reason` beside it says why.
 """
 
 import builtins
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from ovexport.artifacts import Record
 
@@ -87,14 +87,20 @@ class VerificationReport(Record):
     versions: dict[str, str]
 
 
-class Estimate(Record):
+class Figures(Record):
+    """Measured numbers: none of them is infinite or not a number."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Estimate(Figures):
     """A figure with its 95 % interval."""
 
     value: float
     ci95: tuple[float, float]
 
 
-class Divergence(Record):
+class Divergence(Figures):
     """How a model's next-token distributions differ from the reference's, over held-out tokens.
 
     Attributes:
@@ -135,7 +141,7 @@ class WorstAnswer(Record):
     first_difference: int
 
 
-class Similarity(Record):
+class Similarity(Figures):
     """Figures over the generated answers, as ovexport.evaluate.similarity defines them in each mode.
 
     Attributes:
@@ -150,7 +156,7 @@ class Similarity(Record):
     sdt_norm: float | None = None
 
 
-class IsolationStep(Record):
+class IsolationStep(Figures):
     """How far a model is from the reference at full precision, with some of the runtime's approximations on.
 
     Attributes:
@@ -223,8 +229,15 @@ class EvaluationReport(Record):
     conditions: dict[str, Any]
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bins = len(self.histogram_edges_nats) - 1
+        if any(model.kl_histogram is not None and len(model.kl_histogram) != bins for model in self.models.values()):
+            raise ValueError("a histogram does not fit its edges")
+        return self
 
-class Samples(Record):
+
+class Samples(Figures):
     """A latency in milliseconds: order statistics and what they were taken from."""
 
     median: float
@@ -242,7 +255,7 @@ class PeakMemory(Record):
     peak_file_bytes: int
 
 
-class PhysicalLimit(Record):
+class PhysicalLimit(Figures):
     """What the machine could do at best, and how near the model comes.
 
     Attributes:
@@ -261,7 +274,7 @@ class PhysicalLimit(Record):
     share_of_compute: float
 
 
-class ModelBenchmark(Record):
+class ModelBenchmark(Figures):
     """One model in benchmark.json.
 
     Attributes:
@@ -287,7 +300,7 @@ class ModelBenchmark(Record):
     reason: str | None = None
 
 
-class Ratio(Record):
+class Ratio(Figures):
     """A ratio of two models' figures, pair by pair, with a 95 % bootstrap interval of its median."""
 
     median: float
@@ -337,6 +350,14 @@ class BenchmarkReport(Record):
     machine: MachineLimits | None = None
     conditions: dict[str, Any]
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.models:
+            raise ValueError("no model was measured")
+        if any(not set(name.split("/")) <= set(self.models) for name in self.ratios):
+            raise ValueError("a ratio of models that were not measured")
+        return self
 
 
 class RuntimeTrial(Record):

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR, RunFolder, read_record
-from ovexport.bench import RuntimeAdapter, bench, loading, rounds, save_adapter
+from ovexport.bench import RuntimeAdapter, bench, latency, loading, rounds, save_adapter
 from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
 from ovexport.bench.rounds import orders, ratio
 from ovexport.errors import DataError, RecipeError, UnsupportedModelError
@@ -94,16 +94,17 @@ def test_every_order_comes_equally_often_whatever_a_session_takes_of_them() -> N
     assert min(positions.values()) > 150
 
 
-def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run) -> None:
+def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run, monkeypatch) -> None:
+    monkeypatch.setattr(latency, "_LEAST_SESSIONS", 2)
     models = {name: finished_run.ir(name) for name in ("plain", "int4")}
-    wanted = SHORT.model_copy(update={"sessions": 10, "pairs": 10})
-    alone = bench({"int4": models["int4"]}, wanted.model_copy(update={"precision": 0.99}), PROMPT)
-    assert alone.conditions["sessions"] == 10
-    coarse = bench(models, wanted.model_copy(update={"precision": 0.99}), PROMPT)
-    assert coarse.conditions["sessions"] == coarse.conditions["pairs"] == 8
-    assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 8
+    wanted = SHORT.model_copy(update={"sessions": 3, "pairs": 3, "precision": 0.99})
+    coarse = bench(models, wanted, PROMPT)
+    assert coarse.conditions["sessions"] == coarse.conditions["pairs"] == 2
+    assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 2
     exact = bench(models, wanted.model_copy(update={"precision": 0.0}), PROMPT)
-    assert exact.conditions["sessions"] == 10
+    alone = bench({"int4": models["int4"]}, wanted, PROMPT)
+    hurried = bench(models, wanted.model_copy(update={"precision": 0.0, "time_limit_s": 1e-9}), PROMPT)
+    assert [one.conditions["sessions"] for one in (exact, alone, hurried)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])

@@ -80,6 +80,13 @@ def test_a_model_against_itself_differs_in_nothing(finished_run: RunFolder, tmp_
     assert (same.sdt, same.worst_answers) == (0, ())
 
 
+def test_the_untuned_twin_can_be_the_reference(finished_run: RunFolder, tmp_path: Path) -> None:
+    models = {name: finished_run.ir(name) for name in ("plain", "int4")}
+    report = evaluate(models, "plain", finished_run.data, QUICK, load_encoder("offline"), tmp_path)
+    assert (report.recovered_gap, report.reason) == (None, "no plain twin was compared")
+    assert report.models["int4"].kl_mean_nats > 0
+
+
 def test_the_bootstrap_draws_documents_where_there_are_enough_of_them() -> None:
     documents = np.repeat(np.arange(12, dtype=np.int32), 8).reshape(3, 32)
     by_document = Resampling.of(documents, (3, 31), seed=0)

@@ -58,17 +58,16 @@ def write(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def evaluation() -> EvaluationReport:
     """A report of three models, of which plain was not evaluated and int4's similarity is not a number."""
-    return EvaluationReport(
+    report = EvaluationReport(
         reference="bf16",
         models={
             "bf16": ModelEvaluation(perplexity=9.0, reason="the reference"),
-            "plain": ModelEvaluation(),
+            "plain": ModelEvaluation(reason="plain was not measured"),
             "int4": ModelEvaluation(
                 perplexity=9.5,
                 kl_mean_nats=0.02,
                 kl_mean_ci95=(0.015, 0.03),
                 perplexity_ratio={"value": 1.05, "ci95": (1.01, 1.1)},
-                similarity=math.nan,
                 tasks={"quiz": {"acc_norm": 0.75}},
                 isolation=(IsolationStep(name="weights", settings={}, kl_mean_nats=0.018, kl_mean_ci95=(0.01, 0.02)),),
             ),
@@ -85,6 +84,8 @@ def evaluation() -> EvaluationReport:
         conditions={},
         versions={},
     )
+    not_a_number = report.models["int4"].model_copy(update={"similarity": math.nan})
+    return report.model_copy(update={"models": report.models | {"int4": not_a_number}})
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_tie_is_called_a_tie(full_run: RunFolder) -> None:
     table = {row.figure: dict(zip(models, row.values, strict=True)) for row in rows}
     assert table["  less INT4, not tuned (95 % interval)"]["INT4, tuned"] == "−0.00400 (−0.00420 to −0.00380)"
     assert next(row for row in rows if row.figure.startswith("  over BF16")).values[1:] == (
-        "0.9986 (0.9961–1.0012)",
+        "0.9986 (0.9961–1.0012), a tie",
         "0.9986 (0.9961–1.0012), a tie",
     )
 

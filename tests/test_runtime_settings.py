@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import openvino_genai
 import pytest
 from typer.testing import CliRunner
 
+from ovexport import pipeline
 from ovexport.artifacts import IR, RunFolder
 from ovexport.bench import search, search_settings
 from ovexport.bench.text import packaged_text
@@ -56,6 +58,7 @@ def test_settings_are_in_force_in_a_plain_pipeline_proven_and_undone_to_the_byte
     assert (found["KV_CACHE_PRECISION"], found["DYNAMIC_QUANTIZATION_GROUP_SIZE"]) == ("f16", "64")
     assert openvino_genai.LLMPipeline(str(ir.path), "CPU").generate("Once", max_new_tokens=2)
     proof = verify(ir, checkpoint=run_copy.checkpoint, base=run_copy.ir("bf16"), twin=run_copy.ir("plain"))
+    assert "carries runtime settings" in proof.summary.reason
     assert [check for check in proof.checks if not check.passed] == []
     undo_settings(ir)
     assert {file.name: file.read_bytes() for file in ir.path.iterdir()} == before
@@ -104,6 +107,44 @@ def test_what_was_changed_behind_the_settings_is_found(run_copy: RunFolder) -> N
     assert "files as convert wrote them" in {check.name for check in checks if not check.passed}
     with pytest.raises(UnsupportedModelError, match="no runtime_options"):
         with_settings("<net></net>", {}, precise=False)
+
+
+@pytest.mark.parametrize(
+    "others", ['<ACTIVATIONS_SCALE_FACTOR value="64" />', '<INFERENCE_PRECISION_HINT value="bf16" />']
+)
+def test_a_forged_report_excuses_nothing_but_settings(run_copy: RunFolder, others: str) -> None:
+    ir = run_copy.ir("int4")
+    forged = report(ir, KV_CACHE_PRECISION="u4")
+    text = read_xml_text(ir)
+    block = f'<runtime_options><KV_CACHE_PRECISION value="u4" />{others}</runtime_options>'
+    options = dict(re.findall(r'<(\w+) value="(\w+)" />', block))
+    written = forged.written.model_copy(update={"block": block, "options": options, "matmul_precision": None})
+    ir.xml.write_text(text.replace(written.former_block, block))
+    (ir.path / SETTINGS_FILE).write_text(forged.model_copy(update={"written": written}).model_dump_json())
+    proof = verify(ir, checkpoint=run_copy.checkpoint, base=run_copy.ir("bf16"), runtime=False)
+    failed = {check.name for check in proof.checks if not check.passed}
+    assert {"files as convert wrote them", "runtime options as the base IR's"} <= failed
+
+
+def test_a_forged_report_can_not_hide_an_edited_operation(run_copy: RunFolder) -> None:
+    ir = run_copy.ir("int4")
+    forged, text = report(ir), read_xml_text(ir)
+    former = next(line for line in text.splitlines() if 'type="Sigmoid"' in line or 'type="Swish"' in line)
+    edited = former.replace("Swish", "Tanh").replace("Sigmoid", "Tanh")
+    written = forged.written.model_copy(update={"block": edited, "former_block": former, "matmul_precision": None})
+    ir.xml.write_text(text.replace(former, edited))
+    (ir.path / SETTINGS_FILE).write_text(forged.model_copy(update={"written": written}).model_dump_json())
+    proof = verify(ir, checkpoint=run_copy.checkpoint, base=run_copy.ir("bf16"), runtime=False)
+    assert "files as convert wrote them" in {check.name for check in proof.checks if not check.passed}
+
+
+def test_a_run_goes_on_with_the_settings_in_its_product(run_copy: RunFolder, tiny_recipe) -> None:
+    ir = run_copy.ir("int4")
+    write_settings(ir, report(ir, KV_CACHE_PRECISION="f16"))
+    done: list[tuple[str, bool]] = []
+    pipeline.run(tiny_recipe, run_copy.path, resume=True, announce=lambda *stage: done.append(stage))
+    assert all(skipped for _, skipped in done)
+    assert runtime_options(read_graph(ir))["KV_CACHE_PRECISION"] == "f16"
 
 
 def test_the_search_measures_what_settings_cost_and_keeps_to_the_limit(finished_run, quick_rounds) -> None:

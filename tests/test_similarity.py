@@ -12,7 +12,15 @@ from ovexport.errors import ArtifactError, DataError
 from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 from ovexport.evaluate.ground_truth import Circumstances, sidecar_of, write_ground_truth
 from ovexport.evaluate.prompts import Prompts
-from ovexport.evaluate.similarity import Answers, aggregate, compare_answers, differing_tokens, divergent_tokens, worst
+from ovexport.evaluate.similarity import (
+    Answers,
+    aggregate,
+    compare_answers,
+    differing_tokens,
+    divergent_tokens,
+    edit_distance,
+    worst,
+)
 from ovexport.recipe import EvaluateSpec
 
 SPEC = EvaluateSpec(encoder="offline", prompts="short", prompt_count=3, max_new_tokens=8)
@@ -61,6 +69,16 @@ def test_where_whowhatbench_has_nan_wwb_has_none_and_strict_a_number() -> None:
 )
 def test_the_strict_mode_counts_what_differs(reference, candidate, expected) -> None:
     assert differing_tokens(reference, candidate) == pytest.approx(expected)
+
+
+def test_what_differs_in_the_strict_mode_is_a_share_of_the_longer_answer() -> None:
+    for reference, candidate in random_pairs(3, 200):
+        fdt, sdt, norm = differing_tokens(reference, candidate)
+        assert 0 <= norm <= 1
+        assert fdt + sdt <= max(len(reference), len(candidate))
+        assert abs(len(reference) - len(candidate)) <= sdt
+        assert (sdt == 0) == (list(reference) == list(candidate))
+    assert edit_distance([3, 0, 2, 3, 3, 2], [2, 1, 1, 2, 1, 0, 2]) == 5
 
 
 def test_the_strict_mode_has_no_autojunk() -> None:
@@ -167,6 +185,6 @@ def test_a_ground_truth_of_another_run_is_refused(finished_run, reference_csv, t
     with pytest.raises(ArtifactError, match=r"are not those that other\.json is of"):
         read_ground_truth(copy)
     sidecar_of(copy).unlink()
-    with pytest.raises(DataError, match='use "wwb"'):
+    with pytest.raises(DataError, match='use similarity_mode "wwb"'):
         strict = SPEC.model_copy(update={"similarity_mode": "strict"})
         evaluate(models, None, None, strict, encoder, tmp_path, ground_truth=read_ground_truth(copy))

@@ -110,9 +110,11 @@ def bench(
     }
     timed = {point: measured[point.attention_backend][point] for point in spec.points}
     grid = [_point(point, timed[point], candidates, machine, runtime, spec.seed) for point in spec.points]
+    with_memory = {name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()}
+    grid[0] = grid[0].model_copy(update={"models": with_memory})
     first = next(iter(timed[spec.points[0]].values())).rounds
     return BenchmarkReport(
-        models={name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()},
+        models=grid[0].models,
         ratios=grid[0].ratios,
         grid=tuple(grid),
         machine=machine,

@@ -48,7 +48,7 @@ def bench(
         bool, typer.Option("--search", help="Find the IR's best runtime settings, and write them into its folder.")
     ] = False,
     kl_limit: Annotated[
-        float, typer.Option(help="Of --search: how far settings may take the model from full precision, KL in nats.")
+        float, typer.Option(min=0, help="Of --search: how far settings may take the model from itself, KL in nats.")
     ] = 0.002,
     output_format: Annotated[
         str, typer.Option("--format", help="table, llm-bench, csv or markdown; --json for our own.")

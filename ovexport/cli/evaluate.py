@@ -92,6 +92,8 @@ def evaluate(
     asked = [recipes.load_task(name) for name in tasks or ()]
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out}: a file; choose another --out")
+    if (out / "stages").is_dir() or (out / "openvino_model.xml").is_file():
+        raise ArtifactError(f"{out}: holds a run or an IR, whose files would be lost; choose another --out")
     compared = [folder.absolute().name for folder in (reference, candidate) if folder]
     names = [task.name for task in asked]
     limits = read_gates(gates, junit, ("evaluation",), models=compared, tasks=names)

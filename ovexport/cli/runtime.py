@@ -23,7 +23,7 @@ def runtime(
     Example: ovexport runtime runs/demo/int4 --undo
     """
     from ovexport.artifacts import IR
-    from ovexport.carried import settings_report, undo_settings
+    from ovexport.carried import is_written, settings_report, undo_settings
     from ovexport.errors import ArtifactError
 
     set_up_logging(quiet=quiet or as_json)
@@ -40,6 +40,8 @@ def runtime(
         typer.echo(report.model_dump_json())
     elif not quiet:
         show_settings(report)
+        if report.written and not is_written(model, report.written):
+            typer.echo("but the file does not carry them now; search again, or --undo")
 
 
 def show_settings(report: "SettingsReport") -> None:

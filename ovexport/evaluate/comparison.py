@@ -109,6 +109,11 @@ def evaluate(
     """
     for ir in models.values():
         ir.require()
+    if ground_truth and ground_truth.sidecar is None and spec.similarity_mode == "strict":
+        raise DataError(
+            f"{ground_truth.path}: has no sidecar with the generated tokens, which the strict mode compares; use "
+            'similarity_mode "wwb"'
+        )
     diverged = _diverge(models, reference, data, spec, listener) if reference and data else None
     said = _converse(models, reference, data, spec, ground_truth, listener)
     if ground_truth is None:
@@ -131,7 +136,7 @@ def evaluate(
             tasks={task: reached["torch"] for task, reached in results.items()},
             reason="the tuned model in torch, asked the tasks alone",
         )
-    gap, interval, reason = _recovered(diverged, distilled=distilled)
+    gap, interval, reason = _recovered(diverged, reference, distilled=distilled)
     return EvaluationReport(
         reference=reference or str(ground_truth and ground_truth.path),
         models=evaluated,
@@ -213,7 +218,7 @@ def _converse(
     }
     return _Conversations(
         prompts=prompts,
-        truth=_answers_of(truth, next(iter(tokenizers.values())), spec) if truth else answers[str(reference)],
+        truth=_answers_of(truth, next(iter(tokenizers.values()))) if truth else answers[str(reference)],
         answers=answers,
         circumstances=circumstances,
         conditions={
@@ -228,16 +233,8 @@ def _converse(
     )
 
 
-def _answers_of(truth: GroundTruth, tokenizer: PromptTokenizer, spec: EvaluateSpec) -> Answers:
-    """The answers on disk; the tokens that were generated are in the sidecar alone.
-
-    Raises:
-        DataError: the strict mode needs them, and there is no sidecar.
-    """
-    if truth.sidecar is None and spec.similarity_mode == "strict":
-        raise DataError(
-            f'{truth.path}: has no sidecar with the generated tokens, which the mode "strict" compares; use "wwb"'
-        )
+def _answers_of(truth: GroundTruth, tokenizer: PromptTokenizer) -> Answers:
+    """The answers on disk; the tokens that were generated are in the sidecar alone."""
     return Answers(
         texts=truth.texts,
         generated=truth.sidecar.generated if truth.sidecar else (),
@@ -262,14 +259,17 @@ def _alike(said: _Conversations, name: str, encoder: Encoder, spec: EvaluateSpec
 
 
 def _recovered(
-    diverged: _Divergences | None, *, distilled: bool
+    diverged: _Divergences | None, reference: str | None, *, distilled: bool
 ) -> tuple[float | None, tuple[float, float] | None, str | None]:
     """The share of the plain twin's divergence that tuning took away, with its interval, or why there is none."""
     if not distilled:
         return None, None, "tuned for a task, not to be like the reference"
-    if diverged is None or not {"plain", "int4"} <= set(diverged.figures):
+    compared = set(diverged.figures) - {reference} if diverged else set()
+    if diverged is None or not {"plain", "int4"} <= compared:
         return None, None, "no plain twin was compared"
     figures = diverged.figures
+    if not figures["plain"].joined("kl").mean() > 0:
+        return None, None, "the plain twin does not differ from the reference"
     gap, interval = divergence.recovered_gap(figures["plain"], figures["int4"], diverged.resampling)
     return gap, interval, None
 

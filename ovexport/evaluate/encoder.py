@@ -57,6 +57,7 @@ def load_encoder(name: str) -> Encoder:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         model = SentenceTransformer(location, device="cpu", trust_remote_code=False)
     except (OSError, ValueError) as error:

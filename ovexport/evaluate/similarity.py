@@ -8,8 +8,8 @@ are the same before the first divergent one), SDT (how many tokens diverge) and 
     anew; difflib's matching blocks with its defaults; FDT over the mean length of all references.
 "strict"
     The generated tokens themselves; FDT is the true common prefix, its norm the share of the reference that it is (1
-    where both are empty); SDT counts the tokens that were exchanged, added or left out, by difflib's opcodes without
-    autojunk, its norm is the share of the longer answer. Nothing is ever NaN.
+    where both are empty); SDT is the edit distance, the tokens to exchange, add or leave out, its norm the share of
+    the longer answer that they are. Nothing is ever NaN.
 """
 
 from collections.abc import Callable, Sequence
@@ -103,9 +103,21 @@ def divergent_tokens(reference: Sequence[int], candidate: Sequence[int]) -> tupl
 
 def differing_tokens(reference: Sequence[int], candidate: Sequence[int]) -> tuple[int, int, float]:
     """FDT, SDT and SDT norm of the mode "strict"."""
-    opcodes = SequenceMatcher(None, reference, candidate, autojunk=False).get_opcodes()
-    differing = sum(max(end - begin, to - since) for kind, begin, end, since, to in opcodes if kind != "equal")
-    return _common(reference, candidate), differing, differing / max(len(reference), len(candidate), 1)
+    distance = edit_distance(reference, candidate)
+    return _common(reference, candidate), distance, distance / max(len(reference), len(candidate), 1)
+
+
+def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
+    """The least number of tokens to exchange, add or leave out to get from one sequence to the other.
+
+    Source: Wagner and Fischer, The String-to-String Correction Problem, 1974, a row of the table at a time.
+    """
+    columns, tokens = np.arange(len(second) + 1), np.asarray(second)
+    row = columns.copy()
+    for index, token in enumerate(first, 1):
+        reached = np.concatenate([[index], np.minimum(row[1:] + 1, row[:-1] + (tokens != token))])
+        row = np.minimum.accumulate(reached - columns) + columns
+    return int(row[-1])
 
 
 def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamples: int = 2000) -> Similarity:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import openvino as ov
 
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
+from ovexport.carried import told_settings
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.graph import Weight, matrices_by_digest, read_graph, weights
 from ovexport.progress import Listener, silent
@@ -107,6 +108,8 @@ def _gathered(
 ) -> _Evidence:
     """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
+    if settings := told_settings(ir):
+        evidence.reasons.append(settings)
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint)

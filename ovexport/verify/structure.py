@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import openvino as ov
@@ -13,12 +12,12 @@ from ovexport.artifacts import (
     RUN_FILES,
     Checkpoint,
     CheckpointManifest,
-    IRManifest,
     check_files,
     file_digest,
     files_in,
 )
-from ovexport.carried import SETTINGS_FILE, converted_options, converted_xml_digest
+from ovexport.carried import SETTINGS_FILE, converted_options
+from ovexport.carried import changed_files as unlike
 from ovexport.errors import ArtifactError
 from ovexport.graph import Weight, runtime_options
 from ovexport.reports import Check
@@ -67,19 +66,8 @@ def changed_files(ir: IR, checkpoint: Checkpoint | None) -> list[str]:
         return [IR_MANIFEST]
     if manifest is None:
         return []
-    changed = _changed(ir, manifest)
+    changed = unlike(ir, manifest.files, ir.path)
     return changed + (check_files(manifest.checkpoint_files, checkpoint.path) if checkpoint else [])
-
-
-def _changed(ir: IR, manifest: IRManifest) -> list[str]:
-    """Files that are not as convert wrote them; the graph's is taken without settings that a search wrote into it."""
-    changed = check_files(manifest.files, ir.path)
-    name = ir.xml.name
-    if name in changed and ir.xml.is_file():
-        with suppress(ArtifactError, UnicodeDecodeError):
-            if converted_xml_digest(ir) == manifest.files[name]:
-                changed.remove(name)
-    return changed
 
 
 def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
@@ -135,7 +123,7 @@ def as_made(ir: IR, checkpoint: Checkpoint | None) -> list[Check]:
     manifest = ir.manifest
     if manifest is None:
         return []
-    differing = _changed(ir, manifest)
+    differing = unlike(ir, manifest.files, ir.path)
     strangers = sorted(set(_names_in(ir.path)) - set(manifest.files) - {IR_MANIFEST, SETTINGS_FILE})
     found = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
     checks = [zero("files as convert wrote them", "files", len(differing) + len(strangers), found)]

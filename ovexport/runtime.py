@@ -17,6 +17,10 @@ ACCURATE: Mapping[str, Any] = {
 }
 """Settings under which nothing but the weights is approximate."""
 
+PIECE_TOKENS = 32
+"""Pieces in which text is read where the KV cache has to count: in one pass over a sequence it is never read back, and
+its precision shows nowhere."""
+
 _READ_BACK = (
     "INFERENCE_PRECISION_HINT",
     "KV_CACHE_PRECISION",

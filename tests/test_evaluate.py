@@ -13,7 +13,7 @@ from ovexport.artifacts import IR, RunFolder, read_record, write_text
 from ovexport.comparator import Comparator
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate import evaluate, load_encoder
-from ovexport.evaluate.answers import generate
+from ovexport.evaluate.answers import PromptTokenizer, common_template, generate, prompt_tokens
 from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, recovered_gap, verdict, word_perplexity
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.graph import read_graph
@@ -198,6 +198,23 @@ def test_a_model_with_another_vocabulary_or_tokenizer_is_refused(finished_run: R
         evaluate(
             {"bf16": finished_run.ir("bf16"), "other": other}, "bf16", None, QUICK, load_encoder("offline"), tmp_path
         )
+
+
+def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(finished_run: RunFolder) -> None:
+    tokenizers = {name: PromptTokenizer(finished_run.ir(name)) for name in ("bf16", "int4")}
+    template = tokenizers["bf16"].template
+    assert template
+    assert common_template(tokenizers, "auto") == template
+    assert common_template(tokenizers, "off") is None
+    tokenizers["int4"].template = template + " "
+    with pytest.raises(ArtifactError, match="int4: its chat template is not that of bf16"):
+        common_template(tokenizers, "auto")
+    tokenizers["int4"].template = None
+    assert common_template(tokenizers, "auto") is None
+    assert len(prompt_tokens(tokenizers, ["a", "b c"])) == 2
+    tokenizers["int4"].encode = lambda text: (len(text),)
+    with pytest.raises(ArtifactError, match="int4: its tokenizer encodes prompt 1 otherwise than that of bf16"):
+        prompt_tokens(tokenizers, ["a", "b c"])
 
 
 def test_a_model_that_says_nothing_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import openvino_genai
 
 from ovexport.artifacts import IR
 from ovexport.bench.adapters import require_applied
-from ovexport.bench.limits import machine_limits, physical_limit
+from ovexport.bench.limits import Work, machine_limits, physical_limit, work_of
 from ovexport.bench.loading import RuntimeAdapter, device_settings, generate, load_pipeline
 from ovexport.bench.memory import Peaks, peak_memory
 from ovexport.bench.rounds import Round, orders, prompts, ratio, run_round, samples
@@ -109,7 +109,8 @@ def bench(
         for backend in dict.fromkeys(spec.attention_backend)
     }
     timed = {point: measured[point.attention_backend][point] for point in spec.points}
-    grid = [_point(point, timed[point], candidates, machine, runtime, spec.seed) for point in spec.points]
+    work = {name: work_of(ir) for name, ir in models.items()} if machine else {}
+    grid = [_point(point, timed[point], candidates, machine, runtime, work, spec.seed) for point in spec.points]
     with_memory = {name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()}
     grid[0] = grid[0].model_copy(update={"models": with_memory})
     first = next(iter(timed[spec.points[0]].values())).rounds
@@ -140,6 +141,7 @@ def _point(
     candidates: Mapping[str, _Candidate],
     machine: MachineLimits | None,
     runtime: Mapping[str, Mapping[str, str]],
+    work: Mapping[str, Work],
     seed: int,
 ) -> PointBenchmark:
     """What was measured at a point of the grid, the memory aside."""
@@ -149,7 +151,7 @@ def _point(
         first_token, output_token = samples(one.of("first_token_ms")), samples(one.of("output_token_ms"))
         intervals = [value for session in one.rounds for each in session for value in each.intervals_ms]
         medians = (first_token.median, output_token.median)
-        limit = physical_limit(candidates[name].ir, point, machine, runtime[name], *medians) if machine else None
+        limit = physical_limit(work[name], point, machine, runtime[name], *medians) if machine else None
         models[name] = ModelBenchmark(
             time_to_first_token_ms=first_token,
             time_per_output_token_ms=output_token,

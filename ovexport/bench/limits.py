@@ -8,6 +8,7 @@ in the same run, with as many threads as the model has.
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import openvino as ov
@@ -31,8 +32,8 @@ def machine_limits(runtime: Iterable[Mapping[str, str]]) -> MachineLimits:
         runtime: the models' properties as read back: threads and inference precisions.
     """
     settings = list(runtime)
-    threads = max(int(one.get("INFERENCE_NUM_THREADS", "1")) for one in settings)
-    precisions = sorted({one.get("INFERENCE_PRECISION_HINT", "f32") for one in settings})
+    threads = max(int(one["INFERENCE_NUM_THREADS"]) for one in settings)
+    precisions = sorted({one["INFERENCE_PRECISION_HINT"] for one in settings})
     return MachineLimits(
         bandwidth_bytes_per_s=_bandwidth(threads),
         operations_per_s={precision: _rate(precision, threads) for precision in precisions},
@@ -72,8 +73,42 @@ def _fastest(work: Callable[[], object]) -> float:
     return min(times)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a model has to read and to multiply.
+
+    Attributes:
+        weight_bytes: of every Linear: codes, scales and zero points.
+        cached_values: keys and values that the cache holds of one token.
+        entries: of the Linears' matrices that every token of a prompt is multiplied with; `head_entries` of the head,
+            which its last token alone is.
+        attention_width: heads times their width, over all layers.
+    """
+
+    weight_bytes: int
+    cached_values: int
+    entries: int
+    head_entries: int
+    attention_width: int
+
+
+def work_of(ir: IR) -> Work:
+    """Read off an IR's graph what a token takes."""
+    graph = read_graph(ir)
+    linears = [weight for weight in weights(graph) if weight.kind == "linear"]
+    vocabulary = graph.output("logits").get_partial_shape()[2]
+    head = vocabulary.get_length() if vocabulary.is_static else None
+    return Work(
+        weight_bytes=sum(weight.byte_size for weight in linears),
+        cached_values=_cache_values(graph),
+        entries=sum(weight.elements for weight in linears if weight.shape[0] != head),
+        head_entries=sum(weight.elements for weight in linears if weight.shape[0] == head),
+        attention_width=_attention_width(graph),
+    )
+
+
 def physical_limit(
-    ir: IR,
+    work: Work,
     point: GridPoint,
     machine: MachineLimits,
     runtime: Mapping[str, str],
@@ -82,23 +117,20 @@ def physical_limit(
 ) -> PhysicalLimit:
     """How near a model comes to the machine's limits at a point of the grid.
 
+    Causal attention multiplies half of the pairs of tokens, twice: as many products as the prompt's length squared
+    times its width.
+
     Args:
         runtime: the model's properties as read back.
         first_token_ms, output_token_ms: medians, as measured.
     """
-    graph = read_graph(ir)
-    linears = [weight for weight in weights(graph) if weight.kind == "linear"]
     context = point.prompt_tokens + point.output_tokens / 2
-    cached = _cache_values(graph) * _CACHE_BYTES.get(runtime.get("KV_CACHE_PRECISION", "f32"), 4.0)
-    read = sum(weight.byte_size for weight in linears) + round(cached * context * point.batch_size)
-    vocabulary = graph.output("logits").get_partial_shape()[2]
-    head = vocabulary.get_length() if vocabulary.is_static else None
-    multiplied = sum(weight.elements * (1 if weight.shape[0] == head else point.prompt_tokens) for weight in linears)
-    attention = _attention_width(graph) * point.prompt_tokens**2
-    operations = 2 * point.batch_size * (multiplied + attention)
-    rate = machine.operations_per_s[runtime.get("INFERENCE_PRECISION_HINT", "f32")]
+    cached = work.cached_values * _CACHE_BYTES[runtime["KV_CACHE_PRECISION"]]
+    read = work.weight_bytes + round(cached * context * point.batch_size)
+    products = work.entries * point.prompt_tokens + work.head_entries + work.attention_width * point.prompt_tokens**2
+    operations = 2 * point.batch_size * products
     best_token = 1000 * read / machine.bandwidth_bytes_per_s
-    best_first = 1000 * operations / rate
+    best_first = 1000 * operations / machine.operations_per_s[runtime["INFERENCE_PRECISION_HINT"]]
     return PhysicalLimit(
         bytes_per_token=read,
         time_per_output_token_ms=best_token,
@@ -120,8 +152,7 @@ def _cache_values(graph: ov.Model) -> int:
 
 
 def _attention_width(graph: ov.Model) -> int:
-    """Heads times their width, over all layers: what causal attention multiplies per pair of tokens, twice, for half of
-    the pairs."""
+    """Heads times their width, over all layers."""
     shapes = [
         node.input_value(0).get_partial_shape()
         for node in graph.get_ordered_ops()

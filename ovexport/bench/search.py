@@ -32,14 +32,13 @@ from ovexport.graph import read_graph
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import Ratio, RuntimeTrial, SettingsReport, WrittenSettings
-from ovexport.runtime import LogitsRunner, compile_for_cpu, properties
+from ovexport.runtime import PIECE_TOKENS, LogitsRunner, compile_for_cpu, properties
 from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]
 
 _SESSIONS, _ROUNDS = 2, 4
 _FINAL_SESSIONS, _FINAL_ROUNDS = 8, 5
-_PIECE_TOKENS = 32
 _GROUPS = (32, 64, 128)
 _SURELY = 0.98
 _DEFAULTS, _TRIED = "defaults", "tried"
@@ -191,7 +190,7 @@ class _Search:
         comparator = Comparator(self.exact.vocabulary)
         found = []
         for row in self.tokens[:, None]:
-            both = (runner.pieces(row, _PIECE_TOKENS) for runner in (self.exact, approximate))
+            both = (runner.pieces(row, PIECE_TOKENS) for runner in (self.exact, approximate))
             for expected, actual in zip(*both, strict=True):
                 found.append(comparator(expected, actual, np.zeros(expected.shape[:2], np.int64)).kl)
         return float(np.concatenate(found, axis=1).mean())

@@ -45,7 +45,8 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Threads of the device.", show_default=False)] = None,
     streams: Annotated[int | None, typer.Option(help="Streams of the device.", show_default=False)] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Find the IR's best runtime settings, and write them into its folder.")
+        bool,
+        typer.Option("--search", help="Find the best runtime settings for one length, and write them into the IR."),
     ] = False,
     kl_limit: Annotated[
         float, typer.Option(min=0, help="Of --search: how far settings may take the model from itself, KL in nats.")

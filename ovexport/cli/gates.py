@@ -36,14 +36,12 @@ def read_gates(
     *,
     models: Sequence[str] = (),
     tasks: Sequence[str] = (),
-    product: str | None = None,
 ) -> "tuple[Gate, ...]":
     """The gates that a command is given, checked before its work begins.
 
     Args:
         kinds: of the reports that the command makes: "verification", "evaluation", "benchmark".
         models: the names that the models will have in them, in their order; `tasks` likewise.
-        product: the model that is meant where a figure's name has none; the last one unless given.
 
     Raises:
         RecipeError: a condition can't be read or is on a figure that the command does not measure, or `junit` is of no
@@ -54,7 +52,7 @@ def read_gates(
 
     gates = list_gates(parse_gates(texts or ()))
     check_junit(junit, gated=bool(gates))
-    check(gates, figures(dict.fromkeys(kinds), product=product, models=models, tasks=tasks))
+    check(gates, figures(dict.fromkeys(kinds), models=models, tasks=tasks))
     return gates
 
 
@@ -80,7 +78,6 @@ def judge(
     junit: Path | None = None,
     document: Mapping[str, Any] | None = None,
     quiet: bool = False,
-    product: str | None = None,
 ) -> None:
     """Hold the figures against the gates, show them, write the JUnit file, and raise when one fails.
 
@@ -90,20 +87,17 @@ def judge(
         command: its name: the class of the JUnit test cases.
         document: what the command prints with --json; printed here, with the key `gates` where there are any.
         quiet: show nothing.
-        product: the model that is meant where a figure's name has none; the last one unless given.
 
     Raises:
         GateFailed: naming every gate that failed.
         RecipeError: a gate is on a figure that is not known.
     """
-    verdict = judged(gates, reports, product=product)
+    verdict = judged(gates, reports)
     conclude(verdict, command=command, junit=junit, document=document, quiet=quiet)
     require_gates(verdict)
 
 
-def judged(
-    gates: "Sequence[Gate]", reports: "Mapping[str, AnyReport]", *, product: str | None = None
-) -> "GateReport | None":
+def judged(gates: "Sequence[Gate]", reports: "Mapping[str, AnyReport]") -> "GateReport | None":
     """The verdict on the gates; None where there are none.
 
     Raises:
@@ -112,7 +106,7 @@ def judged(
     from ovexport.gates import figures
     from ovexport.gates import judge as hold
 
-    return hold(gates, figures(reports, product=product)) if gates else None
+    return hold(gates, figures(reports)) if gates else None
 
 
 def conclude(

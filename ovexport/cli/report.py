@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude, require_gates
-from ovexport.cli.output import Quiet, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging
 
 
 @reports_errors
@@ -18,6 +18,7 @@ def report(
     ] = None,
     gates: Gates = None,
     junit: JUnit = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Rebuild report.html and the model card from a run's files, or compare several runs on one page.
@@ -31,7 +32,9 @@ def report(
     from ovexport.errors import RecipeError
     from ovexport.report import write_comparison
 
-    set_up_logging(quiet=quiet)
+    set_up_logging(quiet=quiet or as_json)
+    if junit is not None and junit.is_dir():
+        raise RecipeError(f"--junit {junit}: a folder; give a file's name")
     folders, verdict = [RunFolder(run) for run in runs], None
     if len(folders) > 1:
         if gates or junit:
@@ -42,7 +45,8 @@ def report(
         check_junit(junit, gated=verdict is not None)
     else:
         raise RecipeError(f"--out {out}: goes with several runs; the report of one is in its own folder")
-    conclude(verdict, command="report", junit=junit, quiet=quiet)
-    if not quiet:
+    document = {"page": str(page)} if as_json else None
+    conclude(verdict, command="report", junit=junit, document=document, quiet=quiet)
+    if not (quiet or as_json):
         typer.echo(str(page))
     require_gates(verdict)

@@ -18,10 +18,7 @@ from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, inte
 from ovexport.graph import read_graph
 from ovexport.progress import Listener
 from ovexport.reports import IsolationStep
-from ovexport.runtime import ACCURATE, LogitsRunner
-
-_PIECE_TOKENS = 32
-"""The KV cache is read from the second piece of a sequence on: in one pass over it all, its precision shows nowhere."""
+from ovexport.runtime import ACCURATE, PIECE_TOKENS, LogitsRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +62,7 @@ def isolate(
             continue
         approximate = {name: LogitsRunner(read_graph(ir), name, step.settings) for name, ir in models.items()}
         runners = {"": exact} | approximate
-        figures = compare(runners, "", tokens, batch_size, listener, piece=_PIECE_TOKENS, task=f"isolating {step.name}")
+        figures = compare(runners, "", tokens, batch_size, listener, piece=PIECE_TOKENS, task=f"isolating {step.name}")
         for name, steps in found.items():
             steps.append(_measured(step.name, asked, approximate[name], figures[name], figures[reference], resampling))
     return {name: tuple(steps) for name, steps in found.items()}

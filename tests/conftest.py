@@ -4,7 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,17 @@ def tiny_values(model: Path) -> dict:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is left in the user's cache, and nothing is found there."""
     os.environ["OVEXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """What a command does to the package's logger ends with its test."""
+    yield
+    logger = logging.getLogger("ovexport")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

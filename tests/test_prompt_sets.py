@@ -90,5 +90,5 @@ def test_an_installed_package_finds_the_sets(tmp_path: Path) -> None:
     )
     assert json.loads(found.stdout) == {
         "folder": str(installed / "ovexport" / "prompt_sets"),
-        "names": ["chinese.jsonl", "long.jsonl", "short.jsonl"],
+        "names": ["__init__.py", "chinese.jsonl", "long.jsonl", "short.jsonl"],
     }

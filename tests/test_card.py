@@ -73,7 +73,7 @@ def test_the_licence_is_the_base_models_or_none(tiny_recipe: Recipe, findings: F
     base = changed(tiny_recipe, model={"id": str(tmp_path)})
     bare = read(base, findings)
     assert "license" not in metadata(bare)
-    assert "name no licence" in bare.text
+    assert "No licence was found" in bare.text
 
     (tmp_path / "config.json").write_text('{"license": "mit"}')
     assert metadata(read(base, findings))["license"] == "mit"

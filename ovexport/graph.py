@@ -201,7 +201,8 @@ def stray_readers(graph: ov.Model) -> list[str]:
 
 def _upstream(node: Any) -> list[Any]:
     """An operation and all that it comes from, each once; more than a weight's unpacking takes are not gone through."""
-    found, waiting = {}, [node]
+    found: dict[str, Any] = {}
+    waiting = [node]
     while waiting and len(found) <= _LONGEST_CHAIN:
         one = waiting.pop()
         if one.get_name() not in found:

@@ -130,7 +130,8 @@ def _read_turned(node: Any, otherwise: bool) -> bool:
         user = target.get_node()
         if user.get_type_name() == "MatMul":
             first = target.get_index() == 0
-            return bool(user.get_attributes()["transpose_a" if first else "transpose_b"]) == first
+            transposes: bool = user.get_attributes()["transpose_a" if first else "transpose_b"]
+            return transposes == first
     return otherwise
 
 
@@ -164,10 +165,10 @@ def _constants_by_content(graph: ov.Model, layers: Iterable[LayerFormat]) -> Map
         stored = raw(node).reshape(*shape, -1)
         for values in (stored, *_narrowed(node, stored)):
             if shape in straight:
-                content = (bytes_digest(values), *shape)
+                content = (bytes_digest(values), shape[0], shape[1])
                 found.setdefault(content, {})[node.get_name(), False] = Matrix(node, turned=False)
             if shape in turned:
-                content = (bytes_digest(np.ascontiguousarray(values.transpose(1, 0, 2))), *reversed(shape))
+                content = (bytes_digest(np.ascontiguousarray(values.transpose(1, 0, 2))), shape[1], shape[0])
                 found.setdefault(content, {})[node.get_name(), True] = Matrix(node, turned=True)
     return {content: list(matrices.values()) for content, matrices in found.items()}
 

@@ -52,7 +52,8 @@ def _bound(operation: Any, index: int, body: ov.Model) -> Ports:
     which = (index,) if kind == "If" else ()
     parameters = [node.get_name() for node in body.get_parameters()]
     results = [node.get_name() for node in body.get_results()]
-    roles, outcomes = {}, []
+    roles: dict[str, str] = {}
+    outcomes: list[tuple[str, str]] = []
     for place, entry in enumerate(operation.get_input_descriptions(*which)):
         role = f"input {entry.input_index} {_told(entry, _INPUTS, name)}"
         role += f" {place}" if role in roles.values() else ""

@@ -93,6 +93,7 @@ def verify(
         summary=_summary(found, evidence),
         layers=tuple(_row(weight, evidence) for weight in found),
         files=files,
+        notes=tuple(filter(None, [told_settings(ir)])),
         versions=stack_versions(),
     )
 
@@ -109,8 +110,6 @@ def _gathered(
 ) -> _Evidence:
     """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
-    if settings := told_settings(ir):
-        evidence.reasons.append(settings)
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint)

@@ -1,62 +1,65 @@
-"""The README's tables, from the committed results: what a run measured is copied here, never typed.
+"""The README's tables, from the committed results: what a benchmark measured is copied here, never typed.
 
-python benchmarks/tables.py                    rewrite the tables in README.md
-python benchmarks/tables.py --check            exit 1 when README.md does not show the committed results
-python benchmarks/tables.py --add NAME RUN     commit a run's results under benchmarks/results/NAME first
+python benchmarks/tables.py            rewrite the tables in README.md
+python benchmarks/tables.py --check    exit 1 when README.md does not show the committed results, or when the script or
+                                       the recipe of a result has changed since it was measured
 """
 
 import argparse
 import json
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import tomli_w
+from provenance import REPOSITORY, stale_sources
 
-from ovexport import recipe
-from ovexport.artifacts import RunFolder
+from ovexport.artifacts import RunFolder, read_record
 from ovexport.report.table import Findings, comparison, read_findings
+from ovexport.reports import EvaluationReport
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
-REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
-MODELS = ("wikilm-16m", "babyllama-105")
+DEMO = RESULTS / "demo"
+MODELS = (RESULTS / "wikilm-16m-distill", RESULTS / "babyllama-105-distill")
 
 
-def add(name: str, run: Path) -> None:
-    """Copy a run's reports to the results."""
-    folder = RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for report in REPORTS:
-        shutil.copyfile(run / report, folder / report)
-    samples = folder / "benchmark.json"
-    samples.write_text(json.dumps(json.loads(samples.read_text())) + "\n")
-    (folder / "recipe.toml").write_text(_without_folders(recipe.load(run / "recipe.toml")), encoding="utf-8")
-    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in (run / "stages").glob("*.json")}
-    (folder / "seconds.json").write_text(json.dumps(dict(sorted(seconds.items())), indent=2) + "\n")
-
-
-def _without_folders(resolved: recipe.Recipe) -> str:
-    """The recipe with the names of model and text in place of where they lay on this machine."""
-    values = resolved.model_dump(mode="json", exclude_none=True)
-    values["model"]["id"] = Path(resolved.model.id).name
-    for source in (values["data"][name] for name in ("train", "validation", "test") if name in values["data"]):
-        source["path"] = Path(source["path"]).name
-    return tomli_w.dumps(values)
-
-
-def demo_table() -> str:
-    """The whole table of the demo run."""
-    findings = read_findings(RunFolder(RESULTS / "demo"))
+def whole_way_table(result: Path) -> str:
+    """What benchmarks/whole_way.py measured: the whole table of a run."""
+    findings = read_findings(RunFolder(result))
     names, rows = comparison(findings)
     lines = ["| |" + "".join(f" {name} |" for name in names), "|---|" + "---:|" * len(names)]
     lines += [f"| {row.figure.strip()} |" + "".join(f" {value} |" for value in row.values) for row in rows]
-    return "\n".join([*lines, "", _conditions("demo", findings)])
+    return "\n".join([*lines, "", _conditions(result, findings), *_other_text(result, names)])
+
+
+def _other_text(result: Path, names: list[str]) -> Iterator[str]:
+    """The figures on a second text, where one was measured."""
+    path = result / "other_text.json"
+    if not path.is_file():
+        return
+    report = read_record(path, EvaluationReport)
+    conditions, models = report.conditions, report.models.values()
+    yield ""
+    yield (
+        f"The same models on {conditions['documents']} documents of {conditions['text']} "
+        f"({conditions['test_sequences']} x {conditions['sequence_length']} tokens):"
+    )
+    yield ""
+    yield f"| |{''.join(f' {name} |' for name in names)}"
+    yield "|---|" + "---:|" * len(names)
+    yield "| perplexity per token |" + "".join(f" {model.perplexity:.3f} |" for model in models)
+    shown = [_kl(model.kl_mean_nats, model.kl_standard_error_nats) for model in models]
+    yield "| KL from BF16, mean ± standard error, nats |" + "".join(f" {one} |" for one in shown)
+    yield "| same likeliest token |" + "".join(
+        " – |" if model.same_top1 is None else f" {model.same_top1:.2%} |" for model in models
+    )
+
+
+def _kl(mean: float | None, error: float | None) -> str:
+    return "–" if mean is None or error is None else f"{mean:.5f} ± {error:.5f}"
 
 
 def models_table() -> str:
@@ -66,13 +69,12 @@ def models_table() -> str:
         "| time per token over BF16 (95 %) | checks passed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name in MODELS:
-        findings = read_findings(RunFolder(RESULTS / name))
-        lines.append(_model_row(name, findings))
+    lines += [_model_row(result, read_findings(RunFolder(result))) for result in MODELS]
     return "\n".join(lines)
 
 
-def _model_row(name: str, findings: Findings) -> str:
+def _model_row(result: Path, findings: Findings) -> str:
+    name = result.name
     evaluation, proof, benchmark = findings.evaluation, findings.verification, findings.benchmark
     assert evaluation is not None, name
     assert proof is not None, name
@@ -83,7 +85,7 @@ def _model_row(name: str, findings: Findings) -> str:
     group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
     passed = sum(check.passed for check in proof.checks)
     cells = (
-        name,
+        f"[{name}](pipelines/{name}.toml)",
         str(group),
         f"{plain.kl_mean_nats:.5f} ± {plain.kl_standard_error_nats:.5f}",
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
@@ -95,11 +97,12 @@ def _model_row(name: str, findings: Findings) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _conditions(name: str, findings: Findings) -> str:
+def _conditions(result: Path, findings: Findings) -> str:
+    name = result.name
     evaluation, benchmark = findings.evaluation, findings.benchmark
     assert evaluation is not None, name
     assert benchmark is not None, name
-    seconds = json.loads((RESULTS / name / "seconds.json").read_text())
+    seconds = json.loads((result / "seconds.json").read_text())
     tested, timed = evaluation.conditions, benchmark.conditions
     runtime = timed["runtime"]["int4"]
     return (
@@ -374,34 +377,60 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _committed(name: str) -> str:
     benchmark = name.split("-", 1)[0]
-    return MEASURED[benchmark](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    return MEASURED[benchmark](_document(RESULTS / f"{name}.json"))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
-TABLES = {"demo": demo_table, "models": models_table} | {name: partial(_committed, name) for name in COMMITTED}
+TABLES = {"demo": partial(whole_way_table, DEMO), "models": models_table} | {
+    name: partial(_committed, name) for name in COMMITTED
+}
 
 
 def filled(text: str) -> str:
-    """The README with each table between its marks made anew."""
+    """The README with each table between its marks made again."""
     for name, table in TABLES.items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end of table: {name} -->"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        text = f"{head}{begin}\n{table()}\n\n{end}{tail}"
+        text = f"{head}{begin}\n{table()}\n\n{_measured_at(name)}\n\n{end}{tail}"
     return text
+
+
+def _origins(name: str) -> list[dict[str, Any]]:
+    """What the results of a table say of their origin."""
+    if name == "models":
+        return [_document(result / "provenance.json") for result in MODELS]
+    return [_document(DEMO / "provenance.json" if name == "demo" else RESULTS / f"{name}.json")]
+
+
+def _measured_at(name: str) -> str:
+    found = [document["provenance"] for document in _origins(name)]
+    revisions = ", ".join(dict.fromkeys(one["revision"] for one in found))
+    notes = [f" {one['note']}" for one in found if one.get("note")]
+    return f"Measured at git revision {revisions}.{''.join(notes)}"
+
+
+def problems(text: str) -> Iterator[str]:
+    """Why the README's tables are not those of the committed scripts."""
+    for name in TABLES:
+        for document in _origins(name):
+            yield from (f"{name}: {reason}; measure it again" for reason in stale_sources(document))
+    if filled(text) != text:
+        yield f"{README.name}: its tables are not the committed results; run benchmarks/tables.py"
 
 
 def main() -> None:
     """Rewrite or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is behind")
-    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="copy a run's results here first")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a table is behind")
     options = parser.parse_args()
-    if options.add:
-        add(options.add[0], Path(options.add[1]))
     text = README.read_text(encoding="utf-8")
     if options.check:
-        sys.exit(0 if filled(text) == text else f"{README}: its tables are not the committed results; run me")
+        sys.exit("\n".join(problems(text)) or 0)
     README.write_text(filled(text), encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ def test_other_words_leave_a_result_as_it_is_and_another_value_makes_it_stale(tm
         source.write_text(text, encoding="utf-8")
         return source_digest(source)
 
-    script = '"""Measure."""\n\nSTEPS = 3  # a few\n\n\ndef main() -> None:\n    """Do it."""\n    print("# 3", STEPS)\n'
+    script = '"""Measure."""\n\nSTEPS = 3  # a few\n\ndef main():\n    """Do it."""\n    print("# 3", STEPS)\n'
     assert digest("a.py", script) == digest("a.py", script.replace("Do it", "Go").replace("a few", "three"))
     assert digest("a.py", script) != digest("a.py", script.replace("STEPS = 3", "STEPS = 4"))
     assert digest("a.py", script) != digest("a.py", script.replace("# 3", "# 4"))
@@ -41,7 +40,7 @@ def test_a_stale_or_quick_result_or_one_without_its_origin_is_named() -> None:
     assert stale_sources({}) == ["it does not say what it was measured with"]
     assert stale_sources({"provenance": fresh | {"quick": True}}) == ["it was measured with --quick"]
     assert stale_sources({"provenance": fresh | {"sources": {name: "0"}}}) == [f"{name} has changed"]
-    assert stale_sources({"provenance": fresh | {"sources": {"pipelines/no.toml": "0"}}}) == ["pipelines/no.toml is gone"]
+    assert stale_sources({"provenance": fresh | {"sources": {"no.toml": "0"}}}) == ["no.toml is gone"]
 
 
 def test_the_readme_names_a_test_command_that_ci_finds() -> None:

@@ -34,6 +34,7 @@ from ovexport.quantization import Codes, Rows
 from ovexport.tensorfile import TensorFile
 
 _SMALLEST_STEP = 2.0**-23
+_SMALLEST_RANGE = 1e-17  # NNCF adds 1e-16 to each
 _BLOCK_ELEMENTS = 2**18
 
 
@@ -53,7 +54,7 @@ class NncfQuantizer:
         """The quantizer that a checkpoint holds.
 
         Raises:
-            ArtifactError: a tensor is missing, of another shape or not finite, or positions are none of the layer.
+            ArtifactError: a tensor is missing, of another shape or not finite, or holds what NNCF can't have written.
         """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_range_names(layer), (layer.out_features, layer.groups, 1))
         if layer.rank:
@@ -73,6 +74,11 @@ class NncfQuantizer:
             raise ArtifactError(
                 f"{layer.name}.product_positions: not rising, or beyond the layer's entries; the checkpoint "
                 "is corrupt, convert NNCF's file again"
+            )
+        if (tensors["input_range"] < _SMALLEST_RANGE).any():
+            raise ArtifactError(
+                f"{layer.name}.input_range: below {_SMALLEST_RANGE}, and NNCF's are not; the checkpoint is corrupt, "
+                "convert NNCF's file again"
             )
         return cls(layer, tensors)
 

@@ -3,80 +3,33 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import COMMON, save_tiny_model
+from nncf_files import RANK, Example, differences, nncf_codes, nncf_model, our_codes, recomputed, stripped
 from test_cli import ovexport, refused
 from transformers import GPT2Config, LlamaConfig
 
 from ovexport.adopt import adopt
-from ovexport.artifacts import IR, Checkpoint, LayerFormat
+from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.graph import nibbles, read_graph
-from ovexport.model import load_model, matrix, parameter_of_hook
+from ovexport.graph import read_graph
+from ovexport.model import load_model, matrix
 from ovexport.nncf_quantizer import NncfQuantizer
 from ovexport.pipeline import convert_checkpoint
 from ovexport.recipe import ConvertSpec, ModelSpec
 from ovexport.runtime import LogitsRunner
 from ovexport.tensorfile import TensorFile, write_tensors
-from ovexport.verify.arithmetic import row_blocks
-from ovexport.verify.nncf_arithmetic import NncfCodes, nncf_grid
+from ovexport.verify.nncf_arithmetic import NncfCodes
 from ovexport.verify.proof import verify
-
-RANK = 8
-EXAMPLE_INPUT = {"input_ids": torch.arange(16).reshape(1, 16)}
-FORMATS = ["FQ_LORA", "FQ_LORA_NLS"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """Makes an example's checkpoint file of the tiny model: compressed by NNCF, "tuned" at random, saved."""
-
-    base: Path
-    folder: Path
-
-    def __call__(self, mode: str = "int4_asym", form: str = "FQ_LORA", *, model_state: bool = False, **options) -> Path:
-        import nncf
-        import nncf.torch
-        from nncf.torch.function_hook.wrapper import get_hook_storage
-
-        if "backup_mode" in options:
-            options["backup_mode"] = nncf.BackupMode(options["backup_mode"])
-        model = nncf.compress_weights(
-            load_model(ModelSpec(id=str(self.base)), dtype=torch.bfloat16),
-            mode=nncf.CompressWeightsMode(mode),
-            group_size=32,
-            dataset=nncf.Dataset([EXAMPLE_INPUT]),
-            compression_format=nncf.CompressionFormat[form],
-            advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=RANK),
-            **options,
-        )
-        generator = torch.Generator().manual_seed(0)
-        for module in get_hook_storage(model).modules():
-            if not hasattr(module, "lora_A"):
-                continue
-            for name, parameter in module.get_trainable_params().items():
-                noise = torch.randn(parameter.shape, generator=generator)
-                with torch.no_grad():
-                    if name.startswith("lora"):
-                        parameter.copy_(noise * (0.01 if name == "lora_B" else 0.5))
-                    else:
-                        parameter.mul_(1 + 0.02 * noise)
-        hook_storage = get_hook_storage(model)
-        content = {"nncf_state_dict": hook_storage.state_dict(), "nncf_config": nncf.torch.get_config(model)}
-        if model_state:
-            content["model_state"] = model.state_dict()
-        path = self.folder / f"{mode}-{form}-{len(list(self.folder.iterdir()))}.pth"
-        torch.save(content, path)
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -110,94 +63,6 @@ def edited(tmp_path: Path) -> Callable[[Path, Callable[[dict], None]], Path]:
         return tmp_path / "edited.pth"
 
     return edit
-
-
-Packed = dict[str, dict[str, np.ndarray]]
-"""By layer its `codes`, (output, input), `scale` and, where asymmetric, `zero_point`, one dimension each."""
-
-
-def our_codes(checkpoint: Checkpoint, spec: ModelSpec) -> Packed:
-    """What strip packs, which is what the proof computes anew with NumPy alone."""
-    network = load_model(spec)
-    packed: Packed = {}
-    for layer in checkpoint.manifest.packed:
-        weight = matrix(network, layer.name, transposed=False)
-        if layer.name in checkpoint.manifest.changed:
-            weight = torch.from_numpy(np.array(checkpoint.weights.require(layer.name)))
-        quantized = NncfQuantizer.load(layer, checkpoint.adapters).quantize(weight)
-        assert quantized.digest() == checkpoint.manifest.digests[layer.name]
-        parts = {"codes": quantized.codes, "scale": quantized.scale.reshape(-1)}
-        if quantized.zero_point is not None:
-            parts["zero_point"] = quantized.zero_point.reshape(-1)
-        packed[layer.name] = {name: value.numpy() for name, value in parts.items()}
-        proven = recomputed(layer, weight.float().numpy(), checkpoint.adapters)
-        assert differences({layer.name: proven}, {layer.name: packed[layer.name]}) == {}
-    return packed
-
-
-def recomputed(layer: LayerFormat, weight: np.ndarray, adapters: TensorFile) -> dict[str, np.ndarray]:
-    """The same as the proof computes it."""
-    grid, expected = nncf_grid(layer, adapters), NncfCodes(layer, adapters)
-    codes = np.concatenate([expected.rows(weight[rows].copy(), rows) for rows in row_blocks(layer)])
-    parts = {"codes": codes, "scale": grid.scale.reshape(-1)}
-    return parts if grid.zero_point is None else parts | {"zero_point": grid.zero_point.reshape(-1)}
-
-
-def nncf_model(path: Path, spec: ModelSpec, ranks: list[int] | None = None):
-    """The tuned model as the examples' load_checkpoint and export load it, in float32."""
-    import nncf.torch
-    from nncf.torch.function_hook.wrapper import get_hook_storage
-
-    content = torch.load(path, weights_only=False)
-    model = nncf.torch.load_from_config(load_model(spec, dtype=torch.float32), content["nncf_config"])
-    if "model_state" in content:
-        model.load_state_dict(content["model_state"])
-    get_hook_storage(model).load_state_dict(content["nncf_state_dict"])
-    for name, module in get_hook_storage(model).named_hooks():
-        if ranks and hasattr(module, "set_active_rank"):
-            module.set_active_rank(ranks[int(name.split("layers:")[1].split(":")[0])])
-    return model
-
-
-def stripped(model):
-    """The model as their export strips it."""
-    import nncf
-
-    with torch.compiler.set_stance("force_eager"):
-        return nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.DQ, example_input=EXAMPLE_INPUT)
-
-
-def nncf_codes(path: Path, spec: ModelSpec, ranks: list[int] | None = None) -> Packed:
-    """What NNCF packs of a file."""
-    from nncf.torch.function_hook.wrapper import get_hook_storage
-
-    model = nncf_model(path, spec, ranks)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    model = stripped(model)
-    packed: Packed = {}
-    for hook, module in get_hook_storage(model).named_hooks():
-        name, kind = parameter_of_hook(hook), type(module).__name__
-        four_bits, offset = "INT4" in kind, 8 if kind.startswith("INT4Sym") else 0
-        stored = {"codes": model.get_parameter(name).detach(), "zero_point": getattr(module, "_zero_point", None)}
-        parts = {
-            part: (nibbles(value.numpy().reshape(-1)) if four_bits else value.numpy()).astype(np.int16) - offset
-            for part, value in stored.items()
-            if value is not None
-        }
-        parts["codes"] = parts["codes"].reshape(shapes[name])
-        packed[name] = parts | {"scale": module._scale.numpy()}
-    return packed
-
-
-def differences(left: Packed, right: Packed) -> dict[str, int]:
-    """How many entries differ, by layer and part; those without a difference are left out."""
-    assert {name: parts.keys() for name, parts in left.items()} == {name: parts.keys() for name, parts in right.items()}
-    counts = {
-        f"{name} {part}": int(np.count_nonzero(left[name][part].reshape(-1) != right[name][part].reshape(-1)))
-        for name in left
-        for part in left[name]
-    }
-    return {place: count for place, count in counts.items() if count}
 
 
 CASES = {
@@ -338,7 +203,7 @@ def test_the_product_is_as_near_to_the_tuned_model_as_nncfs_own(example: Example
     assert report.passed
     assert {row.element_type for row in report.layers} == {"i4", "i8"}
     assert report.summary.runtime_packed_linears == report.summary.linear_layers == 15
-    checker = [sys.executable, Path(__file__).parent / "independent_checker.py"]
+    checker = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
     assert "15 layers, 0 mismatches" in subprocess.check_output(
         [*checker, product.path, checkpoint.path, spec.id], text=True
     )
@@ -377,6 +242,17 @@ def test_the_few_sums_that_torch_rounded_otherwise_are_recorded_and_checked(lora
         recomputed(layer, weight, with_entry(exact.reshape(-1)[position] * 1.02))
     with pytest.raises(ArtifactError, match=r"product_positions: .* convert NNCF's file again"):
         NncfQuantizer.load(layer, with_entry(0.0, at=exact.size))
+
+
+def test_a_range_that_nncf_can_not_have_written(lora: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    checkpoint = adopt(lora, spec, tmp_path / "checkpoint")
+    layer = checkpoint.manifest.packed[0]
+    tensors = {name: np.array(value) for name, value in checkpoint.adapters.items()}
+    tensors[f"{layer.name}.input_range"][0] = 0
+    write_tensors(tensors, tmp_path / "edited.safetensors")
+    for reader in (NncfQuantizer.load, NncfCodes):
+        with pytest.raises(ArtifactError, match=rf"{re.escape(layer.name)}\.input_range: below"):
+            reader(layer, TensorFile(tmp_path / "edited.safetensors"))
 
 
 def test_a_scale_that_no_float16_holds(lora: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ovexport.tensorfile import TensorFile
 from ovexport.verify.arithmetic import ExpectedGrid, stored_ranges, stored_tensor
 
 _SMALLEST = np.float32(2.0**-23)
+_SMALLEST_RANGE = 1e-17  # NNCF adds 1e-16 to each
 _TOP = {"int4_asym": 15, "int4_sym": 7, "int8_asym": 255, "int8_sym": 127}
 _STEPS = {"int4_asym": 15, "int4_sym": 15, "int8_asym": 255, "int8_sym": 255}
 
@@ -33,7 +34,7 @@ class NncfCodes:
     """The codes of a layer, computed for some rows at a time.
 
     Raises:
-        ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
+        ArtifactError: the checkpoint lacks a tensor of the layer, or holds one that NNCF can't have written.
     """
 
     def __init__(self, layer: LayerFormat, adapters: TensorFile) -> None:
@@ -41,6 +42,10 @@ class NncfCodes:
         self._step, self._zero_point = (values[..., None] for values in _grid(layer, adapters))
         self._low = stored_ranges(layer, adapters, "input_low")[..., None]
         self._range = stored_ranges(layer, adapters, "input_range")[..., None]
+        if (self._range < _SMALLEST_RANGE).any():
+            raise ArtifactError(
+                f"{layer.name}.input_range: below {_SMALLEST_RANGE}, and NNCF's are not; convert NNCF's file again"
+            )
         self._product = _Product(layer, adapters) if layer.rank else None
 
     def rows(self, weight: NDArray[np.float32], rows: slice) -> NDArray[np.generic]:

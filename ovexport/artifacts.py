@@ -39,9 +39,9 @@ RUN_FILES = (
 MODELS = ("bf16", "plain", "int4")
 """The IRs of a run, in the order in which they are compared; the last one is the product."""
 
-Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
-BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8}
-LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255)}
+Mode = Literal["int4_asym", "int4_sym", "int8_asym", "int8_sym", "float"]
+BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8, "int8_sym": 8}
+LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255), "int8_sym": (-128, 127)}
 
 
 class Record(BaseModel):
@@ -63,6 +63,8 @@ class LayerFormat(Record):
         rank: of its adapter; 0 without one.
         active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
             all of them when None.
+        arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantization`, "nncf" as in
+            `nncf_quantizer`, of a checkpoint that was tuned with NNCF.
         note: why it is not as the recipe asked, None when it is.
     """
 
@@ -75,6 +77,7 @@ class LayerFormat(Record):
     group_size: int
     rank: int = 0
     active_rank: int | None = None
+    arithmetic: Literal["ovexport", "nncf"] = "ovexport"
     note: str | None = None
 
     @model_validator(mode="after")
@@ -84,6 +87,11 @@ class LayerFormat(Record):
         if self.active_rank is not None and not 0 <= self.active_rank <= self.rank:
             raise ValueError(f"active_rank={self.active_rank} is not within its adapter's rank={self.rank}")
         return self
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether codes are signed and there is no zero point."""
+        return self.mode in ("int4_sym", "int8_sym")
 
     @property
     def used_rank(self) -> int:
@@ -102,7 +110,7 @@ class LayerFormat(Record):
             return 0
         bits = BITS[self.mode]
         scales = self.out_features * self.groups
-        zero_points = 0 if self.mode == "int4_sym" else -(-scales * bits // 8)
+        zero_points = 0 if self.symmetric else -(-scales * bits // 8)
         return -(-self.out_features * self.in_features * bits // 8) + 2 * scales + zero_points
 
 
@@ -294,7 +302,8 @@ class Checkpoint:
     weights.safetensors where a method changed weights.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
-    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32.
+    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
+    with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
     reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
     (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
     """
@@ -332,7 +341,7 @@ class Checkpoint:
 class PackedWeights:
     """A folder with packed.json and packed.safetensors.
 
-    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8), `NAME.scale` float16 and, where
+    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
     asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a weight that the method changed.
     """
 

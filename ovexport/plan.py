@@ -83,7 +83,7 @@ class _Shape:
     @property
     def tuned_parameters(self) -> int:
         tuned = [layer for layer in self.layers if layer.rank]
-        ranges = sum(layer.out_features * layer.groups * (1 if layer.mode == "int4_sym" else 2) for layer in tuned)
+        ranges = sum(layer.out_features * layer.groups * (1 if layer.symmetric else 2) for layer in tuned)
         return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
 
     @property

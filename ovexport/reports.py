@@ -6,7 +6,7 @@ A figure that could not be measured is None, and `reason` beside it says why.
 import builtins
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from ovexport.artifacts import Record
 
@@ -75,8 +75,21 @@ class VerificationSummary(Record):
     reason: str | None = None
 
 
+PROOF_VERDICTS = {
+    "proven": "PROVEN",
+    "partial": "PARTLY PROVEN",
+    "described": "DESCRIBED, NOT PROVEN",
+    "failed": "FAILED",
+}
+"""What a proof can come to, with the words for it on the page, the card, the terminal and the hub."""
+
+
 class VerificationReport(Record):
-    """verification.json."""
+    """verification.json.
+
+    Attributes:
+        notes: what a reader has to know beside the checks, such as runtime settings that the IR carries.
+    """
 
     passed: bool
     subject: str
@@ -84,7 +97,37 @@ class VerificationReport(Record):
     summary: VerificationSummary
     layers: tuple[LayerRow, ...]
     files: dict[str, str] = Field(description="SHA-256 of each file of the IR")
+    notes: tuple[str, ...] = ()
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verdict_is_computed(cls, values: Any) -> Any:
+        """A verdict in a file says nothing beside the checks and what was not compared."""
+        return {key: value for key, value in values.items() if key != "verdict"} if isinstance(values, dict) else values
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> Literal["proven", "partial", "described", "failed"]:
+        """ "partial" where something was not there to compare with, or was not looked at (`summary.reason` says what);
+        "described" without a checkpoint."""
+        if not self.passed:
+            return "failed"
+        if self.summary.predicted_weight_bytes is None:
+            return "described"
+        return "proven" if self.summary.reason is None else "partial"
+
+    @property
+    def heading(self) -> str:
+        """The verdict in words."""
+        return PROOF_VERDICTS[self.verdict]
+
+    @property
+    def told(self) -> str:
+        """The verdict, how many checks passed, the notes, and what was not looked at."""
+        passed = sum(check.passed for check in self.checks)
+        missing = [f"not looked at: {self.summary.reason}"] if self.summary.reason else []
+        return "; ".join([f"{self.heading}: {passed:,} of {len(self.checks):,} checks passed", *self.notes, *missing])
 
 
 class Figures(Record):

@@ -25,7 +25,8 @@ from ovexport.artifacts import (
     write_record,
 )
 from ovexport.errors import ArtifactError
-from ovexport.graph import Matrix, matrices_by_digest, read_graph
+from ovexport.graph import read_graph
+from ovexport.matrices import Matrix, layer_matrices
 from ovexport.nncf_quantizer import NncfQuantizer
 from ovexport.quantization import Codes, Quantizer, Rows, load_quantizer
 from ovexport.tensorfile import TensorFile, TensorWriter
@@ -40,9 +41,10 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     Raises:
         ArtifactError: the checkpoint is corrupt or of another base model, or its codes are not those that tuning
             ended with.
+        UnsupportedModelError: which constant of the base is a layer's can't be told.
     """
     manifest = checkpoint.manifest
-    matrices = matrices_by_digest(read_graph(base), manifest.layers)
+    matrices = layer_matrices(read_graph(base), manifest)
     adapters = checkpoint.adapters
     changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.changed else {}
     packed = PackedManifest(
@@ -124,16 +126,16 @@ class _FileRows:
 def _weight(
     layer: LayerFormat,
     manifest: CheckpointManifest,
-    matrices: Mapping[str, list[Matrix]],
+    matrices: Mapping[str, Matrix],
     changed: Mapping[str, NDArray[np.float32]],
 ) -> Rows:
     """The weight that the adapters are added to, known by its digest to be the one that was tuned."""
-    found = matrices.get(manifest.weight_digests[layer.name])
-    if not found:
+    found = matrices.get(layer.name)
+    if found is None:
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
     if layer.name in changed:
         own = changed[layer.name]
         return _FileRows(lambda rows: np.array(own[rows]))
-    return _FileRows(found[0].reader())
+    return _FileRows(found.reader())

@@ -20,7 +20,7 @@ PushToHub = Annotated[
     str | None,
     typer.Option(
         metavar="ORG/NAME",
-        help="Upload the product, its card and its reports to this model repository, once all is verified and every "
+        help="Upload the product, its card and its reports to this model repository, once all is proven and every "
         "gate kept.",
         show_default=False,
     ),
@@ -29,6 +29,9 @@ Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: ma
 Revision = Annotated[
     str | None,
     typer.Option(help="With --push-to-hub: the branch, made where there is none.", show_default=False),
+]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="With --push-to-hub: upload a product that is only partly proven too.")
 ]
 
 
@@ -45,6 +48,7 @@ def run(
     push_to_hub: PushToHub = None,
     private: Private = False,
     revision: Revision = None,
+    allow_partial: AllowPartial = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +65,9 @@ def run(
         until=until,
         gates=gates,
         junit=junit,
-        destination=_destination(push_to_hub, private=private, revision=revision, until=until),
+        destination=_destination(
+            push_to_hub, private=private, revision=revision, allow_partial=allow_partial, until=until
+        ),
         as_json=as_json,
         quiet=quiet,
     )
@@ -102,7 +108,7 @@ def tune(
 
 
 def _destination(
-    repository: str | None, *, private: bool, revision: str | None, until: str | None
+    repository: str | None, *, private: bool, revision: str | None, allow_partial: bool, until: str | None
 ) -> "Destination | None":
     """Where to upload to, from the options.
 
@@ -112,14 +118,15 @@ def _destination(
     from ovexport.errors import RecipeError
 
     if repository is None:
-        if private or revision is not None:
-            raise RecipeError(f"{'--private' if private else '--revision'}: goes with --push-to-hub ORG/NAME; add it")
+        options = {"--private": private, "--revision": revision is not None, "--allow-partial": allow_partial}
+        for option in (name for name, given in options.items() if given):
+            raise RecipeError(f"{option}: goes with --push-to-hub ORG/NAME; add it")
         return None
     if until is not None:
         raise RecipeError(f"--until {until}: a whole run alone is uploaded; leave it out, or --push-to-hub")
     from ovexport.hub import Destination
 
-    return Destination(repository=repository, private=private, revision=revision)
+    return Destination(repository=repository, private=private, revision=revision, allow_partial=allow_partial)
 
 
 def _run(
@@ -146,8 +153,9 @@ def _run(
     quiet = quiet or as_json
     set_up_logging(quiet=quiet)
     if destination:
-        from ovexport.hub import check_destination
+        from ovexport.hub import check_destination, check_proof
 
+        check_proof(destination, loaded.verify)
         check_destination(destination)
 
     def announce(stage: str, skipped: bool) -> None:
@@ -229,7 +237,7 @@ def _print_figures(findings: "Findings") -> None:
     if findings.verification:
         counts = findings.verification.summary
         typer.echo(
-            f"verified: {len(findings.verification.checks)} checks; {counts.packed_int4} Linear layers in 4 bits, "
+            f"{findings.verification.told}; {counts.packed_int4} Linear layers in 4 bits, "
             f"{counts.packed_int8} in 8, {counts.float} in floating point; {counts.code_mismatches} codes differ from "
             f"the tuned ones; {counts.adapter_nodes} adapter operations left"
         )

@@ -55,7 +55,7 @@ def verify(
     if not (as_json or quiet):
         if checkpoint is None:
             _print_layers(report)
-        _print_verdict(report, proven=checkpoint is not None)
+        _print_verdict(report)
     verdict = judged(asked, {"verification": report})
     document = report.model_dump(mode="json") if as_json else None
     conclude(verdict, command="verify", junit=junit, document=document, quiet=quiet)
@@ -64,13 +64,10 @@ def verify(
     require_gates(verdict)
 
 
-def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:
+def _print_verdict(report: "VerificationReport") -> None:
     """The verdict, a line for each kind of evidence, and what failed or was not there to compare with."""
-    summary = report.summary
     passed = sum(check.passed for check in report.checks)
-    found = "PROVEN" if summary.reason is None else "PARTLY PROVEN"
-    verdict = "FAILED" if not report.passed else found if proven else "DESCRIBED, NOT PROVEN"
-    typer.echo(f"{verdict}  {report.subject}: {passed} of {len(report.checks)} checks passed")
+    typer.echo(f"{report.heading}  {report.subject}: {passed} of {len(report.checks)} checks passed")
     for line in _evidence(report):
         typer.echo(f"  {line}")
     kinds: dict[str, list[Check]] = {}
@@ -83,7 +80,9 @@ def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:
         typer.echo(
             f"  not so      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}"
         )
-    for reason in (summary.reason or "").split("; "):
+    for note in report.notes:
+        typer.echo(f"  note        {note}")
+    for reason in (report.summary.reason or "").split("; "):
         if reason:
             typer.echo(f"  not looked at: {reason}")
 

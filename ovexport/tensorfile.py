@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ovexport.bounded import LARGEST_HEADER_BYTES, MOST_DIMENSIONS, parse_json
+from ovexport.bounded import LARGEST_HEADER_BYTES, LARGEST_NUMBER, MOST_DIMENSIONS, parse_json
 from ovexport.errors import ArtifactError
 from ovexport.wording import shortened
 
@@ -42,7 +42,7 @@ class TensorFile(Mapping[str, NDArray[Any]]):
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 header = parse_json(file.read(length), largest=LARGEST_HEADER_BYTES)
             header.pop("__metadata__", None)
-            ends = [_checked_end(name, entry, size) for name, entry in header.items()]
+            ends = [_checked_end(name, entry) for name, entry in header.items()]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
         self._header: dict[str, dict[str, Any]] = header
@@ -84,11 +84,8 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
     save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path)
 
 
-def _checked_end(name: str, entry: Mapping[str, Any], size: int) -> int:
+def _checked_end(name: str, entry: Mapping[str, Any]) -> int:
     """Where a tensor's bytes end.
-
-    Args:
-        size: of the file, which no offset and no dimension is larger than.
 
     Raises:
         ValueError: they are not as many as its dtype and shape take.
@@ -97,8 +94,8 @@ def _checked_end(name: str, entry: Mapping[str, Any], size: int) -> int:
     numbers = (begin, end, *entry["shape"])
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError(f"{name}: offsets {entry['data_offsets']} and shape {entry['shape']}")
-    if len(entry["shape"]) > MOST_DIMENSIONS or any(length > size for length in entry["shape"]):
-        raise ValueError(f"{name}: shape {shortened(str(entry['shape']))} in a file of {size} bytes")
+    if len(entry["shape"]) > MOST_DIMENSIONS or math.prod(max(1, length) for length in entry["shape"]) > LARGEST_NUMBER:
+        raise ValueError(f"{name}: shape {shortened(str(entry['shape']))}")
     width = 2 if entry["dtype"] == "BF16" else np.dtype(_DTYPES[entry["dtype"]]).itemsize
     if end - begin != width * math.prod(entry["shape"]):
         raise ValueError(f"{name}: {end - begin} bytes for {entry['dtype']} {entry['shape']}")

@@ -360,8 +360,19 @@ def _difference(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
+def fuzz_table(document: dict[str, Any]) -> str:
+    """Broken and hostile inputs of each kind, and how they ended."""
+    lines = ["| mutations of | cases | tracebacks | hangs | crashes | exit codes |", "|---|---:|---:|---:|---:|---|"]
+    for kind, found in document["kinds"].items():
+        codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["exit_codes"].items()))
+        figures = " | ".join(str(found[name]) for name in ("cases", "tracebacks", "hangs", "crashes"))
+        lines.append(f"| {kind} | {figures} | {codes} |")
+    return "\n".join(lines)
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
+    "fuzz": fuzz_table,
     "exactness": exactness_table,
     "convert": convert_table,
     "verify": verify_table,

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ovexport.errors import ArtifactError
+from ovexport.bounded import parse_json
+from ovexport.errors import ArtifactError, OvexportError
+from ovexport.foreign import NO_SPACE, exhausted
 from ovexport.tensorfile import TensorFile
 
 FORMAT_VERSION = 3
@@ -291,7 +293,7 @@ class PreparedData:
     def _read_json(self, name: str) -> Any:
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"), largest=path.stat().st_size)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path}: can't be read ({error}); run the stage prepare again") from error
 
@@ -507,7 +509,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         with suppress(ValueError, TypeError):
-            found.append(dict(json.loads(line)))
+            found.append(dict(parse_json(line)))
     return found
 
 
@@ -540,9 +542,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         full = shutil.disk_usage(temporary).free < _FULL_DISK_BYTES
         shutil.rmtree(temporary, ignore_errors=True)
-        if full and isinstance(error, Exception):  # openvino and safetensors hide ENOSPC in errors of their own
+        if not isinstance(error, Exception):
+            raise
+        if full:  # openvino hides ENOSPC in errors of its own
             raise _full_disk(path) from error
-        raise
+        ours = None if isinstance(error, OvexportError) else exhausted(error, str(path))
+        if ours is None:
+            raise
+        raise ours from error
     with translated_disk_errors(path):
         for file in files_in(temporary):
             _fsync(file)
@@ -563,16 +570,21 @@ def translated_disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full_disk(path) from error
+    except OvexportError:
+        raise
+    except Exception as error:
+        ours = exhausted(error, str(path))
+        if ours is not None:
+            raise ours from error
+        if not isinstance(error, OSError):
+            raise
         if error.errno in _NO_PLACE:
             raise ArtifactError(f"{path}: can't be written ({error.strerror}); choose another --out") from error
         raise
 
 
 def _full_disk(path: Path) -> ArtifactError:
-    return ArtifactError(f"{path}: no space left on the disk; free some, then --resume")
+    return ArtifactError(f"{path}: {'; '.join(NO_SPACE)}")
 
 
 def existing_parent(path: Path) -> Path:

@@ -37,6 +37,7 @@ from ovexport.artifacts import (
 )
 from ovexport.carried import changed_files
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
+from ovexport.foreign import translated
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
 from ovexport.reports import EvaluationReport, GateReport, VerificationReport
@@ -376,7 +377,8 @@ def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
     folder = context.folder
     folder.stage_record(stage.name).unlink(missing_ok=True)
     started = time.monotonic()
-    stage.run(context)
+    with translated(f"stage {stage.name}"):
+        stage.run(context)
     record = StageRecord(
         stage=stage.name,
         digest=digest,

@@ -22,6 +22,7 @@ from ovexport.runtime import check_device
 from ovexport.tasks import require_harness
 from ovexport.tune import arithmetic, device_of
 from ovexport.tune import check_device as check_tuning_device
+from ovexport.wording import byte_size
 
 
 class Plan(Record):
@@ -255,7 +256,7 @@ def _check_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ArtifactError(
-            f"{out}: {free / 1e9:.2f} GB free on the disk, and the run needs about {needed / 1e9:.2f} GB; "
+            f"{out}: {byte_size(free)} free on the disk, and the run needs about {byte_size(needed)}; "
             "free some, or choose another --out"
         )
     if not os.access(existing, os.W_OK):

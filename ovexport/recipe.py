@@ -6,7 +6,6 @@ then in the working directory; what is neither is taken for a hub id.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -16,8 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ovexport.bounded import DEEPEST, LARGEST_RECIPE_BYTES, parse_toml, read_bytes
 from ovexport.errors import RecipeError
 from ovexport.prompt_sets import LANGUAGES
+from ovexport.wording import shortened
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -639,20 +640,22 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         absent: what to say of a file that is not there.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_bytes(path, LARGEST_RECIPE_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
+    except ValueError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise RecipeError(f"--set {override}: write section.key=value, such as --set tune.learning_rate=1e-4")
+    if not equals or not 2 <= len(keys) <= DEEPEST or not all(keys):
+        raise RecipeError(
+            f"--set {shortened(override)}: write section.key=value, such as --set tune.learning_rate=1e-4"
+        )
     section = values
     for key in keys[:-1]:
         section = section.setdefault(key, {})
@@ -664,8 +667,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     """The text as a TOML value; a string where it is none."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -676,13 +679,13 @@ _CURES = {
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    where = shortened(".".join(str(part) for part in problem["loc"])) or "recipe"
     if problem["type"] in _CURES:
         return f"{where}: {_CURES[problem['type']]}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where != "recipe" else message
-    return f"{where}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"
 
 
 def _resolve(name: str | None, base: Path) -> str | None:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import datasets
 
-from ovexport.errors import DataError
+from ovexport.errors import DataError, OvexportError
+from ovexport.foreign import exhausted, said
 from ovexport.recipe import SourceSpec
 
 Item = TypeVar("Item")
@@ -72,9 +73,10 @@ def _translated(name: str) -> Iterator[None]:
         raise DataError(
             f"{name}: not to be had from the hub; check the name and the network, or give a file as path"
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name}: can't be read ({first})") from error
+    except OvexportError:
+        raise
+    except Exception as error:  # the readers of csv, JSON and parquet raise many kinds
+        raise exhausted(error, name) or DataError(f"{name}: can't be read ({said(error)})") from error
     finally:
         if progress:
             datasets.enable_progress_bars()

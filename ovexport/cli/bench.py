@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ovexport.cli.gates import Gates, JUnit, judge, read_gates
-from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+from ovexport.cli.output import (
+    Json,
+    Quiet,
+    print_block,
+    print_json,
+    print_table,
+    progress,
+    reports_errors,
+    say,
+    set_up_logging,
+)
 
 if TYPE_CHECKING:
     from ovexport.artifacts import IR
@@ -121,14 +131,14 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     from ovexport.report.table import Findings, comparison
 
     if wanted == "llm-bench":
-        typer.echo(json.dumps(as_llm_bench(report)))
+        print_json(json.dumps(as_llm_bench(report)))
     elif wanted in ("csv", "markdown"):
-        typer.echo(as_csv(report) if wanted == "csv" else as_markdown(report), nl=False)
+        print_block(as_csv(report) if wanted == "csv" else as_markdown(report))
     elif not quiet:
         names, rows = comparison(Findings(None, None, report))
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
         for told in promises(report):
-            typer.echo(told)
+            say(told)
         for point in report.grid[1:]:
             at = f"{point.prompt_tokens} + {point.output_tokens} tokens, batch {point.batch_size}"
             columns = [
@@ -163,6 +173,6 @@ def _search(ir: "IR", spec: "BenchSpec", prompt: list[int], kl_limit: float, *, 
         report = search_settings(ir, spec, prompt, tokens[:_TEXT_SEQUENCES], kl_limit_nats=kl_limit, listener=listener)
     write_settings(ir, report)
     if as_json:
-        typer.echo(report.model_dump_json())
+        print_json(report.model_dump_json())
     elif not quiet:
         show_settings(report)

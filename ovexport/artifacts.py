@@ -473,6 +473,9 @@ class StageRecord(Record):
     versions: dict[str, str]
 
 
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""How the names of what is being written end, and of what it takes the place of; both begin with a point."""
+
 _FULL_DISK_BYTES = 1 << 20
 _NO_PLACE = (
     errno.EACCES,
@@ -481,6 +484,7 @@ _NO_PLACE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENOTEMPTY,
     errno.ENOENT,
     errno.ENAMETOOLONG,
 )
@@ -520,7 +524,7 @@ def write_record(record: BaseModel, path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file atomically: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     with translated_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
@@ -533,7 +537,7 @@ def write_text(text: str, path: Path) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write into, which takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
     with translated_disk_errors(path):
         temporary.mkdir(parents=True)
@@ -553,7 +557,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with translated_disk_errors(path):
         for file in files_in(temporary):
             _fsync(file)
-        replaced = path.with_name(f".{path.name}.replaced")
+        replaced = path.with_name(f".{path.name}{REPLACED}")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
             path.rename(replaced)

@@ -1,12 +1,12 @@
 """Which weight matrices a model has and what becomes of each: a pure function of shapes and the recipe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from ovexport.artifacts import LayerFormat
-from ovexport.errors import RecipeError
+from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec
 
 SMALLEST_GROUP = 4
@@ -14,13 +14,49 @@ SMALLEST_GROUP = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMatrix:
-    """A weight matrix of a model, shape as (output, input); see LayerFormat for the fields."""
+    """A weight matrix of a model, shape as (output, input); see LayerFormat for the fields.
+
+    Attributes:
+        problem: why it can't be compressed, None where it can.
+    """
 
     name: str
     kind: Literal["linear", "embedding", "head"]
     out_features: int
     in_features: int
     transposed: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What becomes of every matrix, and what can't be done.
+
+    Attributes:
+        layers: all of them, in the model's order; those that can't be done are in floating point here, and their note
+            says why.
+        unsuitable: the names of those.
+        problems: each of the recipe's or the model's once, with the layers that it is about.
+    """
+
+    layers: tuple[LayerFormat, ...] = ()
+    unsuitable: frozenset[str] = frozenset()
+    problems: tuple[OvexportError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refusal:
+    """Why a matrix can't be done: its note, and what is said of all matrices that share it, around their names."""
+
+    note: str
+    before: str = ""
+    after: str
+    error: type[OvexportError] = RecipeError
+
+    def problem(self, matrices: Sequence[WeightMatrix]) -> OvexportError:
+        """The problem, with the first matrix named and the others counted."""
+        first, others = matrices[0].name.removesuffix(".weight"), len(matrices) - 1
+        return self.error(f"{self.before}{first}{f' and {others} more' if others else ''}{self.after}")
 
 
 def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[LayerFormat, ...]:
@@ -29,29 +65,47 @@ def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[L
     Raises:
         RecipeError: `group_size` does not divide some in-features and `fallback` is "error"; all of them are named.
             Or an `ignored` pattern matches nothing, or a rank of the rank space is above a layer's smaller side.
+        UnsupportedModelError: a matrix can't be compressed whatever the recipe says.
     """
+    found = examine_layers(matrices, spec)
+    if found.problems:
+        raise type(found.problems[0])("; ".join(map(str, found.problems)))
+    return found.layers
+
+
+def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> LayerPlan:
+    """Decide mode, group size and rank of every matrix, and mark those that can't be done."""
     matrices = tuple(matrices)
-    for pattern in spec.ignored:
-        if not any(_matches(matrix.name, pattern) for matrix in matrices):
-            names = ", ".join(matrix.name.removesuffix(".weight") for matrix in matrices[:3])
-            raise RecipeError(f"compress.ignored={pattern!r}: no layer has such a name; they read like {names}")
-    formats: list[LayerFormat] = []
-    undivided: dict[int, list[WeightMatrix]] = {}
+    problems = _unmatched(matrices, spec)
+    layers: list[LayerFormat] = []
+    refused: dict[_Refusal, list[WeightMatrix]] = {}
     for matrix in matrices:
         layer = _format(matrix, spec)
-        if layer is None:
-            undivided.setdefault(matrix.in_features, []).append(matrix)
-        else:
-            formats.append(layer)
-    if undivided:
-        raise RecipeError("; ".join(_problem(group, spec) for group in undivided.values()))
-    if all(layer.mode == "float" for layer in formats):
-        raise RecipeError(f"compress.ignored={list(spec.ignored)} leaves nothing to compress; name fewer layers")
-    return tuple(formats)
+        if isinstance(layer, _Refusal):
+            refused.setdefault(layer, []).append(matrix)
+            layer = _layer(matrix, "float", matrix.in_features, note=layer.note)
+        layers.append(layer)
+    unsuitable = frozenset(matrix.name for group in refused.values() for matrix in group)
+    problems += [refusal.problem(group) for refusal, group in refused.items()]
+    if not problems and all(layer.mode == "float" for layer in layers):
+        problems = [RecipeError(f"compress.ignored={list(spec.ignored)} leaves nothing to compress; name fewer layers")]
+    return LayerPlan(tuple(layers), unsuitable, tuple(problems))
 
 
-def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
-    """The fate of one matrix; None where the recipe leaves none."""
+def _unmatched(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> list[OvexportError]:
+    """Patterns of `ignored` that no layer's name matches."""
+    names = ", ".join(matrix.name.removesuffix(".weight") for matrix in matrices[:3])
+    return [
+        RecipeError(f"compress.ignored={pattern!r}: no layer has such a name; they read like {names}")
+        for pattern in spec.ignored
+        if not any(_matches(matrix.name, pattern) for matrix in matrices)
+    ]
+
+
+def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | _Refusal:
+    """The fate of one matrix, or why the recipe leaves none."""
+    if matrix.problem:
+        return _Refusal(note=matrix.problem, after=f": {matrix.problem}", error=UnsupportedModelError)
     if any(_matches(matrix.name, pattern) for pattern in spec.ignored):
         return _layer(matrix, "float", matrix.in_features, note="left out by compress.ignored")
     if matrix.kind != "linear":
@@ -63,8 +117,8 @@ def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
     return _fallback(matrix, spec)
 
 
-def _fallback(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
-    """The fate of a matrix that the group size does not divide."""
+def _fallback(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | _Refusal:
+    """The fate of a matrix that the group size does not divide, or why there is none."""
     reason = f"group size {spec.group_size} does not divide {matrix.in_features}"
     match spec.fallback:
         case "int8":
@@ -73,7 +127,7 @@ def _fallback(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | None:
             return _with_rank(matrix, spec, matrix.in_features, note=f"{reason}: one scale per channel")
         case "smaller_group" if smaller := divisors(matrix.in_features, below=spec.group_size):
             return _with_rank(matrix, spec, smaller[-1], note=f"{reason}: group size {smaller[-1]}")
-    return None
+    return _undivided(matrix, spec, reason)
 
 
 def divisors(in_features: int, *, below: int) -> list[int]:
@@ -81,14 +135,12 @@ def divisors(in_features: int, *, below: int) -> list[int]:
     return [size for size in range(SMALLEST_GROUP, min(below, in_features + 1)) if in_features % size == 0]
 
 
-def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:
+def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat | _Refusal:
     rank = max(spec.rank_space) if spec.rank_space else spec.rank
     largest = min(matrix.out_features, matrix.in_features)
     if rank > largest and spec.rank_space:
-        raise RecipeError(
-            f"compress.rank_space: {rank} is above the smaller side, {largest}, of "
-            f"{matrix.name.removesuffix('.weight')}; lower it"
-        )
+        above = f"{rank} is above the smaller side, {largest}"
+        return _Refusal(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
     if rank > largest:
         note = "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
     return _layer(matrix, spec.mode, group_size, rank=min(rank, largest), note=note)
@@ -115,15 +167,13 @@ def _layer(
     )
 
 
-def _problem(matrices: list[WeightMatrix], spec: CompressSpec) -> str:
-    """What to say of layers with the same in-features, which the group size does not divide."""
-    first, others = matrices[0], len(matrices) - 1
-    sizes = [str(size) for size in divisors(first.in_features, below=first.in_features)]
+def _undivided(matrix: WeightMatrix, spec: CompressSpec, reason: str) -> _Refusal:
+    sizes = [str(size) for size in divisors(matrix.in_features, below=matrix.in_features)]
     cure = f"use {' or '.join(sizes[-3:])}, or set" if sizes else "set"
-    more = f" and {others} more" if others else ""
-    return (
-        f"compress.group_size={spec.group_size} does not divide in_features={first.in_features} of "
-        f'{first.name.removesuffix(".weight")}{more}; {cure} compress.fallback = "int8"'
+    return _Refusal(
+        note=reason,
+        before=f"compress.group_size={spec.group_size} does not divide in_features={matrix.in_features} of ",
+        after=f'; {cure} compress.fallback = "int8"',
     )
 
 

@@ -110,13 +110,13 @@ def weight_files(spec: ModelSpec) -> list[Path]:
     missing = [name for name, path in files.items() if path is None]
     if missing:
         raise ArtifactError(
-            f"{spec.id}: lacks {len(missing)} of its {len(files)} files of weights, such as {missing[0]}; copy the "
-            "model again"
+            f"{spec.id}: lacks {len(missing)} of its {len(files)} files of weights, such as {missing[0]}; download or "
+            "copy the model again"
         )
     return [path for path in files.values() if path is not None]
 
 
-def check_weights(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> None:
+def check_weight_files(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> None:
     """Refuse files of weights that hold fewer numbers than the model's configuration asks for, so that nothing is
     allocated for those that are not there.
 
@@ -128,13 +128,16 @@ def check_weights(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> None:
         UnsupportedModelError: there are too few.
     """
     files = weight_files(spec)
-    if not files:
-        return
+    if not files and Path(spec.id).is_dir():
+        raise ArtifactError(
+            f"{Path(spec.id) / _SINGLE}: not there, and weights are read from safetensors files alone; download or "
+            "copy the model again"
+        )
     needed, held = sum(map(math.prod, shapes)), 0
     for path in files:
         with translated(f"{spec.id}: {path.name}"), safe_open(path, framework="numpy") as file:
             held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    if needed > held:
+    if files and needed > held:
         raise UnsupportedModelError(
             f"{spec.id}: config.json describes {needed:,} weights, and its files hold {held:,}; give the folder of the "
             "whole model, not quantized"

@@ -6,7 +6,7 @@ from conftest import REPOSITORY, tiny_values
 from filelock import FileLock
 
 from ovexport import pipeline, recipe
-from ovexport.artifacts import RunFolder
+from ovexport.artifacts import MODELS, RunFolder
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.recipe import Recipe
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_what_the_interface_promises(finished_run: RunFolder) -> No
 def test_every_ir_of_a_run_carries_the_same_runtime_options(finished_run: RunFolder) -> None:
     import openvino as ov
 
-    for name in pipeline.MODELS:
+    for name in MODELS:
         graph = ov.Core().read_model(finished_run.ir(name).xml)
         assert graph.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).astype(str) == "u8"
         assert not graph.has_rt_info(["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])

@@ -20,6 +20,17 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def cause_line(error: BaseException) -> str:
+    """The first line of what the error says that caused this one; libraries wrap it in errors that say nothing."""
+    said = type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = str(cause).strip().splitlines()
+        said = lines[0] if lines else said
+        cause = cause.__cause__
+    return said
+
+
 class OvexportError(Exception):
     """Base of every error a user can cause and cure; the command line prints its message and no traceback."""
 

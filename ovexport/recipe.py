@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ovexport.errors import RecipeError
 from ovexport.prompt_sets import LANGUAGES
+from ovexport.textfile import NotTextError, read_text
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -639,13 +640,13 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         absent: what to say of a file that is not there.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
+    except (OSError, NotTextError) as error:
+        raise RecipeError(f"{path}: can't be read ({error})") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

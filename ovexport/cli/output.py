@@ -1,6 +1,8 @@
 """What the commands share: errors as one line, progress, logging, tables and JSON."""
 
+import codecs
 import functools
+import io
 import logging
 import re
 import sys
@@ -35,8 +37,37 @@ _NOISY = (
 )
 _PLAIN_LINE_SECONDS = 10.0
 _WIDEST = 1000
+_ESCAPE = "ovexport.escape"
+_IN_ASCII = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "…": "...", "‖": "||", "→": "->"})
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def prepare_streams() -> None:
+    """Let standard output and error show what their encoding lacks as an escape, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """As JSON escapes a character, so that a document with escapes in it is the same document."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[index : index + 4]}" for index in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(_ESCAPE, _escape)
+
+
+def _in_encoding(text: str, encoding: str) -> str:
+    """The text with signs of ASCII for the signs of our tables, and escapes for what else the encoding lacks."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_IN_ASCII).encode(encoding, _ESCAPE).decode(encoding)
+    return text
 
 
 def reports_errors(command: Command) -> Command:
@@ -72,7 +103,7 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        log = logging.FileHandler(file, encoding="utf-8")
+        log = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
 
@@ -153,12 +184,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, title=title, title_justify="left")
+    console = Console()
+
+    def shown(cell: str) -> str:
+        return _in_encoding(cell, console.encoding)
+
+    table = Table(*map(shown, header), title=None if title is None else shown(title), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console()
+        table.add_row(*(Text(shown(cell)) for cell in row))
     if not console.is_terminal:
         console = Console(width=Console(width=_WIDEST).measure(table).maximum)
     console.print(table)

@@ -23,6 +23,7 @@ from ovexport.bounded import parse_json
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.foreign import NO_SPACE, exhausted
 from ovexport.tensorfile import TensorFile
+from ovexport.textfile import read_text, split_lines
 
 FORMAT_VERSION = 3
 IR_MANIFEST = "ovexport.json"
@@ -208,7 +209,9 @@ class DataManifest(Record):
         documents, sequences: counts by split.
         examples: of the task, counts by split.
         dropped_duplicates: documents that stood in an earlier split too and were left out of the later one.
-        test_words: whitespace-separated words in the text of the test sequences, for the word perplexity.
+        test_words: whitespace-separated words in the text of the test sequences, for the word perplexity; 0 where the
+            text is not written in words between blanks, as `test_words_reason` says.
+        notes: what the reader of the figures has to know of the text.
     """
 
     sequence_length: int
@@ -217,6 +220,8 @@ class DataManifest(Record):
     examples: dict[str, int] = {}
     dropped_duplicates: int
     test_words: int
+    test_words_reason: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +298,7 @@ class PreparedData:
     def _read_json(self, name: str) -> Any:
         path = self.path / name
         try:
-            return parse_json(path.read_text(encoding="utf-8"), largest=path.stat().st_size)
+            return parse_json(read_text(path), largest=path.stat().st_size)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path}: can't be read ({error}); run the stage prepare again") from error
 
@@ -499,17 +504,17 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
         ArtifactError: the file is missing, or is not such a record.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
-    except (OSError, ValidationError) as error:
-        first = str(error).splitlines()[-1] if isinstance(error, OSError) else error.errors()[0]["msg"]
+    except (OSError, ValueError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[-1]
         raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one on each line; a line that a kill cut short is left out, and no file holds none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = split_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
     found = []
     for line in lines:
         with suppress(ValueError, TypeError):

@@ -49,8 +49,11 @@ LARGEST_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its own library has it."""
 
 
-def read_bytes(path: Path, largest: int = LARGEST_CONFIG_BYTES) -> bytes:
+def read_bytes(path: Path, largest: int | None = LARGEST_CONFIG_BYTES) -> bytes:
     """A regular file's content.
+
+    Args:
+        largest: bytes of a file that is read; any number when None.
 
     Raises:
         ValueError: it is larger, or a device or a pipe, which may have no end.
@@ -61,8 +64,9 @@ def read_bytes(path: Path, largest: int = LARGEST_CONFIG_BYTES) -> bytes:
             raise ValueError("a device or a pipe, not a file")
         path.open("rb").close()  # the system's own words for a folder, or for what is not there
     with path.open("rb") as file:
-        content = file.read(largest + 1)
-    _require_size(len(content), largest)
+        content = file.read(-1 if largest is None else largest + 1)
+    if largest is not None:
+        _require_size(len(content), largest)
     return content
 
 

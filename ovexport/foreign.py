@@ -157,11 +157,18 @@ def translated(subject: str = "") -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """What a library's error says in its first line, OpenVINO's in its last; its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith(("Exception from", "Check ")):
-        return last_line(error)
-    return lines[0] if lines else type(error).__name__
+    """What a library's error says in its first line, OpenVINO's in its last; its type where it says nothing.
+
+    Of an error that was raised from another the other's words count: libraries wrap errors in ones that say nothing.
+    """
+    words = type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        if lines:
+            words = last_line(cause) if lines[0].startswith(("Exception from", "Check ")) else lines[0]
+        cause = cause.__cause__
+    return words
 
 
 def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> OvexportError | None:

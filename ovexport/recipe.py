@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ovexport.bounded import DEEPEST, LARGEST_RECIPE_BYTES, parse_toml, read_bytes
+from ovexport.bounded import DEEPEST, LARGEST_RECIPE_BYTES, parse_toml
 from ovexport.errors import RecipeError
 from ovexport.prompt_sets import LANGUAGES
+from ovexport.textfile import NotTextError, read_text
 from ovexport.wording import shortened
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -640,11 +641,11 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         absent: what to say of a file that is not there.
     """
     try:
-        return parse_toml(read_bytes(path, LARGEST_RECIPE_BYTES).decode("utf-8-sig"))
+        return parse_toml(read_text(path, LARGEST_RECIPE_BYTES))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
+    except (OSError, NotTextError) as error:
+        raise RecipeError(f"{path}: can't be read ({error})") from error
     except ValueError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
 

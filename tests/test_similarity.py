@@ -137,7 +137,7 @@ def test_a_csv_of_whowhatbenchs_own_is_read(tmp_path: Path) -> None:
     [
         ("", "no ground truth"),
         ("a,b\n1,2\n", "with the columns prompts and answers"),
-        (",prompts,answers\n0,a\n", "cut short"),
+        (",prompts,answers\n0,a\n", "row 1 .line 2. has 2 fields, and the header 3"),
         ('\n,prompts,answers\n0,"a', "can't be read"),
     ],
 )

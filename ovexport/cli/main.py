@@ -11,7 +11,7 @@ from ovexport.cli.bench import bench
 from ovexport.cli.convert import convert
 from ovexport.cli.doctor import doctor
 from ovexport.cli.evaluate import evaluate
-from ovexport.cli.output import print_block, say
+from ovexport.cli.output import prepare_streams, print_block, say
 from ovexport.cli.plan import plan
 from ovexport.cli.report import report
 from ovexport.cli.run import compress, run, tune
@@ -48,6 +48,7 @@ for command in (run, plan, compress, tune, search, convert, verify, evaluate, be
 
 def main() -> None:
     """Entry point of the console script."""
+    prepare_streams()
     try:
         sys.exit(app(standalone_mode=False))
     except click.ClickException as error:

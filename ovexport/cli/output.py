@@ -4,7 +4,9 @@ All that is printed passes `say`, `print_json`, `print_block`, `print_table`, th
 which write what a terminal or rich would obey as text.
 """
 
+import codecs
 import functools
+import io
 import logging
 import re
 import sys
@@ -43,8 +45,37 @@ _NOISY = (
 )
 _PLAIN_LINE_SECONDS = 10.0
 _WIDEST = 1000
+_ESCAPE = "ovexport.escape"
+_IN_ASCII = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "…": "...", "‖": "||", "→": "->"})
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def prepare_streams() -> None:
+    """Let standard output and error show what their encoding lacks as an escape, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """As JSON escapes a character, so that a document with escapes in it is the same document."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[index : index + 4]}" for index in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(_ESCAPE, _escape)
+
+
+def _in_encoding(text: str, encoding: str) -> str:
+    """The text with signs of ASCII for the signs of our tables, and escapes for what else the encoding lacks."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_IN_ASCII).encode(encoding, _ESCAPE).decode(encoding)
+    return text
 
 
 def reports_errors(command: Command) -> Command:
@@ -110,7 +141,7 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        log = logging.FileHandler(file, encoding="utf-8")
+        log = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         log.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
 
@@ -191,15 +222,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+
     def cell(text: str) -> Text:
-        return Text(printable(text))
+        return Text(_in_encoding(printable(text), console.encoding))
 
     table = Table(title=None if title is None else cell(title), title_justify="left")
     for number, name in enumerate(header):
         table.add_column(cell(name), justify="right" if number else "left")
     for row in rows:
         table.add_row(*map(cell, row))
-    console = Console()
     if not console.is_terminal:
         console = Console(width=Console(width=_WIDEST).measure(table).maximum)
     console.print(table)

@@ -188,8 +188,9 @@ class CompressSpec(Spec):
         awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
         gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
         ignored: shell patterns of layer names that stay in floating point.
-        fallback: for a layer whose in-features `group_size` does not divide: its largest divisor below `group_size`
-            that is at least 4, one scale per channel, INT8, or an error.
+        fallback: for a layer whose in-features `group_size` does not divide, or which the CPU runtime computes wrongly
+            in groups of that size: the largest power of two below `group_size` that divides them and is at least 4,
+            one scale per channel, INT8, or an error.
     """
 
     mode: Literal["int4_asym", "int4_sym"] = "int4_asym"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ovexport.adopt.file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.artifacts import LEVELS, Checkpoint, LayerFormat
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.layers import WeightMatrix
+from ovexport.layers import WeightMatrix, check_group_sizes
 from ovexport.model import load_model, matrix, weight_digest, weight_matrices
 from ovexport.nncf_quantizer import NncfQuantizer, tuned_adapter
 from ovexport.quantization import write_checkpoint
@@ -44,7 +44,8 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     Raises:
         ArtifactError: the file is no such checkpoint, is corrupt, or is of another base model.
         RecipeError: `ranks` does not suit the file.
-        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented.
+        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented, or what the
+            runtime computes wrongly.
     """
     content = read_file(path)
     stored = stored_quantizers(path, content)
@@ -53,6 +54,7 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     matrices = weight_matrices(network)
     found = _by_layer(path, stored, network, matrices, model)
     layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    check_group_sizes(layers, str(path))
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
     changed = _changed_weights(path, content.get("model_state"), network, layers, model)
     quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.mode != "float"}

@@ -5,7 +5,8 @@ are the same before the first divergent one), SDT (how many tokens diverge) and 
 
 "wwb"
     WhoWhatBench's own, to the last digit, so that figures can stand beside anybody's: tokens of the texts, encoded
-    anew; difflib's matching blocks with its defaults; FDT over the mean length of all references.
+    anew; difflib's matching blocks with its defaults; FDT over the mean length of all references. An answer whose only
+    token has the id 0 counts as empty, as it does there.
 "strict"
     The generated tokens themselves; FDT is the true common prefix, its norm the share of the reference that it is (1
     where both are empty); SDT is the edit distance, the tokens to exchange, add or leave out, its norm the share of
@@ -44,8 +45,13 @@ class Answers:
     encoded: tuple[tuple[int, ...], ...]
 
     def tokens(self, mode: Mode) -> tuple[tuple[int, ...], ...]:
-        """Those that a mode compares."""
-        return self.encoded if mode == "wwb" else self.generated
+        """Those that a mode compares.
+
+        Source: WhoWhatBench turns a text of one token into a plain number and asks whether that is true: 0 is not.
+        """
+        if mode == "strict":
+            return self.generated
+        return tuple(() if one == (0,) else one for one in self.encoded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from ovexport.bootstrap import too_few
 from ovexport.reports import Similarity, WorstAnswer
 
 Mode = Literal["wwb", "strict"]
@@ -127,7 +128,8 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamples: int = 2000) -> Similarity:
-    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them.
+    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them; None where they are
+    too few for one.
 
     In the mode "wwb" the mean similarity is taken in float32, as its cosines are; FDT norm is the mean FDT over the
     mean length of the references, and None where WhoWhatBench has NaN, as all references are empty.
@@ -136,11 +138,14 @@ def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamp
     fdt = float(np.mean([row.fdt for row in rows]))
     of_all = _over(fdt, float(np.mean([row.reference_tokens for row in rows])))
     fdt_norm = of_all if mode == "wwb" else float(np.mean([row.fdt_norm for row in rows]))
-    chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
-    low, high = np.percentile(similarities[chosen].mean(axis=1), [2.5, 97.5])
+    interval = None
+    if not too_few(len(rows), "prompts"):
+        chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
+        low, high = np.percentile(similarities[chosen].mean(axis=1), [2.5, 97.5])
+        interval = float(low), float(high)
     return Similarity(
         similarity=float(similarities.mean()),
-        similarity_ci95=(float(low), float(high)),
+        similarity_ci95=interval,
         fdt=fdt,
         fdt_norm=None if np.isnan(fdt_norm) else fdt_norm,
         sdt=float(np.mean([row.sdt for row in rows])),

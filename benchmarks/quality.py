@@ -276,7 +276,7 @@ def _evaluated(
             "kl_ci95": interval(samples[name]),
             "kl_by_seed": samples[name].mean(1).tolist(),
             "recovered_gap": 1 - gap["ratio_of_means"],
-            "recovered_gap_ci95": [1 - gap["ci95"][1], 1 - gap["ci95"][0]],
+            "recovered_gap_ci95": gap["ci95"] and [1 - end for end in reversed(gap["ci95"])],
             "perplexity": float(np.mean([perplexity(one) for one in found])),
             "same_top1": float(np.mean([one.joined("same_top1").mean() for one in found])),
             "similarity": similarity[name],

@@ -17,6 +17,7 @@ from typing import Any
 from provenance import REPOSITORY, stale_sources
 
 from ovexport.artifacts import RunFolder, read_record
+from ovexport.bench.formats import course
 from ovexport.report.table import Findings, comparison, read_findings
 from ovexport.reports import EvaluationReport
 
@@ -24,6 +25,8 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
 DEMO = RESULTS / "demo"
 MODELS = (RESULTS / "wikilm-16m-distill", RESULTS / "babyllama-105-distill")
+CENTRES = ("median", "ratio_of_means", "ratio_of_medians")
+"""What a ratio can be: of pairs the median, or one of means or medians."""
 
 
 def whole_way_table(result: Path) -> str:
@@ -91,7 +94,7 @@ def _model_row(result: Path, findings: Findings) -> str:
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
         f"{evaluation.recovered_gap:.0%} ({low:.0%}–{high:.0%})",
         f"{plain.same_top1:.1%} → {tuned.same_top1:.1%}",
-        f"{speed.median:.2f} ({speed.ci95[0]:.2f}–{speed.ci95[1]:.2f})",
+        _spread(speed.model_dump()),
         f"{passed} of {len(proof.checks)}",
     )
     return "| " + " | ".join(cells) + " |"
@@ -107,13 +110,22 @@ def _conditions(result: Path, findings: Findings) -> str:
     runtime = timed["runtime"]["int4"]
     return (
         f"{timed['device_name']}, {runtime['INFERENCE_NUM_THREADS']} threads; latency with "
-        f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {timed['pairs']} interleaved "
-        f"rounds in {timed['sessions']} sessions, inference in {runtime['INFERENCE_PRECISION_HINT']}, "
+        f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {course(benchmark)}, "
+        f"inference in {runtime['INFERENCE_PRECISION_HINT']}, "
         f"KV cache {runtime['KV_CACHE_PRECISION']}; "
         f"quality in f32 over {tested['test_sequences']} x {tested['sequence_length']} held-out tokens and "
         f"{tested['prompts']} prompts, encoder {tested['encoder']}; openvino {benchmark.versions['openvino']}. "
         f"The whole run took {sum(seconds.values()):.0f} s, tuning {seconds['tune']:.0f} s of them."
     )
+
+
+def _spread(ratio: dict[str, Any] | None, form: str = ".2f") -> str:
+    """A ratio, its centre named by what it is, with its 95 % interval or its range in brackets where it has one."""
+    if ratio is None:
+        return "–"
+    centre = next(ratio[name] for name in CENTRES if name in ratio)
+    ends = ratio.get("ci95") or ratio.get("range")
+    return format(centre, form) + (f" ({ends[0]:{form}}–{ends[1]:{form}})" if ends else "")
 
 
 def reliability_table(document: dict[str, Any]) -> str:
@@ -172,9 +184,7 @@ def divergence_table(document: dict[str, Any]) -> str:
         + " |",
         "|" + "---:|" * (3 + len(growth)),
         f"| {seconds['forward']:.2f} | {seconds['compare']:.2f} "
-        f"| {ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f}) | "
-        + " | ".join(f"{size:.0f}" for size in growth.values())
-        + " |",
+        f"| {_spread(ratio)} | " + " | ".join(f"{size:.0f}" for size in growth.values()) + " |",
     ]
     return "\n".join(lines) + (
         f"\n\nRandom weights, hidden size {conditions['hidden_size']}, {conditions['layers']} layers, vocabulary "
@@ -185,18 +195,15 @@ def divergence_table(document: dict[str, Any]) -> str:
 def settings_table(document: dict[str, Any]) -> str:
     """What benchmarks/settings.py found."""
 
-    def over(ratio: dict[str, Any] | None) -> str:
-        return f"{ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f})" if ratio else "–"
-
     lines = [
-        "| settings | time per output token over the defaults' (95 %) | KL from full precision, nats |",
+        "| settings | time per output token over the defaults' | KL from full precision, nats |",
         "|---|---:|---:|",
     ]
     for trial in document["trials"]:
         kl = trial["kl_mean_nats"]
         name = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
         shown = "–" if kl is None else f"{kl:.6f}"
-        lines.append(f"| {name} | {over(trial['time_per_output_token'])} | {shown} |")
+        lines.append(f"| {name} | {_spread(trial['time_per_output_token'])} | {shown} |")
     conditions = document["conditions"]
     shape = conditions["shape"]
     defaults = ", ".join(
@@ -204,9 +211,12 @@ def settings_table(document: dict[str, Any]) -> str:
         for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
     )
     best = ", ".join(f"{name} {value}" for name, value in document["chosen"].items()) or "the defaults"
+    timed = [trial["time_per_output_token"] for trial in document["trials"] if trial["time_per_output_token"]]
+    reasons = " or ".join(sorted({ratio["reason"] for ratio in timed if ratio["ci95"] is None}))
+    without = f"The trials are medians without an interval ({reasons}). " if reasons else ""
     return "\n".join(lines) + (
-        f"\n\nBest: {best}, timed again for longer: {over(document['gain'])}; carried by the IR itself, in a plain "
-        f"LLMPipeline: {over(document['written_gain'])}. {conditions['device_name']}, "
+        f"\n\n{without}Best: {best}, timed again for longer: {_spread(document['gain'])}; carried by the IR itself, "
+        f"in a plain LLMPipeline: {_spread(document['written_gain'])}. {conditions['device_name']}, "
         f"{conditions['defaults']['INFERENCE_NUM_THREADS']} threads, whose defaults are {defaults} (KL "
         f"{conditions['defaults_kl_mean_nats']:.6f}); random weights, hidden size {shape['hidden_size']}, "
         f"{shape['layers']} layers, {conditions['mode']}; {conditions['prompt_tokens']} prompt and "
@@ -235,9 +245,7 @@ def latency_table(document: dict[str, Any]) -> str:
         cells = [title]
         for figure in ("time_to_first_token", "time_per_output_token"):
             ratio = document["ratios"].get(f"{figure} int4/{name}")
-            low, high = ratio["ci95"] if ratio else (0, 0)
-            shown = f"{ratio['median']:.2f} ({low:.2f}–{high:.2f})" if ratio else "–"
-            cells += [f"{one[f'{figure}_ms']['median']:.1f}", shown]
+            cells += [f"{one[f'{figure}_ms']['median']:.1f}", _spread(ratio)]
         peak = one["peak_rss_bytes"]
         cells += [f"{one['weight_bytes'] / 1e6:.0f}", f"{peak / 1e6:.0f}" if peak else "–"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -298,7 +306,7 @@ def tuning_table(document: dict[str, Any]) -> str:
             loss = median([run["losses"][-1] for run in runs])
             lines.append(f"| {shape} | {names[side]} | {tokens / seconds:.0f} | {peak / 1e6:.0f} | {loss:.5f} |")
         ratios = {name: document["ratios"][f"{name} {shape}"] for name in ("tokens_per_s", "peak_memory", "final_loss")}
-        shown = [f"{one['median']:.2f} ({one['ci95'][0]:.2f}–{one['ci95'][1]:.2f})" for one in ratios.values()]
+        shown = [_spread(one) for one in ratios.values()]
         lines.append(f"| {shape} | ours over theirs | {' | '.join(shown)} |")
     lines += [
         "",
@@ -336,7 +344,6 @@ def downstream_table(document: dict[str, Any]) -> str:
     examples = conditions["examples"]
     batch = tune["batch_size"] * tune["gradient_accumulation_steps"]
     length = f"{tune['steps']} steps" if tune["steps"] else f"{tune['epochs']} epochs"
-    low, high = step["ci95"]
     lines += [
         "",
         f"{conditions['model']} on {conditions['task']}: {examples['train']} examples to tune on, "
@@ -346,8 +353,9 @@ def downstream_table(document: dict[str, Any]) -> str:
         f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {length} of "
         f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
         f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
-        "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with "
-        f"ranks drawn at random takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that "
+        "the 95 % interval over these seeds and the questions, taken as independent, which says little of other seeds; "
+        "one that holds 0 is a tie. A step with "
+        f"ranks drawn at random takes {_spread(step, '.3f')} of one with the largest. Codes that "
         f"differ from the tuned ones: {document['code_mismatches']}; questions that torch answers otherwise than the "
         f"IR: {document['questions_torch_answers_otherwise']}. The whole table took "
         f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",

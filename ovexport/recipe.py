@@ -390,11 +390,13 @@ class BenchSpec(Spec):
         attention_backend: of openvino-genai. Each of these four is one value or several; every combination of them is
             measured, the first of all with its memory too.
         pairs: rounds in which every model runs once, one after the other, at most.
-        sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
-            are dropped first.
+        sessions: the rounds are spread over so many at most; for each the models are loaded anew, and `warmup` more
+            rounds are dropped first.
         precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
-            this share of its median, either way; 0 measures them all.
-        time_limit_s: no other session is begun after so many seconds.
+            this share of its median, either way; 0 never stops for it.
+        time_limit_s: seconds that all of it should take, memory and limits included: no other session is begun that
+            would end later. Five sessions are measured in any case, of fewer rounds where time is short, as fewer
+            give no interval.
         memory: measure each model's memory, in a process of its own.
         limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
         inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
@@ -409,7 +411,7 @@ class BenchSpec(Spec):
     sessions: Positive = 32
     warmup: Positive = 1
     precision: Fraction = 0.025
-    time_limit_s: PositiveReal = 3600.0
+    time_limit_s: PositiveReal = 120.0
     memory: bool = True
     limits: bool = True
     device: str = "CPU"

@@ -82,4 +82,6 @@ def _text(settings: dict[str, str]) -> str:
 
 
 def _ratio(ratio: "Ratio | None") -> str:
-    return "–" if ratio is None else f"{ratio.median:.3f} ({ratio.ci95[0]:.3f}–{ratio.ci95[1]:.3f})"
+    from ovexport.report.table import with_interval
+
+    return "–" if ratio is None else with_interval(ratio.median, ratio.ci95, ".3f")

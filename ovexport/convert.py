@@ -30,7 +30,12 @@ from ovexport.matrices import Matrix, bfloat16_bits, layer_matrices
 from ovexport.tensorfile import TensorFile
 from ovexport.versions import stack_versions
 
-_OPENVINO_TYPES = {"int4_asym": ov.Type.u4, "int4_sym": ov.Type.i4, "int8_asym": ov.Type.u8}
+_OPENVINO_TYPES = {
+    "int4_asym": ov.Type.u4,
+    "int4_sym": ov.Type.i4,
+    "int8_asym": ov.Type.u8,
+    "int8_sym": ov.Type.i8,
+}
 
 
 def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
@@ -131,7 +136,7 @@ def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     codes = _constant(tensors.require(f"{layer.name}.codes"), shape, kind, layer.name)
     result = opset.convert(codes, "f16", name=f"{layer.name}/converted")
-    if layer.mode != "int4_sym":
+    if not layer.symmetric:
         zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, kind, f"{layer.name}/zero_point")
         zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
         result = opset.subtract(result, zero_point, name=f"{layer.name}/shifted")

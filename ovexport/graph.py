@@ -10,7 +10,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
+from ovexport.bounded import MOST_UNPACKING, check_xml
 from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
+from ovexport.foreign import exhausted
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
 PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
@@ -107,11 +109,14 @@ def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
         ArtifactError: as read_graph.
     """
     try:
+        check_xml(path)
         graph = (core or ov.Core()).read_model(path)
         for _ in walk(graph):
             pass  # a friendly name that is no UTF-8 can't be asked for later either
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: not a readable OpenVINO IR ({last_line(error)}); make it again") from error
+    except (RuntimeError, OSError, ValueError) as error:
+        raise exhausted(error, str(path)) or ArtifactError(
+            f"{path}: not a readable OpenVINO IR ({last_line(error)}); make it again"
+        ) from error
     return graph
 
 
@@ -260,12 +265,27 @@ def decompression(source: ov.Output) -> Weight | None:
 
 
 def describe(node: Any) -> str:
-    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants."""
+    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants.
+
+    Raises:
+        ArtifactError: it comes from more operations than any weight is unpacked by.
+    """
+    left = iter(range(MOST_UNPACKING))
+    return _described(node, left)
+
+
+def _described(node: Any, left: Iterator[int]) -> str:
+    """As `describe`; `left` counts the operations that may still come."""
+    if next(left, None) is None:
+        raise ArtifactError(
+            f"{node.get_friendly_name()}: a weight is unpacked by more than {MOST_UNPACKING} operations; the IR is "
+            "corrupt, make it again"
+        )
     if node.get_type_name() == "Constant":
         kind, shape = type_name(node), tuple(node.get_output_shape(0))
         values = f" {node.data.tolist()}" if kind in ("i64", "i32") else ""
         return f"{kind} {shape}{values}"
-    sources = ", ".join(describe(value.get_node()) for value in node.input_values())
+    sources = ", ".join(_described(value.get_node(), left) for value in node.input_values())
     attributes = sorted(node.get_attributes().items(), key=str)
     return f"{node.get_type_name()} {node.get_type_info().version_id} {attributes} ({sources})"
 

@@ -27,8 +27,9 @@ from ovexport.artifacts import (
 from ovexport.errors import ArtifactError
 from ovexport.graph import read_graph
 from ovexport.matrices import Matrix, layer_matrices
-from ovexport.quantization import Codes, Rows, load_quantizer
-from ovexport.tensorfile import TensorWriter
+from ovexport.nncf_quantizer import NncfQuantizer
+from ovexport.quantization import Codes, Quantizer, Rows, load_quantizer
+from ovexport.tensorfile import TensorFile, TensorWriter
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
@@ -61,7 +62,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
                     if layer.name in manifest.changed:
                         writer.write(layer.name, changed[layer.name])
                     continue
-                codes = load_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
+                codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
                 if codes.digest() != manifest.digests[layer.name]:
                     raise ArtifactError(
                         f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
@@ -73,6 +74,10 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     return PackedWeights(out)
 
 
+def _quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
+    return NncfQuantizer.load(layer, adapters) if layer.arithmetic == "nncf" else load_quantizer(layer, adapters)
+
+
 def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor of packed.safetensors."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -80,7 +85,7 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
         bits, scales = BITS[layer.mode], layer.out_features * layer.groups
         layout[f"{layer.name}.codes"] = ("U8", (-(-layer.out_features * layer.in_features * bits // 8),))
         layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
-        if layer.mode != "int4_sym":
+        if not layer.symmetric:
             layout[f"{layer.name}.zero_point"] = ("U8", (-(-scales * bits // 8),))
     floats = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
     return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
@@ -104,7 +109,7 @@ def _nibbles(values: Tensor) -> NDArray[np.uint8]:
 
 
 def _bytes(values: Tensor) -> NDArray[np.uint8]:
-    flat: NDArray[np.uint8] = values.contiguous().reshape(-1).numpy()
+    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy()
     return flat
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ovexport.report.table import Findings
 
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude
-from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, say, set_up_logging
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/<recipe>]", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the folder; finished stages are not done again.")]
@@ -162,7 +162,7 @@ def _run(
         if stage == "prepare":
             set_up_logging(quiet=quiet, file=folder / "logs" / "run.log")
         if not quiet:
-            typer.echo(f"{stage}{'  (done before)' if skipped else ''}", err=True)
+            say(f"{stage}{'  (done before)' if skipped else ''}", err=True)
 
     failed: OvexportError | None = None
     try:
@@ -180,7 +180,7 @@ def _run(
             failed = error
     judged = until in (None, "report")
     if loaded.gates and not (judged or quiet):
-        typer.echo("the gates wait for the stage report", err=True)
+        say("the gates wait for the stage report", err=True)
     _show(folder, judged=judged, junit=junit, uploaded=uploaded, as_json=as_json, quiet=quiet)
     if failed:
         raise failed
@@ -220,11 +220,11 @@ def _show(
     conclude(verdict, command="run", junit=junit, document=document, quiet=quiet)
     product, page = folder / "int4", folder / "report.html"
     if not quiet and (product / "openvino_model.xml").is_file():
-        typer.echo(f"the product: {product}")
+        say(f"the product: {product}")
     if not quiet and page.is_file():
-        typer.echo(f"the report: {page}")
+        say(f"the report: {page}")
     if not quiet and uploaded:
-        typer.echo(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
+        say(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
 
 
 def _print_figures(findings: "Findings") -> None:
@@ -236,14 +236,14 @@ def _print_figures(findings: "Findings") -> None:
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
     if findings.verification:
         counts = findings.verification.summary
-        typer.echo(
+        say(
             f"{findings.verification.told}; {counts.packed_int4} Linear layers in 4 bits, "
             f"{counts.packed_int8} in 8, {counts.float} in floating point; {counts.code_mismatches} codes differ from "
             f"the tuned ones; {counts.adapter_nodes} adapter operations left"
         )
     if findings.evaluation and findings.evaluation.recovered_gap is not None:
         encoder = findings.evaluation.conditions["encoder"]
-        typer.echo(
+        say(
             f"tuning took away {findings.evaluation.recovered_gap:.0%} of the divergence that rounding had caused; "
             f"similarity by the encoder {encoder}"
         )

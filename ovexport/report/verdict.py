@@ -85,11 +85,11 @@ def _of_benchmark(benchmark: BenchmarkReport) -> tuple[Headline, ...]:
     product, base = benchmark.models[PRODUCT].weight_bytes, benchmark.models[reference].weight_bytes
     title = TITLES.get(reference, reference)
     ratio = ratios.time_per_output_token
-    low, high = 1 / ratio.ci95[1], 1 / ratio.ci95[0]
+    between = f"95 % interval {1 / ratio.ci95[1]:.2f} to {1 / ratio.ci95[0]:.2f}" if ratio.ci95 else str(ratio.reason)
     speed = Headline(
         f"{1 / ratio.median:.2f}×",
         f"as fast as {title} per token" + (", a tie" if holds_one(ratio.ci95) else ""),
-        f"95 % interval {low:.2f} to {high:.2f}; first token {1 / ratios.time_to_first_token.median:.2f}×",
+        f"{between}; first token {1 / ratios.time_to_first_token.median:.2f}×",
     )
     size = Headline(
         f"{base / product:.1f}×",

@@ -14,8 +14,9 @@ from ovexport.matrices import Matrix
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
 from ovexport.tensorfile import TensorFile
-from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid
+from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid, row_blocks
 from ovexport.verify.checks import equal, readings, zero
+from ovexport.verify.nncf_arithmetic import NncfCodes, nncf_grid
 
 Rows = Callable[[slice], NDArray[np.float32]]
 
@@ -143,7 +144,8 @@ def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
 
 
 def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:
-    grid = expected_grid(layer, adapters)
+    by_nncf = layer.arithmetic == "nncf"
+    grid = nncf_grid(layer, adapters) if by_nncf else expected_grid(layer, adapters)
     try:
         scales, zero_points = _differing_grid(layer, weight, grid)
         stored = raw(weight.codes)
@@ -151,9 +153,9 @@ def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFil
             raise ValueError(f"{len(stored)} bytes of codes")
     except ValueError:
         return Mismatches(codes=layer.out_features * layer.in_features, detail="tensors of another shape or type")
-    expected = ExpectedCodes(layer, grid, adapters)
+    expected = NncfCodes(layer, adapters) if by_nncf else ExpectedCodes(layer, grid, adapters)
     count, places = 0, []
-    for rows in expected.blocks():
+    for rows in row_blocks(layer):
         codes = expected.rows(read(rows), rows)
         begin = rows.start * layer.in_features * weight.bits // 8
         differing = _differing_codes(codes, stored[begin : begin + -(-codes.size * weight.bits // 8)], weight)

@@ -70,7 +70,7 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     chain = _converted(f"{kind} {shape}", "f16")
-    if layer.mode != "int4_sym":
+    if not layer.symmetric:
         chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:

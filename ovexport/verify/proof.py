@@ -18,7 +18,7 @@ from ovexport.verify.behaviour import behaviour
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
-from ovexport.verify.files import as_made, changed_files, companions, same_document
+from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
 from ovexport.verify.structure import (
     adapter_operations,
     note,
@@ -77,7 +77,7 @@ def verify(
     for option, other in (("--base", base), ("--twin", twin)):
         if other and other.path.resolve() == ir.path.resolve():
             raise RecipeError(f"{option} {other.path}: is the very IR that is to be proven; give another")
-    with _blaming_changed_files(ir, checkpoint):
+    with _blaming_changed_files(ir, checkpoint, twin):
         graph = read_graph(ir)
         found = weights(graph)
         if not found:
@@ -131,8 +131,9 @@ def _gathered(
 
 
 @contextmanager
-def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Where something can't be read, say which files are not those that convert wrote or read."""
+def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None, twin: IR | None) -> Iterator[None]:
+    """Where something can't be read, say which files are not those that convert wrote or read, and which operation or
+    constant is not as in the twin."""
     try:
         yield
     except OSError as error:
@@ -141,9 +142,12 @@ def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[No
         ) from error
     except (ArtifactError, UnsupportedModelError) as error:
         changed = changed_files(ir, checkpoint)
-        if not changed:
+        unlike = differing_place(ir, twin) if twin else None
+        blamed = [f"changed since convert: {', '.join(changed)}"] if changed else []
+        blamed += [f"not as in the twin: {unlike}"] if unlike else []
+        if not blamed:
             raise
-        raise ArtifactError(f"{error} [changed since convert: {', '.join(changed)}]") from error
+        raise ArtifactError(f"{error} [{'; '.join(blamed)}]") from error
 
 
 def _against_checkpoint(

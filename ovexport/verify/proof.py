@@ -111,16 +111,18 @@ def _gathered(
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint, base, twin)
+    other = read_graph(twin) if twin else None
+    others = weights(other) if other else ()
     if checkpoint:
-        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, twin, listener)
+        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, others, listener)
     else:
         evidence.adapters = adapter_operations(graph, found, None)
         evidence.reasons.append("no checkpoint is given: codes can't be compared with what was tuned")
     evidence.checks.append(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
-    if twin:
-        _against_twin(evidence, ir, graph, found, twin)
+    if twin and other:
+        _against_twin(evidence, ir, graph, found, twin, other, others)
     else:
         evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
     if runtime:
@@ -157,9 +159,10 @@ def _against_checkpoint(
     found: tuple[Weight, ...],
     checkpoint: Checkpoint,
     base: IR | None,
-    twin: IR | None,
+    others: tuple[Weight, ...],
     listener: Listener,
 ) -> None:
+    """Codes, structure and wiring; `others` are the twin's weights."""
     manifest = checkpoint.manifest
     if not {weight.name for weight in found} & {layer.name for layer in manifest.packed}:
         raise ArtifactError(
@@ -183,18 +186,26 @@ def _against_checkpoint(
         )
         evidence.checks.append(same_options(ir, graph, original, "base IR"))
         evidence.errors = weight_errors(found, manifest, matrices)
-        evidence.twin_errors = weight_errors(weights(read_graph(twin)), manifest, matrices) if twin else {}
+        evidence.twin_errors = weight_errors(others, manifest, matrices)
     evidence.checks.append(packed_bytes(found, manifest))
     evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
 
 
-def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Weight, ...], twin: IR) -> None:
-    other = read_graph(twin)
+def _against_twin(
+    evidence: _Evidence,
+    ir: IR,
+    graph: ov.Model,
+    found: tuple[Weight, ...],
+    twin: IR,
+    other: ov.Model,
+    others: tuple[Weight, ...],
+) -> None:
+    """Operators, wiring and files; `other` is the twin's graph, `others` its weights."""
     beyond = evidence.beyond_twin = operators_beyond(graph, other)
     names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
     evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
     evidence.checks += same_operations(
-        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
+        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(others)), "twin"
     )
     evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin), same_document(ir, twin)]
 

@@ -67,7 +67,8 @@ def _bound(operation: Any, index: int, body: ov.Model) -> Ports:
         iteration, condition = operation.get_special_body_ports()
         if iteration >= 0:
             roles[parameters[iteration]] = "the iteration"
-        outcomes.append((results[condition], "the condition"))
+        if condition >= 0:
+            outcomes.append((results[condition], "the condition"))
     outcomes += [(node.get_name(), "state") for node in body.get_sinks()]
     unfed = [parameter for parameter in parameters if parameter not in roles]
     if unfed:

@@ -143,6 +143,7 @@ def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
     return own
 
 
+@np.errstate(all="ignore")  # figures out of range, in a damaged checkpoint, give other codes: that is what is found
 def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:
     by_nncf = layer.arithmetic == "nncf"
     grid = nncf_grid(layer, adapters) if by_nncf else expected_grid(layer, adapters)

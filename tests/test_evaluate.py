@@ -15,6 +15,7 @@ from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate, prompt_tokens
 from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, recovered_gap, verdict, word_perplexity
+from ovexport.evaluate.isolation import KeptRunner
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.graph import read_graph
 from ovexport.progress import silent
@@ -235,6 +236,21 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
     spec = QUICK.model_copy(update={"isolate": True})
     out = tmp_path_factory.mktemp("isolated")
     return evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), out)
+
+
+def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
+    tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
+    graph, passes = read_graph(finished_run.ir("bf16")), []
+    plain = LogitsRunner(graph, "bf16")
+    kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
+    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
+    for again in (1, 0):
+        for rows in (tokens[:2], tokens[2:]):
+            expected = [logits.copy() for logits in plain.pieces(rows, 32)]
+            plain._request.reset_state()
+            found = [logits.copy() for logits in kept.pieces(rows, 32)]
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert len(passes) == (4 if again else 6)
 
 
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:

@@ -289,7 +289,7 @@ def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:
     with (folder / "reference.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["", "prompts", "answers", "language", "prompt_length_type"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     with (folder / "int4" / "metrics_per_question.csv").open(newline="") as file:
         header = next(csv.reader(file))
     assert header == [

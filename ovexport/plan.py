@@ -15,11 +15,12 @@ from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.evaluate import check_encoder, choose_prompts
 from ovexport.gates import check_recipe as check_gates
 from ovexport.layers import plan_layers
-from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
+from ovexport.model import DTYPES, load_config, skeleton, weight_matrices
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TaskSpec, TuneSpec
 from ovexport.runtime import check_device
 from ovexport.tasks import require_harness
+from ovexport.tokenizer import check_tokenizer
 from ovexport.tune import arithmetic, device_of
 from ovexport.tune import check_device as check_tuning_device
 
@@ -101,7 +102,7 @@ class _Shape:
 
 def plan_model(model: ModelSpec, compress: CompressSpec) -> Plan:
     """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
-    shape, problems = _examine(model, compress, [])
+    shape, problems = _examine(model, compress, [lambda _: check_tokenizer(model)])
     return _plan(model, shape, problems, steps=None, seconds=None)
 
 
@@ -133,7 +134,7 @@ def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportErr
             lambda _: _check_task(recipe.task),
             lambda _: check_encoder(recipe.evaluate.encoder),
             lambda _: _check_prompts(recipe.evaluate),
-            lambda _: _check_tokenizer(recipe.model),
+            lambda _: _check_tokenizer(recipe.model, recipe.evaluate),
             lambda _: check_tuning_device(recipe.tune),
             lambda _: check_device(recipe.bench.device),
             lambda shape: _check_ranks(recipe, shape.layers),
@@ -246,8 +247,9 @@ def _check_prompts(evaluate: EvaluateSpec) -> None:
         choose_prompts((), evaluate)
 
 
-def _check_tokenizer(model: ModelSpec) -> None:
-    load_tokenizer(model, load_config(model).get_text_config().vocab_size)
+def _check_tokenizer(model: ModelSpec, evaluate: EvaluateSpec) -> None:
+    prompts = choose_prompts((), evaluate).texts if evaluate.prompts is not None else ()
+    check_tokenizer(model, prompts, templated=evaluate.chat_template == "auto")
 
 
 def _check_disk(out: Path, needed: int) -> None:

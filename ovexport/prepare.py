@@ -18,6 +18,9 @@ from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
 from ovexport.rows import load_rows, without_repeats
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
+from ovexport.tokenizer import check_tokenizer
+
+_CHECKED_DOCUMENTS = 64
 
 PLAIN_TEXT = (".txt", ".raw")
 
@@ -45,7 +48,7 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
     Raises:
         DataError: a source can't be read, or there is too little text; a row is not of the task's layout.
         MissingDependencyError: a task needs lm-evaluation-harness.
-        UnsupportedModelError: the tokenizer does not fit the model.
+        UnsupportedModelError: the tokenizer does not fit the model, or the IR's would encode the text otherwise.
     """
     dropped = 0
     found = None
@@ -56,10 +59,12 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
         found = TaskData(rows, answered, harness.generates)
     if data.train is not None:
         splits, repeated = split_documents(data)
+        _check_tokenizer(model, splits)
         return _write(model, data, splits, dropped + repeated, out, found)
     assert found is not None, "a recipe has text or a task"
     texts = {split: [question + answer for question, answer in pairs] for split, pairs in found.answered.items()}
     splits = {split: Documents(some, running=False) for split, some in texts.items()}
+    _check_tokenizer(model, splits)
     return _write(model, data, splits, dropped, out, found)
 
 
@@ -70,6 +75,15 @@ def prepare_test(model: ModelSpec, source: SourceSpec, data: DataSpec, out: Path
         DataError, UnsupportedModelError: as prepare.
     """
     return _write(model, data, {"test": read_documents(source)}, 0, out)
+
+
+def _check_tokenizer(model: ModelSpec, splits: Mapping[str, Documents]) -> None:
+    """Let the first documents of every split go through the tokenizer that the IR is going to have.
+
+    Raises:
+        UnsupportedModelError: it encodes or decodes one of them otherwise.
+    """
+    check_tokenizer(model, [text for documents in splits.values() for text in documents.texts[:_CHECKED_DOCUMENTS]])
 
 
 def _write(

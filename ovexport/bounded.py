@@ -39,8 +39,8 @@ LARGEST_SIZE = 1 << 31
 """Of a model's vocabulary, width or context; the largest in use are below 2^24."""
 
 MOST_UNPACKING = 100
-"""Operations between the constants of a weight and what it is multiplied with; ours have 12. What is unpacked by more is
-no weight."""
+"""Operations between the constants of a weight and what it is multiplied with; ours have 12. What is unpacked by more
+is no weight."""
 
 MOST_NESTED_GRAPHS = 8
 """Graphs inside each other: bodies of If, Loop and TensorIterator."""

@@ -121,8 +121,8 @@ def _gathered(
     )
     if twin:
         _against_twin(evidence, ir, graph, found, twin)
-    else:
-        evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
+    elif base is None:
+        evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     if runtime:
         _executed(evidence, ir, graph, found, checkpoint)
     else:
@@ -177,7 +177,7 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
-        evidence.checks.append(same_options(ir, graph, original, "base IR"))
+        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
         evidence.errors = weight_errors(found, manifest, matrices)
         evidence.twin_errors = weight_errors(weights(read_graph(twin)), manifest, matrices) if twin else {}
     evidence.checks.append(packed_bytes(found, manifest))
@@ -192,7 +192,7 @@ def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Wei
     evidence.checks += same_operations(
         operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
     )
-    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin), same_document(ir, twin)]
+    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 
 
 def _executed(

@@ -50,6 +50,10 @@ _TOO_LARGE_A_FILE = (
     "a file became larger than the file system or a limit (ulimit -f) allows",
     "raise the limit, or choose another --out",
 )
+_NOT_WRITTEN = (
+    "OpenVINO could not write or read a file; the disk is full or a limit (ulimit -f) is too low",
+    "free some space or raise the limit, then --resume",
+)
 _FAILED_DISK = ("the disk failed to read or write ({said})", "look at the disk, or copy the files to another")
 
 _ON_CPU = 'set tune.device = "cpu"'
@@ -64,6 +68,7 @@ TABLE = (
     Row("builtins.Exception", _ALLOCATION, OutOfMemory, "out of memory ({said})", _LESS_MEMORY),
     Row("builtins.Exception", _FULL, ArtifactError, *NO_SPACE),
     Row("builtins.Exception", _TOO_LARGE, ArtifactError, *_TOO_LARGE_A_FILE),
+    Row("builtins.Exception", "basic_ios::clear", ArtifactError, *_NOT_WRITTEN),
     Row("safetensors_rust.SafetensorError", "os error|I/O error", ArtifactError, *_FAILED_DISK),
     Row("safetensors_rust.SafetensorError", "", ArtifactError, "corrupt weights ({said})", "copy or make them again"),
     Row("torch.AcceleratorError", "", Unsupported, "the device failed ({said})", _ON_CPU),
@@ -161,6 +166,8 @@ def said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith(("Exception from", "Check ")):
         return last_line(error)
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
 
 

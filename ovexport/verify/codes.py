@@ -45,7 +45,7 @@ def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> li
             digest = bytes_digest(np.ascontiguousarray(unpacked(node)))
             checks.append(
                 equal(
-                    "as the last tuning step used it",
+                    "as the checkpoint recorded it",
                     f"{layer.name} {part}",
                     digest,
                     getattr(recorded, part),

@@ -30,6 +30,8 @@ MODELS = ("wikilm-16m", "babyllama-105")
 
 def add(name: str, run: Path) -> None:
     """Copy a run's reports to the results."""
+    if not read_findings(RunFolder(run)).tuned:
+        sys.exit(f"{run}: its product was not tuned, and the tables say that it was; tune it first")
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     for report in REPORTS:

@@ -23,6 +23,7 @@ from ovexport.bench.memory import Peaks, peak_memory
 from ovexport.bench.rounds import Round, orders, prompts, ratio, run_round, samples
 from ovexport.errors import DataError, UnsupportedModelError, last_line
 from ovexport.graph import read_graph
+from ovexport.identity import identify
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import Backend, BenchSpec, GridPoint
 from ovexport.reports import (
@@ -120,6 +121,7 @@ def bench(
         grid=tuple(grid),
         machine=machine,
         conditions={
+            "models": {name: identify(ir) for name, ir in models.items()},
             **spec.points[0]._asdict(),
             "warmup": spec.warmup,
             "device": spec.device,

@@ -147,14 +147,20 @@ def _figures(moment: Progress) -> str:
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on stdout, as wide as it needs to be when stdout is no terminal."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, numbers: int | None = None
+) -> None:
+    """A table on stdout, as wide as it needs to be when stdout is no terminal.
+
+    Args:
+        numbers: how many columns after the first are set to the right; all of them unless given.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*header, title=title, title_justify="left")
-    for column in table.columns[1:]:
+    for column in table.columns[1 : None if numbers is None else numbers + 1]:
         column.justify = "right"
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

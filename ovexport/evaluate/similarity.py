@@ -20,7 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from ovexport.reports import Similarity, WorstAnswer
+from ovexport.evaluate.divergence import interval
+from ovexport.reports import FEWEST_VALUES, Similarity, WorstAnswer
 
 Mode = Literal["wwb", "strict"]
 Encoder = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -121,7 +122,8 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamples: int = 2000) -> Similarity:
-    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them.
+    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them, where there are at
+    least FEWEST_VALUES.
 
     In the mode "wwb" the mean similarity is taken in float32, as its cosines are; FDT norm is the mean FDT over the
     mean length of the references, and None where WhoWhatBench has NaN, as all references are empty.
@@ -131,10 +133,9 @@ def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamp
     of_all = _over(fdt, float(np.mean([row.reference_tokens for row in rows])))
     fdt_norm = of_all if mode == "wwb" else float(np.mean([row.fdt_norm for row in rows]))
     chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
-    low, high = np.percentile(similarities[chosen].mean(axis=1), [2.5, 97.5])
     return Similarity(
         similarity=float(similarities.mean()),
-        similarity_ci95=(float(low), float(high)),
+        similarity_ci95=interval(similarities[chosen].mean(axis=1)) if len(rows) >= FEWEST_VALUES else None,
         fdt=fdt,
         fdt_norm=None if np.isnan(fdt_norm) else fdt_norm,
         sdt=float(np.mean([row.sdt for row in rows])),

@@ -14,7 +14,8 @@ from yaml import YAMLError
 import ovexport
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.recipe import ModelSpec, Recipe, SourceSpec
-from ovexport.report.table import PRODUCT, Findings, comparison
+from ovexport.report.names import PRODUCT
+from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
 from ovexport.versions import stack_versions

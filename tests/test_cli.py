@@ -16,7 +16,7 @@ from ovexport import recipe
 from ovexport.artifacts import RunFolder
 
 HEAVY = ("torch", "nncf", "openvino", "transformers", "optimum", "datasets", "matplotlib")
-COMMANDS = ("run", "plan", "compress", "tune", "convert", "verify", "evaluate", "bench", "report", "doctor")
+COMMANDS = ("run", "plan", "compress", "tune", "convert", "verify", "evaluate", "bench", "report", "gates", "doctor")
 
 
 def ovexport(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ def test_a_run_prints_one_table_and_one_json_document(values: dict, write, tmp_p
     assert "KL from BF16, mean, nats" in done.stdout
     assert "0 codes differ from the checkpoint's" in done.stdout
     for text in (done.stdout, *((tmp_path / "out" / name).read_text() for name in ("report.html", "README.md"))):
-        assert "not tuned: no step was made, or none validated better than the start" in text.replace("It was ", "")
+        assert "no step was made, or none validated better than the start" in text
         assert "tuned" not in text.replace("not tuned", "")
     again = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=0", "--resume", "--json")
     document = json.loads(again.stdout)

@@ -88,7 +88,7 @@ def test_a_product_that_was_not_tuned_is_nowhere_called_tuned(untuned_run: RunFo
     page = write_report(untuned_run).read_text(encoding="utf-8")
     card = (untuned_run.path / "README.md").read_text(encoding="utf-8")
     compared = write_comparison([untuned_run], untuned_run.path / "compare.html").read_text(encoding="utf-8")
-    assert "Tuning: none is in this model." in page
+    assert "Tuning: none is in this model: no step" in page
     assert "It was not tuned" in card
     for text in (page, card, compared):
         told = text.replace("not tuned", "").replace("untuned", "").lower()

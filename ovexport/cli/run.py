@@ -222,6 +222,7 @@ def _show(
 def _print_figures(findings: "Findings") -> None:
     from ovexport.cli.output import print_table
     from ovexport.numbers import with_interval
+    from ovexport.report.names import NOT_TUNED
     from ovexport.report.table import comparison
 
     names, rows = comparison(findings)
@@ -235,7 +236,7 @@ def _print_figures(findings: "Findings") -> None:
             f"the checkpoint's; {counts.adapter_nodes} adapter operations left"
         )
     if findings.tuned is False:
-        typer.echo("not tuned: no step was made, or none validated better than the start")
+        typer.echo(f"not tuned: {NOT_TUNED}")
     if findings.evaluation and findings.evaluation.recovered_gap is not None:
         gap = with_interval(findings.evaluation.recovered_gap, findings.evaluation.recovered_gap_ci95, ".0%")
         encoder = findings.evaluation.conditions["encoder"]

@@ -14,7 +14,7 @@ from yaml import YAMLError
 import ovexport
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.recipe import ModelSpec, Recipe, SourceSpec
-from ovexport.report.names import PRODUCT
+from ovexport.report.names import NOT_TUNED, PRODUCT
 from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
@@ -65,6 +65,7 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
             base=f"{recipe.model.id}{revision}" if on_hub else f"the checkpoint in the folder {title}",
             license=base.get("license"),
             made_with=findings.verification.versions if findings.verification else stack_versions(),
+            not_tuned=NOT_TUNED,
             ovexport_version=ovexport.__version__,
         )
     )

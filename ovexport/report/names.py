@@ -9,6 +9,9 @@ from typing import Any
 from ovexport.artifacts import MODELS
 from ovexport.reports import BenchmarkReport, EvaluationReport
 
+NOT_TUNED = "no step was made, or none validated better than the start"
+"""Why a product is not tuned."""
+
 PRODUCT = MODELS[-1]
 TWIN = "plain"
 _UNDESCRIBED = {"bf16": "uncompressed", TWIN: "INT4, not tuned", PRODUCT: "INT4", "torch": "in torch"}

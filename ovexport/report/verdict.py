@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ovexport.numbers import between, written
-from ovexport.report.names import PRODUCT, Titles
+from ovexport.report.names import NOT_TUNED, PRODUCT, Titles
 from ovexport.report.table import Findings, holds_one
 from ovexport.reports import BenchmarkReport, EvaluationReport
 
@@ -67,7 +67,7 @@ def _proof_reason(findings: Findings) -> str:
 def _tuning_reason(findings: Findings) -> tuple[str, ...]:
     if findings.tuned is not False:
         return ()
-    return ("Tuning: none is in this model. No step was made, or none validated better than the start.",)
+    return (f"Tuning: none is in this model: {NOT_TUNED}.",)
 
 
 def _gates_reason(findings: Findings) -> str:

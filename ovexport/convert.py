@@ -74,6 +74,7 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
             model_id=manifest.model_id,
             revision=manifest.revision,
             checkpoint_files=manifest.checkpoint_files,
+            tuning_steps=manifest.tuning_steps,
             files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},
             versions=stack_versions(),
         )

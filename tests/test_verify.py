@@ -83,7 +83,7 @@ def test_a_flipped_bit_in_the_weights_is_found_and_named(run_copy: RunFolder, pa
     )
     report = proof(run_copy)
     assert not report.passed
-    assert f"as the last tuning step used it: {LAYER} {part}" in failures(report)
+    assert f"as the checkpoint recorded it: {LAYER} {part}" in failures(report)
     assert f"codes recomputed from the checkpoint: {LAYER}" in failures(report)
 
 
@@ -313,14 +313,14 @@ def test_the_logits_recorded_at_the_end_of_tuning_are_the_irs(run_copy: RunFolde
     path = run_copy.checkpoint.path / "reference.safetensors"
     reference = {name: np.array(value) for name, value in run_copy.checkpoint.reference.items()}
     report = proof(run_copy, runtime=True)
-    error = next(check for check in report.checks if check.name == "logits as the tuned model's")
+    error = next(check for check in report.checks if check.name == "logits as the checkpoint's")
     assert 0 < error.value < error.limit / 4
     reference["logits"][0, 3] += 10 * error.limit * np.ptp(reference["logits"][0, 3]) * np.eye(1, 2048, 7)[0]
     reference["logits"][0, 5, 11] = reference["logits"][0, 5].max() * 1.5
     write_tensors(reference, path)
     text = failures(proof(run_copy, runtime=True))
-    assert "logits as the tuned model's: largest relative error: more than float32 rounding can explain" in text
-    assert "likeliest token as the tuned model's: 512 positions: first at sequence 0, position 5" in text
+    assert "logits as the checkpoint's: largest relative error: more than float32 rounding can explain" in text
+    assert "likeliest token as the checkpoint's: 512 positions: first at sequence 0, position 5" in text
     assert "made from this checkpoint: files: reference.safetensors" in text
     path.unlink()
     assert "no reference logits" in (proof(run_copy, runtime=True).summary.reason or "")
@@ -331,8 +331,8 @@ def test_logits_that_are_not_finite_never_pass(run_copy: RunFolder) -> None:
     reference["logits"][0, 3, 0] = np.nan
     write_tensors(reference, run_copy.checkpoint.path / "reference.safetensors")
     text = failures(proof(run_copy, runtime=True))
-    assert "logits as the tuned model's" in text
-    assert "likeliest token as the tuned model's" in text
+    assert "logits as the checkpoint's" in text
+    assert "likeliest token as the checkpoint's" in text
 
 
 def test_a_weight_in_floating_point_in_the_executed_graph_is_found(finished_run: RunFolder) -> None:

@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, interval, perplexity
+from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, perplexity
 from ovexport.graph import read_graph
 from ovexport.progress import Listener
 from ovexport.reports import IsolationStep
@@ -103,7 +103,7 @@ def _measured(
         settings=settings,
         runtime=runner.properties,
         kl_mean_nats=float(kl.mean()),
-        kl_mean_ci95=interval(resampling.means(kl)[:, 0]),
+        kl_mean_ci95=resampling.interval(resampling.means(kl)[:, 0]),
         same_top1=float(figures.joined("same_top1").mean()),
         perplexity=perplexity(figures),
         reference_kl_mean_nats=float(of_reference.joined("kl").mean()),

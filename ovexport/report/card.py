@@ -12,7 +12,8 @@ import ovexport
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.recipe import Recipe, SourceSpec
 from ovexport.report.base_card import base_metadata
-from ovexport.report.table import PRODUCT, Findings, comparison
+from ovexport.report.names import NOT_TUNED, PRODUCT
+from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
 from ovexport.versions import stack_versions
@@ -64,6 +65,7 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
             license=base.values.get("license"),
             left_out=base.left_out,
             made_with=findings.verification.versions if findings.verification else stack_versions(),
+            not_tuned=NOT_TUNED,
             ovexport_version=ovexport.__version__,
         )
     )

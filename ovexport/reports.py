@@ -310,6 +310,7 @@ class ModelBenchmark(Figures):
         inter_token_latency_ms: every single such interval.
         generation_ms: from the call to the last token.
         throughput_tokens_per_s: all tokens that a batch generates over the whole generation's seconds, prompt included.
+        load_time_ms: the median over the sessions.
         load_memory, generation_memory: of a process that does nothing else.
         limit: None where bandwidth and rate were not measured.
     """

@@ -393,7 +393,7 @@ class ModelBenchmark(Figures):
     throughput_tokens_per_s: Annotated[
         float, Meaning("tokens that a batch generates over the whole generation's seconds, prompt included", "higher")
     ]
-    load_time_ms: Annotated[float, Meaning("from the files to a model that can be asked", "lower")]
+    load_time_ms: Annotated[float, Meaning("from the files to a model that can be asked, the median", "lower")]
     peak_rss_bytes: Annotated[int | None, Meaning("resident memory at its peak, loading and generating", "lower")]
     load_memory: PeakMemory | None = None
     generation_memory: PeakMemory | None = None

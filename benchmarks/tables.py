@@ -357,8 +357,17 @@ def _difference(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
+def kills_table(document: dict[str, Any]) -> str:
+    """A row per stage."""
+    lines = ["| killed in | kills | resumed runs | of them with the same files |", "|---|---:|---:|---:|"]
+    for name, count in document["counts"].items():
+        lines.append(f"| {name} | {count['kills']} | {count['trials']} | {count['same']} |")
+    return "\n".join(lines)
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
+    "kills": kills_table,
     "exactness": exactness_table,
     "convert": convert_table,
     "verify": verify_table,

@@ -196,11 +196,12 @@ def _with_one_layer_off(original):
 
 
 def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
-    ir = pipeline.convert_checkpoint(
-        finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, tmp_path / "converted"
-    )
+    out, keep = tmp_path / "converted", tmp_path / "kept"
+    out.mkdir()
+    ir = pipeline.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
     assert ir.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "kept"]
+    assert [path.name for path in keep.iterdir()] == ["bf16"]
 
 
 def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:

@@ -29,6 +29,7 @@ from ovexport.artifacts import (
 )
 from ovexport.checking import Finding
 from ovexport.errors import ArtifactError, RecipeError
+from ovexport.foreign import translated
 from ovexport.progress import Listener
 from ovexport.recipe import Recipe
 from ovexport.scratch import clear_partial, clear_scratch
@@ -161,7 +162,8 @@ def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
     folder = context.folder
     folder.stage_record(stage.name).unlink(missing_ok=True)
     started = time.monotonic()
-    stage.run(context)
+    with translated(f"stage {stage.name}"):
+        stage.run(context)
     record = StageRecord(
         stage=stage.name,
         digest=digest,

@@ -10,6 +10,13 @@ from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec
 
 SMALLEST_GROUP = 4
+_WRONG = (
+    "the CPU runtime computes INT4 wrongly unless groups are a power of two, or one scale spans a row of even length"
+)
+_ODD_INT8 = (
+    "the CPU runtime computes INT8 of odd in-features wrongly in bfloat16; run it with INFERENCE_PRECISION_HINT f32, "
+    "or keep the layer in floating point with compress.ignored"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,40 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
     return LayerPlan(tuple(layers), unsuitable, tuple(problems))
 
 
+def check_group_sizes(layers: Iterable[LayerFormat], origin: str) -> None:
+    """Refuse layers of a checkpoint whose 4-bit groups the runtime would compute wrongly.
+
+    Args:
+        origin: the checkpoint, for the message.
+
+    Raises:
+        UnsupportedModelError: naming the first such layer and how many there are.
+    """
+    wrong = [
+        layer
+        for layer in layers
+        if layer.mode in ("int4_asym", "int4_sym") and not computed_rightly(layer.group_size, layer.in_features)
+    ]
+    if wrong:
+        first, more = wrong[0], f" and {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
+        raise UnsupportedModelError(
+            f"{origin}: has group size {first.group_size} in {first.name.removesuffix('.weight')}{more}, and {_WRONG}; "
+            "tune it with another one"
+        )
+
+
+def computed_rightly(group_size: int, in_features: int) -> bool:
+    """Whether the CPU plugin of OpenVINO 2026.4 computes 4-bit weights of this group size rightly.
+
+    It does where the size is a power of two, and where one scale spans a whole row of even length. Any other size,
+    depending on the row's length, the instruction set and the inference precision, gives logits that are off by as much
+    as the logits themselves (measured, tests/test_layers.py).
+    """
+    if group_size == in_features:
+        return in_features % 2 == 0
+    return group_size > 1 and group_size & (group_size - 1) == 0
+
+
 def _unmatched(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> list[OvexportError]:
     """Patterns of `ignored` that no layer's name matches."""
     names = ", ".join(matrix.name.removesuffix(".weight") for matrix in matrices[:3])
@@ -109,29 +150,38 @@ def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | _Refusal:
         return _layer(matrix, "float", matrix.in_features, note="left out by compress.ignored")
     if matrix.kind != "linear":
         return _layer(matrix, "int8_asym", matrix.in_features)
-    if spec.group_size == -1:
-        return _with_rank(matrix, spec, matrix.in_features, note=None)
-    if matrix.in_features % spec.group_size == 0:
-        return _with_rank(matrix, spec, spec.group_size, note=None)
-    return _fallback(matrix, spec)
+    reason = _reason_against(matrix, spec)
+    if reason is None:
+        return _with_rank(matrix, spec, matrix.in_features if spec.group_size == -1 else spec.group_size, note=None)
+    return _fallback(matrix, spec, reason)
 
 
-def _fallback(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | _Refusal:
-    """The fate of a matrix that the group size does not divide, or why there is none."""
-    reason = f"group size {spec.group_size} does not divide {matrix.in_features}"
+def _reason_against(matrix: WeightMatrix, spec: CompressSpec) -> str | None:
+    """Why a matrix can't have the recipe's group size; None where it can."""
+    size = matrix.in_features if spec.group_size == -1 else spec.group_size
+    if matrix.in_features % size:
+        return f"group size {size} does not divide {matrix.in_features}"
+    return None if computed_rightly(size, matrix.in_features) else f"group size {size} is computed wrongly"
+
+
+def _fallback(matrix: WeightMatrix, spec: CompressSpec, reason: str) -> LayerFormat | _Refusal:
+    """The fate of a matrix that can't have the recipe's group size, or why there is none."""
+    size = matrix.in_features
     match spec.fallback:
         case "int8":
-            return _layer(matrix, "int8_asym", matrix.in_features, note=f"{reason}: INT8")
-        case "per_channel":
-            return _with_rank(matrix, spec, matrix.in_features, note=f"{reason}: one scale per channel")
-        case "smaller_group" if smaller := divisors(matrix.in_features, below=spec.group_size):
+            return _layer(matrix, "int8_asym", size, note=f"{reason}: INT8" + (f"; {_ODD_INT8}" if size % 2 else ""))
+        case "per_channel" if computed_rightly(size, size):
+            return _with_rank(matrix, spec, size, note=f"{reason}: one scale per channel")
+        case "smaller_group" if smaller := group_sizes(size, below=spec.group_size):
             return _with_rank(matrix, spec, smaller[-1], note=f"{reason}: group size {smaller[-1]}")
     return _undivided(matrix, spec, reason)
 
 
-def divisors(in_features: int, *, below: int) -> list[int]:
-    """The group sizes from `SMALLEST_GROUP` up to `below` (exclusive) that divide `in_features`."""
-    return [size for size in range(SMALLEST_GROUP, min(below, in_features + 1)) if in_features % size == 0]
+def group_sizes(in_features: int, *, below: int) -> list[int]:
+    """The group sizes from `SMALLEST_GROUP` up to `below` (exclusive) that divide `in_features` and are computed
+    rightly."""
+    sizes = range(SMALLEST_GROUP, min(below, in_features + 1))
+    return [size for size in sizes if in_features % size == 0 and computed_rightly(size, in_features)]
 
 
 def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat | _Refusal:
@@ -167,13 +217,16 @@ def _layer(
 
 
 def _undivided(matrix: WeightMatrix, spec: CompressSpec, reason: str) -> _Refusal:
-    sizes = [str(size) for size in divisors(matrix.in_features, below=matrix.in_features)]
-    cure = f"use {' or '.join(sizes[-3:])}, or set" if sizes else "set"
-    return _Refusal(
-        note=reason,
-        before=f"compress.group_size={spec.group_size} does not divide in_features={matrix.in_features} of ",
-        after=f'; {cure} compress.fallback = "int8"',
-    )
+    columns, size = matrix.in_features, spec.group_size
+    sizes = [str(each) for each in group_sizes(columns, below=columns)][-3:]
+    sizes += ["-1"] if size != -1 and computed_rightly(columns, columns) else []
+    cure = (f"use {' or '.join(sizes)}, or " if sizes else "") + 'set compress.fallback = "int8"'
+    cure += f" ({_ODD_INT8})" if columns % 2 else ""
+    if size == -1 or columns % size == 0:
+        before, after = f"compress.group_size={size} for in_features={columns} of ", f": {_WRONG}; {cure}"
+    else:
+        before, after = f"compress.group_size={size} does not divide in_features={columns} of ", f"; {cure}"
+    return _Refusal(note=reason, before=before, after=after)
 
 
 def _matches(name: str, pattern: str) -> bool:

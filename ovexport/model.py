@@ -3,7 +3,6 @@
 Errors of transformers and of the hub are translated here, once.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -12,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ovexport.artifacts import bytes_digest
-from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
+from ovexport.foreign import exhausted, said, translate
 from ovexport.layers import WeightMatrix
+from ovexport.modelfiles import check_configuration, check_weight_files
 from ovexport.recipe import ModelSpec
-from ovexport.tensorfile import TensorFile
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -37,7 +36,7 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         ArtifactError: it is not there, can't be reached, or is corrupt.
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
-    require_unquantized(spec, load_config(spec))
+    check_weights(spec)
     with _translated(spec), _no_bars():
         model, info = AutoModelForCausalLM.from_pretrained(
             spec.id,
@@ -79,7 +78,12 @@ def load_config(spec: ModelSpec) -> Any:
     """
     check_reachable(spec)
     with _translated(spec):
-        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        check_configuration(spec)
+        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        vocabulary = config.get_text_config().vocab_size
+    if type(vocabulary) is not int or vocabulary < 1:
+        raise UnsupportedModelError(f"{spec.id}: config.json has vocab_size={vocabulary!r}; give a causal LM")
+    return config
 
 
 def require_unquantized(spec: ModelSpec, config: Any) -> None:
@@ -114,35 +118,13 @@ def readable_tokens(config: Any) -> int | None:
 
 
 def check_weights(spec: ModelSpec) -> None:
-    """Look whether a local checkpoint's files are there and whole, by their headers.
+    """Look whether a checkpoint's files are there, whole, and of this model, by their headers; download them if needed.
 
     Raises:
         ArtifactError: one is missing, cut short or no safetensors file.
+        UnsupportedModelError: the model can't be built, is quantized already, or they hold too few numbers for it.
     """
-    folder = Path(spec.id)
-    if not folder.is_dir():
-        return
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"] if (folder / "model.safetensors").is_file() or not index.is_file() else _shards(index)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        of = f", one of {len(missing)} missing," if len(missing) > 1 else ""
-        why = f"{index.name} names it" if index.is_file() else "weights are read from safetensors files alone"
-        raise ArtifactError(f"{folder / missing[0]}: not there{of} and {why}; download or copy the model again")
-    for name in names:
-        try:
-            TensorFile(folder / name)
-        except ArtifactError as error:
-            raise ArtifactError(f"{spec.id}: corrupt weights ({error})") from error
-
-
-def _shards(index: Path) -> list[str]:
-    """The files that an index names."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(str(name) for name in names)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{index}: can't be read ({error}); download or copy the model again") from error
+    check_weight_files(spec, [tuple(parameter.shape) for parameter in skeleton(spec).parameters()])
 
 
 def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -181,6 +163,11 @@ def check_reachable(spec: ModelSpec) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModelError(f"{path}: no model, it has no config.json; give a transformers checkpoint")
+        if (path / "adapter_config.json").exists():
+            raise UnsupportedModelError(
+                f"{path}: holds an adapter_config.json, which names another model to load; give the folder of that "
+                "model, or merge the adapter with it first"
+            )
     elif path.exists():
         raise UnsupportedModelError(f"{path}: a file; give the folder of a transformers checkpoint")
     elif path.is_absolute() or spec.id.count("/") > 1 or spec.id.startswith("."):
@@ -288,22 +275,26 @@ def _translated(spec: ModelSpec) -> Iterator[None]:
     name = spec.id if spec.revision is None else f"{spec.id} at {spec.revision}"
     try:
         yield
-    except SafetensorError as error:
-        raise ArtifactError(f"{name}: corrupt weights ({error}); download or copy the model again") from error
-    except OSError as error:
-        raise _translated_os_error(name, spec, error) from error
-    except ImportError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(f"{name}: needs a package that is not installed ({first})") from error
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModelError(f"{name}: transformers can't load it as a causal LM ({first})") from error
+    except OvexportError:
+        raise
+    except Exception as error:  # transformers raises anything at all on a model that it does not know
+        raise _of_ours(error, name, spec) from error
+
+
+def _of_ours(error: Exception, name: str, spec: ModelSpec) -> OvexportError:
+    first = said(error)
+    if isinstance(error, ImportError):
+        return UnsupportedModelError(f"{name}: needs a package that is not installed ({first})")
+    ours = exhausted(error, name)
+    if ours is None and isinstance(error, OSError):
+        return _translated_os_error(name, spec, error)
+    ours = ours or translate(error, name)
+    return ours or UnsupportedModelError(f"{name}: transformers can't load it as a causal LM ({first})")
 
 
 def _translated_os_error(name: str, spec: ModelSpec, error: OSError) -> ArtifactError:
     if Path(spec.id).is_dir():
-        first = str(error).strip().splitlines()[0]
-        return ArtifactError(f"{name}: can't be read ({first}); copy the model again")
+        return ArtifactError(f"{name}: can't be read ({said(error)}); copy the model again")
     offline = " (HF_HUB_OFFLINE is set)" if _offline() else ""
     return ArtifactError(
         f"{name}: not a folder here, and not to be had from the hub{offline}; check the name and the network, or give "

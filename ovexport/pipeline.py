@@ -102,9 +102,11 @@ def convert_checkpoint(
     Raises:
         RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
         ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
-        UnsupportedModelError: the base model can't be loaded or traced.
+        UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
+            checkpoint wrongly.
     """
     from ovexport.convert import convert
+    from ovexport.layers import check_group_sizes
     from ovexport.strip import strip
     from ovexport.trace import trace
 
@@ -116,7 +118,7 @@ def convert_checkpoint(
             raise ArtifactError(f"{folder}: holds something already; choose another {option}")
     saved_by_nncf = checkpoint.path.is_file()
     if not saved_by_nncf:
-        _ = checkpoint.manifest
+        check_group_sizes(checkpoint.manifest.layers, str(checkpoint.path))
         if ranks is not None:
             raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
     with scratch_folder(existing_parent(out.parent)) as scratch:

@@ -30,6 +30,7 @@ from ovexport.prepare import Survey, missing_files, survey
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.tasks import require_harness
+from ovexport.wording import byte_size
 
 
 class Plan(Record):
@@ -108,7 +109,7 @@ class Shape:
     def tuned_parameters(self) -> int:
         """Entries of adapters and quantization ranges."""
         tuned = [layer for layer in self.layers if layer.rank]
-        ranges = sum(layer.out_features * layer.groups * (1 if layer.mode == "int4_sym" else 2) for layer in tuned)
+        ranges = sum(layer.out_features * layer.groups * (1 if layer.symmetric else 2) for layer in tuned)
         return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
 
     @property
@@ -183,7 +184,7 @@ class Outlook:
         """Of the stage trace."""
         if self.shape.problem:
             yield self.shape.problem
-        yield from raised(check_weights, self.recipe.model)
+        yield from raised(_local_weights, self.recipe.model)
 
     def compress(self) -> Iterator[Finding]:
         """Of the stage compress."""
@@ -227,7 +228,7 @@ def sorted_problems(findings: Iterable[Finding]) -> list[OvexportError]:
 def plan_model(model: ModelSpec, spec: CompressSpec) -> Plan:
     """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
     shape = look_at(model, spec)
-    findings = [*shape.plan.problems, *raised(_tokenizer, model), *raised(check_weights, model)]
+    findings = [*shape.plan.problems, *raised(_tokenizer, model), *raised(_local_weights, model)]
     return _plan(model, shape, [*([shape.problem] if shape.problem else []), *findings], steps=None, seconds=None)
 
 
@@ -291,12 +292,18 @@ def _tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
     return load_tokenizer(model, load_config(model).get_text_config().vocab_size)
 
 
+def _local_weights(model: ModelSpec) -> None:
+    """Look at the weights of a folder; those of the hub are not downloaded to plan."""
+    if Path(model.id).is_dir():
+        check_weights(model)
+
+
 def _check_disk(out: Path, needed: int) -> None:
     existing = existing_parent(out)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ArtifactError(
-            f"{out}: {free / 1e9:.2f} GB free on the disk, and the run needs about {needed / 1e9:.2f} GB; "
+            f"{out}: {byte_size(free)} free on the disk, and the run needs about {byte_size(needed)}; "
             "free some, or choose another --out"
         )
     if not os.access(existing, os.W_OK):

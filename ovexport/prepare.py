@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from ovexport.artifacts import DataManifest, PreparedData, atomic_folder, write_record, write_text
 from ovexport.checking import Caution, Finding
 from ovexport.errors import DataError, OvexportError, RecipeError
+from ovexport.languages import count_words
 from ovexport.model import load_config, load_tokenizer
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
-from ovexport.rows import load_rows, without_repeats
+from ovexport.rows import load_lines, load_texts, without_repeats
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
 
@@ -88,6 +89,8 @@ def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | 
             examples(found, tokenizer, data.sequence_length)
     except OvexportError as error:
         return Survey(findings=(*findings, error))
+    notes = _notes(tokenizer, splits, generates=found is not None and found.generates)
+    findings += [Caution(note) for note in notes]
     sequences: dict[str, int] = {}
     looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     for split, documents in splits.items():
@@ -175,13 +178,19 @@ def _write(
             logger.warning("  %s", said)
     of_documents = {} if splits["test"].running else {"test.documents": packed["test"][1]}
     text = tokenizer.decode(sequences["test"].reshape(-1), skip_special_tokens=True)
+    words, no_words = count_words(text)
+    notes = _notes(tokenizer, splits, generates=task is not None and task.generates)
+    for note in notes:
+        logger.warning("  %s", note)
     manifest = DataManifest(
         sequence_length=data.sequence_length,
         documents={name: len(documents.texts) for name, documents in splits.items()},
         sequences={name: len(tokens) for name, tokens in sequences.items()},
         examples={name: len(rows) for name, rows in task.rows.items()} if task else {},
         dropped_duplicates=dropped,
-        test_words=len(text.split()),
+        test_words=words,
+        test_words_reason=no_words,
+        notes=notes,
     )
     with atomic_folder(out) as folder:
         write_tensors(sequences | of_documents, folder / "tokens.safetensors")
@@ -191,6 +200,30 @@ def _write(
             write_text(json.dumps(task.rows, ensure_ascii=False, indent=0), folder / "task_rows.json")
         write_record(manifest, folder / "data.json")
     return PreparedData(out)
+
+
+def _notes(tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Documents], *, generates: bool) -> tuple[str, ...]:
+    """What a tokenizer without an end-of-sequence token means for the sequences and the examples."""
+    if tokenizer.eos_token_id is not None:
+        return ()
+    apart = [name for name, documents in splits.items() if not documents.running and len(documents.texts) > 1]
+    notes = []
+    if apart and not _marks(tokenizer):
+        notes.append(
+            f"the tokenizer has no end-of-sequence token: the documents of {', '.join(apart)} run together in the "
+            "sequences, with nothing between them; set eos_token in tokenizer_config.json"
+        )
+    if generates:
+        notes.append(
+            "the tokenizer has no end-of-sequence token: the task's examples don't show where an answer ends; set "
+            "eos_token in tokenizer_config.json"
+        )
+    return tuple(notes)
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer adds tokens of its own to a text."""
+    return bool(tokenizer("")["input_ids"])
 
 
 def examples(task: TaskData, tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, NDArray[np.generic]]:
@@ -264,15 +297,10 @@ def read_documents(source: SourceSpec) -> Documents:
     Raises:
         DataError: it is not there, can't be read, lacks the column or holds no text.
     """
-    name = source.path or str(source.hub)
     running = source.path is not None and Path(source.path).suffix.lower() in PLAIN_TEXT
-    rows = load_rows(source)
-    if source.column not in rows.column_names and not running:
-        raise DataError(f"{name}: no column {source.column!r}; it has {', '.join(rows.column_names)}; set column")
-    texts = rows["text" if running else source.column]
-    documents = _blocks(texts) if running else [text for text in texts if isinstance(text, str) and text.strip()]
+    documents = _blocks(load_lines(Path(str(source.path)))) if running else load_texts(source)
     if not documents:
-        raise DataError(f"{name}: holds no text; give a file or a column with some")
+        raise DataError(f"{source.path or source.hub}: holds no text; give a file or a column with some")
     return Documents(documents, running)
 
 
@@ -314,7 +342,7 @@ def _stream(
     needed = None if wanted is None else wanted * spec.sequence_length
     stream: list[int] = []
     ends: list[int] = []
-    marked = bool(tokenizer("")["input_ids"])
+    marked = _marks(tokenizer)
     for text in documents.texts:
         if documents.running:
             stream += tokenizer(text + "\n", add_special_tokens=False, verbose=False)["input_ids"]

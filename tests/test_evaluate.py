@@ -144,10 +144,10 @@ def test_prompts_come_from_packaged_sets_files_and_columns(tmp_path: Path) -> No
     [
         ("empty.txt", b"\n \n", "holds no prompt"),
         ("picture.png", b"\x89PNG", "neither .txt nor"),
-        ("binary.txt", b"\x00\x01\x02", "no text file"),
+        ("binary.txt", b"\x00\x01\x02", "NUL characters"),
         ("latin.txt", b"\xff\xfe\xfa", "can't be read"),
         ("rows.jsonl", b'{"text": "a"}\n', "no column 'prompt'"),
-        ("missing.txt", None, "can't be read"),
+        ("missing.txt", None, "no such file"),
         ("empty.jsonl", b"", "holds no text"),
     ],
 )

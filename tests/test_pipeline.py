@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from ovexport import pipeline, recipe
 from ovexport.artifacts import MODELS, RunFolder
-from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
+from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError, VerificationFailed
 from ovexport.recipe import Recipe
 
 LAYOUT = [
@@ -202,6 +202,20 @@ def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunF
     assert ir.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "kept"]
     assert [path.name for path in keep.iterdir()] == ["bf16"]
+
+
+def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(
+    run_copy: RunFolder, tiny_recipe
+) -> None:
+    path = run_copy.checkpoint.path / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    layer = next(layer for layer in manifest["layers"] if layer["mode"] == "int4_asym")
+    layer |= {"in_features": 96, "group_size": 48}
+    path.write_text(json.dumps(manifest))
+    out = run_copy.path / "converted"
+    with pytest.raises(UnsupportedModelError, match=f"group size 48 in {layer['name'].removesuffix('.weight')}"):
+        pipeline.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
+    assert not out.exists()
 
 
 def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovexport.cli.output import Json, Overrides, Quiet, print_table, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Overrides, Quiet, print_json, print_table, reports_errors, say, set_up_logging
+from ovexport.wording import byte_size
 
 if TYPE_CHECKING:
     from ovexport.artifacts import LayerFormat
@@ -43,27 +44,26 @@ def plan(
 
         found = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
     if as_json:
-        typer.echo(found.model_dump_json())
+        print_json(found.model_dump_json())
     elif not quiet:
         _show(found)
     if found.problems:
-        typer.echo(f"error: {'; '.join(found.problems)}", err=True)
+        say(f"error: {'; '.join(found.problems)}", err=True)
         raise typer.Exit(found.exit_code)
 
 
 def _show(found: "Plan") -> None:
     header = ("layer", "mode", "shape", "group", "rank", "note")
     print_table(header, [_row(alike, unsuitable=alike[0].name in found.unsuitable) for alike in _folded(found.layers)])
-    typer.echo(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
-    before, after = found.baseline_bytes / 1e6, found.product_bytes / 1e6
-    typer.echo(f"weights            {before:,.1f} MB before, {after:,.1f} MB in INT4")
-    typer.echo(f"tuning memory      {found.tuning_memory_bytes / 1e9:,.2f} GB and the activations")
-    typer.echo(f"disk               {found.disk_bytes / 1e9:,.2f} GB")
+    say(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
+    say(f"weights            {byte_size(found.baseline_bytes)} before, {byte_size(found.product_bytes)} in INT4")
+    say(f"tuning memory      {byte_size(found.tuning_memory_bytes)} and the activations")
+    say(f"disk               {byte_size(found.disk_bytes)}")
     if found.tuning_steps is not None and not found.problems:
         least = "" if found.tuning_seconds is None else f", at least {found.tuning_seconds:,.0f} s here"
-        typer.echo(f"tuning             {found.tuning_steps} steps{least}")
+        say(f"tuning             {found.tuning_steps} steps{least}")
     for warning in found.warnings:
-        typer.echo(f"warning            {warning}")
+        say(f"warning            {warning}")
 
 
 def _folded(layers: Sequence["LayerFormat"]) -> list[list["LayerFormat"]]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import LayerFormat
 from ovexport.errors import UnsupportedModelError
+from ovexport.foreign import exhausted, said
 from ovexport.model import parameter_of_hook
 from ovexport.quantization import FakeQuantizer
 from ovexport.recipe import CompressSpec
@@ -123,8 +124,7 @@ def _translated_nncf(network: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NNCF raises many kinds, not all of them its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(
-            f"{network.config.model_type}: NNCF can't compress it ({first}); "
+        raise exhausted(error, network.config.model_type) or UnsupportedModelError(
+            f"{network.config.model_type}: NNCF can't compress it ({said(error)}); "
             "try compress.awq = false and compress.scale_estimation = false"
         ) from error

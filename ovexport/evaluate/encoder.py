@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ovexport.errors import ArtifactError, MissingDependencyError
 from ovexport.evaluate.similarity import Encoder
+from ovexport.foreign import exhausted, said
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 
 
@@ -86,9 +87,10 @@ def load_encoder(name: str) -> Encoder:
     transformers_logging.set_verbosity_error()
     try:
         model = SentenceTransformer(location, device="cpu", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"evaluate.encoder={name}: can't be loaded ({first}); copy it again") from error
+    except Exception as error:  # sentence-transformers raises anything at all on a damaged folder
+        raise exhausted(error, name) or ArtifactError(
+            f"evaluate.encoder={name}: can't be loaded ({said(error)}); copy it again"
+        ) from error
 
     def cosines(first: Sequence[str], second: Sequence[str]) -> list[float]:
         """As WhoWhatBench takes them: the two texts of a pair are one batch, so that the last digits agree."""

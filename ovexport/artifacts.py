@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -133,7 +133,8 @@ class CheckpointManifest(Record):
         weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
         changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
         digests: of the codes that tuning ended with, by layer.
-        steps: optimizer steps taken; 0 for the twin.
+        steps: of the kept parameters; 0 for the twin, and where no step validated better than the start; None for a
+            checkpoint that another tool tuned.
         validation_kl_nats, validation_nll_nats: of the kept step, by what was tuned for, the mean divergence per token
             of text, or the negative log-likelihood per token of the answers; None for a starting point, and for a model
             that can't be tuned.
@@ -148,7 +149,7 @@ class CheckpointManifest(Record):
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()
     digests: dict[str, CodeDigest]
-    steps: int = 0
+    steps: int | None = 0
     validation_kl_nats: float | None = None
     validation_nll_nats: float | None = None
     rank_space: tuple[int, ...] = ()
@@ -174,6 +175,7 @@ class PackedManifest(Record):
     Attributes:
         model_id, revision: the base model as the recipe named it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
+        tuning_steps: the checkpoint's `steps`.
     """
 
     format_version: Literal[1] = 1
@@ -183,6 +185,7 @@ class PackedManifest(Record):
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()
     checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
 
 
 class IRManifest(Record):
@@ -192,12 +195,14 @@ class IRManifest(Record):
         model_id, revision: the base model as the recipe named it.
         checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
         files: SHA-256 of each other file of the folder.
+        tuning_steps: of the parameters that were kept: 0 without tuning, None where it is not known.
     """
 
     format_version: Literal[1] = 1
     model_id: str
     revision: str | None
     checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
     files: dict[str, str]
     versions: dict[str, str]
 
@@ -623,8 +628,20 @@ def json_digest(value: Any) -> str:
 
 
 def check_files(files: Mapping[str, str], root: Path) -> list[str]:
-    """The paths, relative to `root`, that are missing or whose SHA-256 is not the one given."""
-    return [name for name, digest in files.items() if not (root / name).is_file() or file_digest(root / name) != digest]
+    """The paths that lead out of `root`, are missing there, or whose SHA-256 is not the one given."""
+    return [
+        name
+        for name, digest in files.items()
+        if leaves_folder(name) or not (root / name).is_file() or file_digest(root / name) != digest
+    ]
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path is no plain one below a folder: absolute, or by way of `..`, on this system or another."""
+    return any(
+        path.is_absolute() or bool(path.drive) or ".." in path.parts or not path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def _fsync(path: Path) -> None:

@@ -372,7 +372,8 @@ def _report(context: Context) -> None:
 
 def _judge_and_report(folder: RunFolder, recipe: Recipe) -> tuple[Path, GateReport | None]:
     """Write gates.json, where the recipe has gates, and the page that shows them."""
-    from ovexport.gates import judge, run_figures
+    from ovexport.figures import run_figures
+    from ovexport.gates import judge
     from ovexport.report import write_report
 
     gates = judge(recipes.list_gates(recipe.gates), run_figures(folder, recipe)) if recipe.gates else None

@@ -10,11 +10,22 @@ import pytest
 import torch
 
 from ovexport.artifacts import IR, RunFolder, read_record, write_text
+from ovexport.bootstrap import FEWEST_VALUES
 from ovexport.comparator import Comparator
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate, prompt_tokens
-from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, recovered_gap, verdict, word_perplexity
+from ovexport.evaluate.divergence import (
+    Resampling,
+    TokenFigures,
+    compare,
+    difference,
+    recovered_gap,
+    summarize,
+    verdict,
+    word_perplexity,
+)
+from ovexport.evaluate.isolation import KeptRunner
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.graph import read_graph
 from ovexport.progress import silent
@@ -104,6 +115,25 @@ def test_a_difference_whose_interval_holds_nothing_is_a_tie() -> None:
         "higher",
         "lower",
     ]
+
+
+def test_too_few_values_have_no_interval_and_no_verdict() -> None:
+    generator = np.random.default_rng(0)
+
+    def figures_of(count: int) -> TokenFigures:
+        drawn = [generator.uniform(0.5, 1.5, (count, 7)) for _ in range(3)]
+        return TokenFigures(nll=[drawn[0]], kl=[drawn[1]], same_top1=[drawn[1] > 1], probability_change=[drawn[2]])
+
+    for count in (2, FEWEST_VALUES - 1, FEWEST_VALUES):
+        one, other, drawn = figures_of(count), figures_of(count), sequences(count, 7)
+        found, compared = summarize(one, other, drawn)[0], difference(one, other, drawn)
+        intervals = [found.kl_mean_ci95, found.same_top1_ci95, found.perplexity_ratio.ci95, compared.kl_mean_nats.ci95]
+        intervals += [recovered_gap(one, other, drawn)[1], found.perplexity_verdict, compared.nll_verdict]
+        few = count < FEWEST_VALUES
+        assert [interval is None for interval in intervals] == [few] * len(intervals)
+        assert drawn.too_few == (f"{count} sequences are too few for an interval" if few else None)
+        low, high = found.same_top1_ci95 or (0.0, 1.0)
+        assert low <= found.same_top1 <= high
 
 
 def test_recovered_gap_and_its_interval() -> None:
@@ -237,6 +267,21 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
     return evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), out)
 
 
+def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
+    tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
+    graph, passes = read_graph(finished_run.ir("bf16")), []
+    plain = LogitsRunner(graph, "bf16")
+    kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
+    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
+    for again in (1, 0):
+        for rows in (tokens[:2], tokens[2:]):
+            expected = [logits.copy() for logits in plain.pieces(rows, 32)]
+            plain._request.reset_state()
+            found = [logits.copy() for logits in kept.pieces(rows, 32)]
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert len(passes) == (4 if again else 6)
+
+
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:
     steps = {step.name: step for step in isolated.models["int4"].isolation}
     assert list(steps) == ["weights", "kv_cache", "dynamic_quantization", "activations", "deployment"]
@@ -259,7 +304,7 @@ def test_the_report_of_a_run_holds_every_figure(finished_run) -> None:
     for name in ("plain", "int4"):
         model = report.models[name]
         missing = [field for field, value in model.model_dump().items() if value is None and field != "reason"]
-        assert not missing
+        assert (missing, model.reason) == (["similarity_ci95"], "3 prompts are too few for an interval")
         assert 0 < model.kl_median_nats <= model.kl_p99_nats <= model.kl_maximum_nats
         assert sum(model.kl_histogram) == 8 * 63
     assert report.recovered_gap is not None
@@ -273,7 +318,7 @@ def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:
     with (folder / "reference.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["", "prompts", "answers", "language", "prompt_length_type"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     with (folder / "int4" / "metrics_per_question.csv").open(newline="") as file:
         header = next(csv.reader(file))
     assert header == [

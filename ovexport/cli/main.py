@@ -11,6 +11,7 @@ from ovexport.cli.bench import bench
 from ovexport.cli.convert import convert
 from ovexport.cli.doctor import doctor
 from ovexport.cli.evaluate import evaluate
+from ovexport.cli.gates import gates
 from ovexport.cli.output import prepare_streams, print_block, say
 from ovexport.cli.plan import plan
 from ovexport.cli.report import report
@@ -42,7 +43,7 @@ def _root(
     5 model or data unsupported, 6 training diverged, 7 verification failed, 8 a gate failed, 130 interrupted."""
 
 
-for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, doctor):
+for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, gates, doctor):
     app.command()(command)
 
 

@@ -216,8 +216,14 @@ def _figures(moment: Progress) -> str:
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on stdout, as wide as it needs to be when stdout is no terminal."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, numbers: int | None = None
+) -> None:
+    """A table on stdout, as wide as it needs to be when stdout is no terminal.
+
+    Args:
+        numbers: how many columns after the first are set to the right; all of them unless given.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -228,8 +234,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         return Text(_in_encoding(printable(text), console.encoding))
 
     table = Table(title=None if title is None else cell(title), title_justify="left")
+    last = len(header) if numbers is None else numbers
     for number, name in enumerate(header):
-        table.add_column(cell(name), justify="right" if number else "left")
+        table.add_column(cell(name), justify="right" if 0 < number <= last else "left")
     for row in rows:
         table.add_row(*map(cell, row))
     if not console.is_terminal:

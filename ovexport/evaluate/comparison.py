@@ -25,9 +25,10 @@ from ovexport.evaluate.prompts import Prompts, choose_prompts
 from ovexport.evaluate.similarity import Answers, Encoder, aggregate, compare_answers, worst
 from ovexport.evaluate.tasks import Loaded, ask_models, loaded
 from ovexport.graph import read_graph
+from ovexport.identity import identify
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
-from ovexport.reports import Comparison, EvaluationReport, IsolationStep, ModelEvaluation
+from ovexport.reports import Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
 from ovexport.runtime import LogitsRunner
 from ovexport.tasks import HarnessTask
 from ovexport.versions import installed_version, stack_versions
@@ -130,16 +131,16 @@ def evaluate(
             found["reason"] = "the reference: nothing to compare it with"
         else:
             found |= _alike(said, name, encoder, spec, out)
-            missing = None if diverged else "no text and reference were given to measure the divergence on"
-            reasons = [reason for reason in (missing, too_few(len(said.prompts.texts), "prompts")) if reason]
-            found["reason"] = "; ".join(reasons) or None
+            found["reason"] = _missing(diverged, len(said.prompts.texts))
         evaluated[name] = ModelEvaluation(**found)
     if torch_model and tasks:
         evaluated["torch"] = ModelEvaluation(
             tasks={task: reached["torch"] for task, reached in results.items()},
-            reason="the tuned model in torch, asked the tasks alone",
+            reason="the model in torch that int4 was made of, asked the tasks alone",
         )
-    gap, interval, reason = _recovered(diverged, reference, distilled=distilled)
+    described = {name: identify(ir) for name, ir in models.items()}
+    tuned = described.get("int4", {}).get("tuning_steps") != 0
+    gap, interval, reason = _recovered(diverged, reference, distilled=distilled, tuned=tuned)
     return EvaluationReport(
         reference=reference or str(ground_truth and ground_truth.path),
         models=evaluated,
@@ -149,6 +150,7 @@ def evaluate(
         reason=reason,
         histogram_edges_nats=HISTOGRAM_EDGES_NATS,
         conditions={
+            "models": described | ({"torch": described["int4"] | {"weights": "torch"}} if torch_model else {}),
             "encoder": spec.encoder,
             "similarity_mode": spec.similarity_mode,
             **said.conditions,
@@ -179,6 +181,7 @@ def _diverge(
             "sequence_length": manifest.sequence_length,
             "test_tokens_sha256": json_digest(tokens.tolist()),
             "interval_over": resampling.name,
+            "interval_units": resampling.count,
             "runtime": runtime,
         },
         length=manifest.sequence_length,
@@ -262,9 +265,11 @@ def _alike(said: _Conversations, name: str, encoder: Encoder, spec: EvaluateSpec
 
 
 def _recovered(
-    diverged: _Divergences | None, reference: str | None, *, distilled: bool
-) -> tuple[float | None, tuple[float, float] | None, str | None]:
+    diverged: _Divergences | None, reference: str | None, *, distilled: bool, tuned: bool
+) -> tuple[float | None, Interval | None, str | None]:
     """The share of the plain twin's divergence that tuning took away, with its interval, or why there is none."""
+    if not tuned:
+        return None, None, "int4 was not tuned: no step was made, or none validated better than the start"
     if not distilled:
         return None, None, "tuned for a task, not to be like the reference"
     compared = set(diverged.figures) - {reference} if diverged else set()
@@ -274,7 +279,16 @@ def _recovered(
     if not figures["plain"].joined("kl").mean() > 0:
         return None, None, "the plain twin does not differ from the reference"
     gap, interval = divergence.recovered_gap(figures["plain"], figures["int4"], diverged.resampling)
-    return gap, interval, None
+    return gap, interval, diverged.resampling.too_few
+
+
+def _missing(diverged: _Divergences | None, prompts: int) -> str | None:
+    """Why a model's figures or intervals are not there."""
+    reasons = (
+        diverged.resampling.too_few if diverged else "no text and reference were given to measure the divergence on",
+        too_few(prompts, "prompts"),
+    )
+    return "; ".join(filter(None, reasons)) or None
 
 
 def _asked_with(task: HarnessTask) -> dict[str, Any]:

@@ -68,34 +68,34 @@ class Survey:
 def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | None, positions: int | None) -> Survey:
     """Look at the text as prepare will read it, and tokenize as much of it as the sizes need.
 
-    A data set of the hub is not fetched for that, and a file beside it is only looked for.
+    What is on the hub is not fetched for that; a text that is split with it is not looked at either.
 
     Args:
         positions: how many tokens the model can read; None where it has no limit.
     """
     findings: list[Finding] = []
     if positions is not None and data.sequence_length > positions:
-        findings.append(
-            RecipeError(
-                f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most; lower it to "
-                f"{positions}"
-            )
-        )
-    remote = _remote_sources(data, task)
-    findings += [
-        *missing_files(data, task),
-        *(Caution(f"{name}: {hub} is on the hub, and is read when the run starts") for name, hub in remote.items()),
-    ]
-    if remote or any(isinstance(finding, DataError) for finding in findings):
+        told = f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most"
+        findings.append(RecipeError(f"{told}; lower it to {positions}"))
+    missing = missing_files(data, task)
+    remote = {key: source.hub for key, source in _sources(data).items() if source.hub}
+    task_here = task if task and task.files else None
+    findings += missing
+    findings += [Caution(f"{key}: {hub} is on the hub, and is read when the run starts") for key, hub in remote.items()]
+    if task and not task_here:
+        findings.append(Caution(f"task.name={task.name}: its rows are on the hub, and are read when the run starts"))
+    if missing or remote or not (data.train or task_here):
         return Survey(findings=tuple(findings))
-    sequences: dict[str, int] = {}
-    looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     try:
-        splits, _, found = _read(data, task)
+        splits, _, found = _read(data, task_here)
         if found:
             examples(found, tokenizer, data.sequence_length)
     except OvexportError as error:
         return Survey(findings=(*findings, error))
+    notes = _notes(tokenizer, splits, generates=found is not None and found.generates)
+    findings += [Caution(note) for note in notes]
+    sequences: dict[str, int] = {}
+    looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     for split, documents in splits.items():
         try:
             stream, _ = _stream(documents, tokenizer, looked_at, split)
@@ -148,17 +148,15 @@ def _read(data: DataSpec, task: TaskSpec | None) -> tuple[dict[str, Documents], 
     return {split: Documents(some, running=False) for split, some in texts.items()}, dropped, found
 
 
-def _remote_sources(data: DataSpec, task: TaskSpec | None) -> dict[str, str]:
-    """The data sets of the hub that the recipe names, by the key that names them."""
-    sources = {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test")}
-    found = {key: source.hub for key, source in sources.items() if source and source.hub}
-    return found | ({f"task.name={task.name}": "its data set"} if task and not task.files else {})
+def _sources(data: DataSpec) -> dict[str, SourceSpec]:
+    """The sources that the recipe names, by their keys."""
+    named = {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test")}
+    return {key: source for key, source in named.items() if source is not None}
 
 
 def missing_files(data: DataSpec, task: TaskSpec | None) -> list[DataError]:
     """A problem for each file that the recipe names and that is not there."""
-    sources = {f"data.{name}.path": getattr(data, name) for name in ("train", "validation", "test")}
-    paths = {key: source.path for key, source in sources.items() if source and source.path}
+    paths = {f"{key}.path": source.path for key, source in _sources(data).items() if source.path}
     paths |= {f"task.{split}": path for split, path in task.files.items()} if task else {}
     return [
         DataError(f"{key}={path}: no such file; paths are looked for beside the recipe, then in the working directory")

@@ -113,7 +113,8 @@ class DataSpec(Spec):
         test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
         sequence_length: tokens per sequence.
         train_sequences: at most so many sequences; all there are without it.
-        validation_sequences, test_sequences: so many sequences.
+        validation_sequences, test_sequences: so many sequences; all there are, where the text makes fewer, with a
+            warning, but 1 and 4 at least.
     """
 
     train: SourceSpec | None = None

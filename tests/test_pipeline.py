@@ -201,14 +201,15 @@ def _with_one_layer_off(original):
 
 
 def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
-    ir = pipeline.convert_checkpoint(
-        finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, tmp_path / "converted"
-    )
+    out, keep = tmp_path / "converted", tmp_path / "kept"
+    out.mkdir()
+    ir = pipeline.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
     made, files = finished_run.ir("int4").path, files_in(ir.path)
     assert [file.relative_to(ir.path) for file in files] == [file.relative_to(made) for file in files_in(made)]
     for file in files:
         assert file.read_bytes() == (made / file.relative_to(ir.path)).read_bytes(), file.name
-    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "kept"]
+    assert [path.name for path in keep.iterdir()] == ["bf16"]
 
 
 def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(

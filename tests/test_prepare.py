@@ -49,8 +49,9 @@ def test_blocks_between_blank_lines_are_the_documents_of_plain_text(tmp_path: Pa
 
 
 def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(tmp_path: Path, tiny_model: Path) -> None:
-    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=64, test_sequences=1000)
-    with pytest.raises(DataError, match=r"data\.test: [\d,]+ tokens in 4 documents, and 64,000 are needed for 1000"):
+    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=256, test_sequences=1000)
+    message = r"data\.test: [\d,]+ tokens in 4 documents, and 1,024 are needed at least, for 4 sequences of 256"
+    with pytest.raises(DataError, match=message):
         prepare(ModelSpec(id=str(tiny_model)), spec, tmp_path / "data")
 
 

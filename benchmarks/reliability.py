@@ -218,10 +218,11 @@ def damages(run: RunFolder, generator: random.Random, share: int) -> Iterator[Da
         yield nudge(run, offset + 2 * generator.randrange(length // 2), generator, name)
     others = [place for place in places if place[0] == "other"]
     for _ in range(OTHERS // share):
-        _, name, offset, length = generator.choice(others)
+        _, _, offset, length = generator.choice(others)
         at = offset + generator.randrange(length)
         kind = "a bit flipped in another constant (norms, rotary tables, shapes)"
-        yield flip(run, kind, "int4/openvino_model.bin", at, generator, (name,))
+        sharing = tuple(name for _, name, begin, size in others if begin <= at < begin + size)
+        yield replace(flip(run, kind, "int4/openvino_model.bin", at, generator, sharing), any_of=True)
     yield from whole_files(run, generator, share)
     for _ in range(OTHERS // share):
         yield moved_constant(ir, generator)

@@ -1,16 +1,22 @@
 """What somebody who controls the product's folder can not do without being found."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_verify import flip_bit
 from test_verify_graph import failures, proof
 
 from ovexport.artifacts import IR, RunFolder, file_digest, leaves_folder
+from ovexport.errors import ArtifactError
+from ovexport.graph import constants
 from ovexport.verify import verify
+
+SHAPE = "model.layers.0.mlp.down_proj.weight/shape"
 
 
 def rewritten(ir: IR, **changes: Any) -> None:
@@ -123,3 +129,25 @@ def test_a_manifest_rewritten_to_match_hides_no_changed_companion(run_copy: RunF
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 9.0, "do_sample": True}))
     rewritten(ir)
     assert failures(proof(run_copy)) == "tokenizer and configurations as the twin's: files: generation_config.json"
+
+
+@pytest.mark.parametrize("part", ["<edge from-layer=", "<layer id=", "constant"])
+def test_a_graph_that_cant_be_read_is_blamed_on_the_operation_without_a_manifest(
+    run_copy: RunFolder, part: str
+) -> None:
+    ir = run_copy.ir("int4")
+    (ir.path / "ovexport.json").unlink()
+    if part == "constant":
+        flip_bit(ir, lambda graph: next(node for node in constants(graph) if node.get_friendly_name() == SHAPE))
+        says = re.escape(SHAPE)
+    else:
+        text = ir.xml.read_bytes()
+        at = text.index(part.encode(), len(text) // 2 if part.startswith("<layer") else 0)
+        ir.xml.write_bytes(text[:at] + b"\x89" + text[at + 1 :])
+        says = (
+            "openvino_model.xml, line .*, in <layer id=.* name="
+            if part.startswith("<layer")
+            else "openvino_model.xml, line .*, the edge between "
+        )
+    with pytest.raises(ArtifactError, match=rf"not a readable OpenVINO IR.*not as in the twin: {says}"):
+        proof(run_copy)

@@ -5,7 +5,9 @@ twin is given, the files are compared with the twin's too.
 """
 
 import re
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from xml.etree import ElementTree
 
 from ovexport.artifacts import (
     IR,
@@ -30,6 +32,8 @@ _MAY_DIFFER = re.compile(
     r'(?<= offset=")\d+(?=")|(?<=<Runtime_version value=")[^"<>]*|(?<="OpenVINO Runtime" value=")[^"<>]*'
 )
 """In the files of two graphs that say the same: where constants lie in the .bin, and which OpenVINO wrote them."""
+_LAYER = re.compile(r'<layer id="(\d+)" name="([^"]*)"')
+_ENDS = re.compile(r'(?:from|to)-layer="([^"]*)"')
 
 
 def changed_files(ir: IR, checkpoint: Checkpoint | None) -> list[str]:
@@ -109,17 +113,71 @@ def companions(ir: IR, other: IR, name: str) -> Check:
 
 def same_document(ir: IR, twin: IR) -> Check:
     """The graph's file says what the twin's says, names and remarks that no fingerprint covers included."""
+    place = _differing_line(ir, twin)
+    return zero("graph's file as the twin's", "openvino_model.xml", int(place is not None), place or "")
+
+
+def differing_place(ir: IR, twin: IR) -> str | None:
+    """Where a graph that can't be read differs from its twin's: a line of its file, or a constant that is no part of a
+    packed weight; None where there is no such place, or the files can't be read even so."""
     try:
-        own, other = (_MAY_DIFFER.sub("", converted_xml(one)).splitlines() for one in (ir, twin))
-    except UnicodeDecodeError as error:
-        return zero("graph's file as the twin's", "openvino_model.xml", 1, f"openvino_model.xml: no UTF-8 ({error})")
+        line = _differing_line(ir, twin)
+        return f"openvino_model.xml, {line}" if line is not None else _differing_constant(ir, twin)
+    except (OSError, ArtifactError, ElementTree.ParseError, KeyError, ValueError):
+        return None
+
+
+def _differing_constant(ir: IR, twin: IR) -> str | None:
+    """The first constant, but for those of packed weights, that has other bytes than the twin's of its name."""
+    ours, theirs = (_constant_places(one) for one in (ir, twin))
+    packed = {
+        part for name in ours if f"{name}/scale" in ours for part in (name, f"{name}/scale", f"{name}/zero_point")
+    }
+    with ir.bin.open("rb") as own, twin.bin.open("rb") as other:
+        maps = [mmap(file.fileno(), 0, access=ACCESS_READ) for file in (own, other)]
+        for name, place in ours.items():
+            if name not in packed and maps[0][place] != maps[1][theirs[name]]:
+                return name
+    return None
+
+
+def _constant_places(ir: IR) -> dict[str, slice]:
+    """Where each constant lies in the .bin, by its name in the graph's file."""
+    return {
+        layer.attrib["name"]: slice(
+            int(entry.attrib["offset"]), int(entry.attrib["offset"]) + int(entry.attrib["size"])
+        )
+        for layer in ElementTree.fromstring(converted_xml(ir)).iter("layer")
+        for entry in layer.iter("data")
+        if layer.get("type") == "Const"
+    }
+
+
+def _differing_line(ir: IR, twin: IR) -> str | None:
+    """The first line in which the two graphs' files differ, with the layer that it is in."""
+    own, other = (_MAY_DIFFER.sub("", _document(one)).splitlines() for one in (ir, twin))
     if own == other:
-        return zero("graph's file as the twin's", "openvino_model.xml", 0)
+        return None
     pairs = zip(own, other, strict=False)
     first = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(own), len(other)))
-    within = next((line.strip() for line in reversed(own[: first + 1]) if "<layer " in line or "</layers>" in line), "")
-    place = f"in {within}" if "<layer " in within else "outside of all layers"
-    return zero("graph's file as the twin's", "openvino_model.xml", 1, f"line {first + 1}, {place}")
+    return f"line {first + 1}, {_told_of(other, first)}"
+
+
+def _document(ir: IR) -> str:
+    try:
+        return converted_xml(ir)
+    except UnicodeDecodeError:
+        return ir.xml.read_text(encoding="utf-8", errors="replace")
+
+
+def _told_of(lines: list[str], index: int) -> str:
+    """What a line of a graph's file is about: the layer around it, or the two layers of an edge."""
+    if index < len(lines) and "<edge " in lines[index]:
+        names = dict(_LAYER.findall("\n".join(lines)))
+        return f"the edge between {' and '.join(names.get(end, end) for end in _ENDS.findall(lines[index]))}"
+    around = (line.strip() for line in reversed(lines[: index + 1]) if "<layer " in line or "</layers>" in line)
+    within = next(around, "")
+    return f"in {within}" if "<layer " in within else "outside of all layers"
 
 
 def _names_in(folder: Path) -> list[str]:

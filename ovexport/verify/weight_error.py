@@ -34,7 +34,8 @@ def weight_errors(
         for begin in range(0, layer.out_features, step):
             rows = slice(begin, min(begin + step, layer.out_features))
             original = read(rows).astype(np.float64)
-            squares += float(np.square(_values(weight, rows, layer.in_features) - original).sum())
+            with np.errstate(all="ignore"):  # a damaged scale can be anything; a check says so
+                squares += float(np.square(_values(weight, rows, layer.in_features) - original).sum())
             total += float(np.square(original).sum())
         errors[layer.name] = float(np.sqrt(squares / total)) if total else 0.0
     return errors

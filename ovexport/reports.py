@@ -182,12 +182,17 @@ class ModelEvaluation(Divergence, Similarity):
 
     Attributes:
         tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+        word_perplexity_reason: why there is none.
+        different_answers: how many of the answers to all prompts differ from each other; where they are few, the
+            similarity is that of a few answers.
         worst_answers: least alike first.
         isolation: where the divergence comes from, where it was asked for.
     """
 
     perplexity: float | None = None
     word_perplexity: float | None = None
+    word_perplexity_reason: str | None = None
+    different_answers: int | None = None
     kl_histogram: tuple[int, ...] | None = None
     worst_answers: tuple[WorstAnswer, ...] = ()
     isolation: tuple[IsolationStep, ...] = ()
@@ -217,6 +222,7 @@ class EvaluationReport(Record):
         recovered_gap: share of the plain twin's mean KL that tuning took away.
         recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`.
         histogram_edges_nats: bin edges of each model's kl_histogram.
+        notes: what the reader of the figures has to know of text, prompts and encoder.
     """
 
     reference: str
@@ -226,6 +232,7 @@ class EvaluationReport(Record):
     recovered_gap_ci95: tuple[float, float] | None = None
     reason: str | None = None
     histogram_edges_nats: tuple[float, ...]
+    notes: tuple[str, ...] = ()
     conditions: dict[str, Any]
     versions: dict[str, str]
 

@@ -3,6 +3,7 @@
 The models run in lockstep on the same tokens; of a batch only per-token figures are kept.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -184,7 +185,7 @@ def summarize(
     inside = np.clip(kl, HISTOGRAM_EDGES_NATS[0], HISTOGRAM_EDGES_NATS[-1])
     own, other = figures.joined("nll"), reference.joined("nll")
     resampled = resampling.means(per_token, own - other)
-    ratio = Estimate(value=float(np.exp((own - other).mean())), ci95=interval(np.exp(resampled[:, 1])))
+    ratio = _ratio(own - other, resampled[:, 1])
     return (
         Divergence(
             kl_mean_nats=float(kl.mean()),
@@ -199,12 +200,19 @@ def summarize(
             same_top1=float(same.mean()),
             same_top1_standard_error=float(np.sqrt(same.mean() * (1 - same.mean()) / (same.size - 1))),
             perplexity_ratio=ratio,
-            perplexity_verdict=verdict(ratio.ci95, 1.0),
+            perplexity_verdict=verdict(ratio.ci95, 1.0) if ratio else verdict(interval(resampled[:, 1]), 0.0),
             true_token_probability_change_mean=float(change.mean()),
             true_token_probability_change_rms=float(np.sqrt((change**2).mean())),
         ),
         tuple(int(count) for count in np.histogram(inside, HISTOGRAM_EDGES_NATS)[0]),
     )
+
+
+def _ratio(differences: Floats, resampled: Floats) -> Estimate | None:
+    """Of two perplexities, from the differences of log-likelihoods; None where it is more than a float holds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        value, ci95 = float(np.exp(differences.mean())), interval(np.exp(resampled))
+    return Estimate(value=value, ci95=ci95) if np.isfinite((value, *ci95)).all() else None
 
 
 def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling) -> Comparison:
@@ -222,18 +230,26 @@ def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling
     )
 
 
-def perplexity(figures: TokenFigures) -> float:
-    """exp of the mean negative log-likelihood per token."""
-    return float(np.exp(figures.joined("nll").mean()))
+def perplexity(figures: TokenFigures) -> float | None:
+    """exp of the mean negative log-likelihood per token; None where that is more than a float holds."""
+    return _exponential(figures.joined("nll").mean())
 
 
 def word_perplexity(figures: TokenFigures, length: int, words: int) -> float | None:
     """exp(total negative log-likelihood / words), as lm-evaluation-harness's wikitext has it.
 
-    The first token of a sequence has no prediction; it is counted with the mean of the others.
+    The first token of a sequence has no prediction; it is counted with the mean of the others. None where there are no
+    words, or the figure is more than a float holds.
     """
     nll = figures.joined("nll")
-    return float(np.exp(nll.mean() * nll.shape[0] * length / words)) if words else None
+    return _exponential(nll.mean() * nll.shape[0] * length / words) if words else None
+
+
+def _exponential(exponent: float) -> float | None:
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return None
 
 
 def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, tuple[float, float]]:

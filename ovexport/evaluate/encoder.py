@@ -1,15 +1,22 @@
 """The sentence encoder of the similarity: where it is, whether it can be had, and loading it."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ovexport.errors import ArtifactError, MissingDependencyError
+from ovexport.errors import ArtifactError, MissingDependencyError, cause_line
 from ovexport.evaluate.similarity import Encoder
+from ovexport.languages import UNDETERMINED
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
+from ovexport.textfile import read_text
+
+_CARD = "README.md"
+_OF_ENGLISH = re.compile(r"(sentence-transformers/)?all-[\w.-]+")
+"""Names of sentence-transformers' own encoders for English."""
 
 
 def check_encoder(name: str) -> str:
@@ -40,10 +47,38 @@ def check_encoder(name: str) -> str:
         hf_hub_download(name, "modules.json")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtifactError(
-            f"evaluate.encoder={name}: not a folder here, and not to be had from the hub; check the network, or set "
-            'evaluate.encoder="offline" (pip install "ovexport[offline]")'
+            f"evaluate.encoder={name}: not a folder here, and it could not be downloaded from the Hugging Face hub; "
+            'check the network, or set evaluate.encoder="offline" (pip install "ovexport[offline]")'
         ) from error
     return name
+
+
+def language_note(name: str, language: str) -> str | None:
+    """What a reader of the similarity has to know where an encoder for English compares texts that are not English.
+
+    Args:
+        name: of the encoder.
+        language: of the texts, as ovexport.languages.language_of writes it.
+    """
+    if language == "en" or not _is_for_english(name):
+        return None
+    texts = "are not recognized as English" if language == UNDETERMINED else f"are in the language {language!r}"
+    return (
+        f"the encoder {name} was made for English, and the prompts {texts}: the similarity says little; set "
+        "evaluate.encoder to one that is made for their language"
+    )
+
+
+def _is_for_english(name: str) -> bool:
+    """Whether the encoder's name says so, or its card, where that lies here."""
+    if name == "offline" or _OF_ENGLISH.fullmatch(name):
+        return True
+    try:
+        card = Path(name) / _CARD if Path(name).is_dir() else try_to_load_from_cache(name, _CARD)
+        head = read_text(Path(card)).split("\n---", 1)[0] if isinstance(card, str | Path) else ""
+    except (OSError, ValueError):
+        return False
+    return re.search(r"^language:\s*(-\s*)?[\"']?(en|english)[\"']?\s*$(?!\n\s*-\s)", head, re.MULTILINE) is not None
 
 
 def load_encoder(name: str) -> Encoder:
@@ -61,8 +96,7 @@ def load_encoder(name: str) -> Encoder:
     try:
         model = SentenceTransformer(location, device="cpu", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"evaluate.encoder={name}: can't be loaded ({first}); copy it again") from error
+        raise ArtifactError(f"evaluate.encoder={name}: can't be loaded ({cause_line(error)}); copy it again") from error
 
     def cosines(first: Sequence[str], second: Sequence[str]) -> list[float]:
         """As WhoWhatBench takes them: the two texts of a pair are one batch, so that the last digits agree."""

@@ -62,7 +62,9 @@ def load_texts(source: SourceSpec, setting: str = "column") -> list[str]:
     for number, row in enumerate(rows.records, 1):
         text = row.get(column)
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{origin}: row {number}: {column} is {kind_of(text)}, not text; write it in quotes")
+            raise DataError(
+                f"{origin}: row {number}: {column} is {kind_of(text)}, not text; convert it, or name another column"
+            )
         if text and text.strip():
             texts.append(text)
     if len(texts) < number:

@@ -4,6 +4,7 @@ The models run in lockstep on the same tokens; of a batch only per-token figures
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,7 @@ from ovexport.runtime import LogitsRunner
 
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
 _LARGEST_LOGITS = 2**26
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _FEWEST_DOCUMENTS = 10
 _RESAMPLED_AT_ONCE = 100
 
@@ -246,10 +248,8 @@ def word_perplexity(figures: TokenFigures, length: int, words: int) -> float | N
 
 
 def _exponential(exponent: float) -> float | None:
-    try:
-        return math.exp(exponent)
-    except OverflowError:
-        return None
+    """exp, or None where it is more than a float holds."""
+    return math.exp(exponent) if exponent < _LARGEST_EXPONENT else None
 
 
 def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, tuple[float, float]]:

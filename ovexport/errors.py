@@ -6,6 +6,7 @@ OvexportError                       exit code
 ├── ArtifactError                   4   a file is missing, corrupt or of another run
 ├── UnsupportedModelError           5   the model can't be done
 ├── DataError                       5   the text can't be used
+├── OutOfMemory                     5   this machine has too little memory for it
 ├── TuningDivergedError             6   the loss is not finite
 ├── VerificationFailed              7   the IR is not what was tuned
 └── GateFailed                      8   a measured figure misses its limit
@@ -18,17 +19,6 @@ def last_line(error: BaseException) -> str:
     """What a foreign error says at its end, where OpenVINO's says what matters; its type, where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def cause_line(error: BaseException) -> str:
-    """The first line of what the error says that caused this one; libraries wrap it in errors that say nothing."""
-    said = type(error).__name__
-    cause: BaseException | None = error
-    while cause is not None:
-        lines = str(cause).strip().splitlines()
-        said = lines[0] if lines else said
-        cause = cause.__cause__
-    return said
 
 
 class OvexportError(Exception):
@@ -63,6 +53,12 @@ class UnsupportedModelError(OvexportError):
 
 class DataError(OvexportError):
     """Text that can't be read, or too little of it."""
+
+    exit_code = 5
+
+
+class OutOfMemory(OvexportError):
+    """Host or device memory is too small for the work as it was asked for."""
 
     exit_code = 5
 

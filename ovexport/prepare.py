@@ -4,7 +4,7 @@ nothing stands in two of them."""
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ovexport.artifacts import DataManifest, PreparedData, atomic_folder, write_record, write_text
-from ovexport.errors import DataError
+from ovexport.checking import Caution, Finding
+from ovexport.errors import DataError, OvexportError, RecipeError
 from ovexport.languages import count_words
 from ovexport.model import load_config, load_tokenizer
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
@@ -21,9 +22,12 @@ from ovexport.rows import load_lines, load_texts, without_repeats
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
 
-PLAIN_TEXT = (".txt", ".raw")
+logger = logging.getLogger(__name__)
 
-_log = logging.getLogger(__name__)
+PLAIN_TEXT = (".txt", ".raw")
+LEAST_SEQUENCES = {"train": 1, "validation": 1, "test": 4}
+"""What each split needs at least, or all that the recipe asks for where that is less; fewer test sequences than these
+make no interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,67 @@ class TaskData:
     generates: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the text holds, looked at before any work.
+
+    Attributes:
+        sequences: how many each split will have, where that is known.
+        test_documents: the texts of the test split; None where they are not known.
+        findings: what stops the stage, and what it does otherwise than asked.
+    """
+
+    sequences: dict[str, int] = field(default_factory=dict)
+    test_documents: list[str] | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | None, positions: int | None) -> Survey:
+    """Look at the text as prepare will read it, and tokenize as much of it as the sizes need.
+
+    A data set of the hub is not fetched for that, and a file beside it is only looked for.
+
+    Args:
+        positions: how many tokens the model can read; None where it has no limit.
+    """
+    findings: list[Finding] = []
+    if positions is not None and data.sequence_length > positions:
+        findings.append(
+            RecipeError(
+                f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most; lower it to "
+                f"{positions}"
+            )
+        )
+    remote = _remote_sources(data, task)
+    findings += [
+        *missing_files(data, task),
+        *(Caution(f"{name}: {hub} is on the hub, and is read when the run starts") for name, hub in remote.items()),
+    ]
+    if remote or any(isinstance(finding, DataError) for finding in findings):
+        return Survey(findings=tuple(findings))
+    sequences: dict[str, int] = {}
+    looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
+    try:
+        splits, _, found = _read(data, task)
+        if found:
+            examples(found, tokenizer, data.sequence_length)
+    except OvexportError as error:
+        return Survey(findings=(*findings, error))
+    notes = _notes(tokenizer, splits, generates=found is not None and found.generates)
+    findings += [Caution(note) for note in notes]
+    for split, documents in splits.items():
+        try:
+            stream, _ = _stream(documents, tokenizer, looked_at, split)
+            count = _count(len(stream), len(documents.texts), looked_at, split, of_task=data.train is None)
+        except DataError as error:
+            findings.append(error)
+            continue
+        findings += [Caution(text) for text in _fewer(data, split, count)]
+        if _wanted(data, split) is not None:
+            sequences[split] = count
+    return Survey(sequences, splits["test"].texts, tuple(findings))
+
+
 def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None = None) -> PreparedData:
     """Read, split, tokenize and pack the text; the same with a task's examples, each of which stays by itself.
 
@@ -51,19 +116,7 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
         MissingDependencyError: a task needs lm-evaluation-harness.
         UnsupportedModelError: the tokenizer does not fit the model.
     """
-    dropped = 0
-    found = None
-    if task is not None:
-        rows, dropped = read_task_rows(task, data, {} if task.files else hub_sources(task.name))
-        harness = HarnessTask(task, rows)
-        answered = {split: list(harness.answered(some)) for split, some in rows.items()}
-        found = TaskData(rows, answered, harness.generates)
-    if data.train is not None:
-        splits, repeated = split_documents(data)
-        return _write(model, data, splits, dropped + repeated, out, found)
-    assert found is not None, "a recipe has text or a task"
-    texts = {split: [question + answer for question, answer in pairs] for split, pairs in found.answered.items()}
-    splits = {split: Documents(some, running=False) for split, some in texts.items()}
+    splits, dropped, found = _read(data, task)
     return _write(model, data, splits, dropped, out, found)
 
 
@@ -76,6 +129,42 @@ def prepare_test(model: ModelSpec, source: SourceSpec, data: DataSpec, out: Path
     return _write(model, data, {"test": read_documents(source)}, 0, out)
 
 
+def _read(data: DataSpec, task: TaskSpec | None) -> tuple[dict[str, Documents], int, TaskData | None]:
+    """The documents of each split, how many were dropped as repeats, and the task's examples."""
+    dropped = 0
+    found = None
+    if task is not None:
+        rows, dropped = read_task_rows(task, data, {} if task.files else hub_sources(task.name))
+        harness = HarnessTask(task, rows)
+        answered = {split: list(harness.answered(some)) for split, some in rows.items()}
+        found = TaskData(rows, answered, harness.generates)
+    if data.train is not None:
+        splits, repeated = split_documents(data)
+        return splits, dropped + repeated, found
+    assert found is not None, "a recipe has text or a task"
+    texts = {split: [question + answer for question, answer in pairs] for split, pairs in found.answered.items()}
+    return {split: Documents(some, running=False) for split, some in texts.items()}, dropped, found
+
+
+def _remote_sources(data: DataSpec, task: TaskSpec | None) -> dict[str, str]:
+    """The data sets of the hub that the recipe names, by the key that names them."""
+    sources = {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test")}
+    found = {key: source.hub for key, source in sources.items() if source and source.hub}
+    return found | ({f"task.name={task.name}": "its data set"} if task and not task.files else {})
+
+
+def missing_files(data: DataSpec, task: TaskSpec | None) -> list[DataError]:
+    """A problem for each file that the recipe names and that is not there."""
+    sources = {f"data.{name}.path": getattr(data, name) for name in ("train", "validation", "test")}
+    paths = {key: source.path for key, source in sources.items() if source and source.path}
+    paths |= {f"task.{split}": path for split, path in task.files.items()} if task else {}
+    return [
+        DataError(f"{key}={path}: no such file; paths are looked for beside the recipe, then in the working directory")
+        for key, path in paths.items()
+        if not Path(path).is_file()
+    ]
+
+
 def _write(
     model: ModelSpec,
     data: DataSpec,
@@ -86,14 +175,17 @@ def _write(
 ) -> PreparedData:
     tokenizer = load_tokenizer(model, load_config(model).get_text_config().vocab_size)
     of_task = data.train is None and task is not None
-    packed = {name: pack(documents, tokenizer, data, name, fewer=of_task) for name, documents in splits.items()}
+    packed = {name: pack(documents, tokenizer, data, name, of_task=of_task) for name, documents in splits.items()}
     sequences = {name: tokens for name, (tokens, _) in packed.items()}
+    for name, tokens in sequences.items():
+        for said in _fewer(data, name, len(tokens)):
+            logger.warning("  %s", said)
     of_documents = {} if splits["test"].running else {"test.documents": packed["test"][1]}
     text = tokenizer.decode(sequences["test"].reshape(-1), skip_special_tokens=True)
     words, no_words = count_words(text)
     notes = _notes(tokenizer, splits, generates=task is not None and task.generates)
     for note in notes:
-        _log.warning("%s", note)
+        logger.warning("  %s", note)
     manifest = DataManifest(
         sequence_length=data.sequence_length,
         documents={name: len(documents.texts) for name, documents in splits.items()},
@@ -217,25 +309,40 @@ def read_documents(source: SourceSpec) -> Documents:
 
 
 def pack(
-    documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str, *, fewer: bool = False
+    documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str, *, of_task: bool = False
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Tokens of the documents, one after the other, cut to (sequences, sequence_length) int32, and of each token the
     document it is of.
 
     Documents that stand alone begin as the tokenizer begins a text; where it adds nothing of its own, they end with the
-    end-of-sequence token. Parts of a running text are joined by line ends.
+    end-of-sequence token. Parts of a running text are joined by line ends. Where there is less text than the spec asks
+    for, validation and test get fewer sequences, down to LEAST_SEQUENCES.
 
     Args:
-        fewer: be content with fewer sequences than the spec asks for, where there is no more text.
+        of_task: the documents are a task's examples, of which one sequence is enough in every split.
 
     Raises:
-        DataError: there is too little text for the sequences asked for.
+        DataError: there is too little text.
     """
-    wanted = {
-        "train": spec.train_sequences,
-        "validation": spec.validation_sequences,
-        "test": spec.test_sequences,
-    }[split]
+    stream, ends = _stream(documents, tokenizer, spec, split)
+    count = _count(len(stream), len(documents.texts), spec, split, of_task=of_task)
+    shape = (count, spec.sequence_length)
+    tokens = np.asarray(stream[: count * spec.sequence_length], dtype=np.int32)
+    of_document = np.searchsorted(ends, np.arange(tokens.size), side="right").astype(np.int32)
+    return tokens.reshape(shape), of_document.reshape(shape)
+
+
+def _wanted(spec: DataSpec, split: str) -> int | None:
+    """How many sequences the spec asks for; None for all there are."""
+    wanted: int | None = getattr(spec, f"{split}_sequences")
+    return wanted
+
+
+def _stream(
+    documents: Documents, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, split: str
+) -> tuple[list[int], list[int]]:
+    """As many tokens as the split needs, and where each document ends among them."""
+    wanted = _wanted(spec, split)
     needed = None if wanted is None else wanted * spec.sequence_length
     stream: list[int] = []
     ends: list[int] = []
@@ -249,20 +356,35 @@ def pack(
         ends.append(len(stream))
         if needed is not None and len(stream) >= needed:
             break
-    available = len(stream) // spec.sequence_length
-    if fewer and wanted is not None:
-        wanted = max(1, min(wanted, available))
-    if available < (wanted or 1):
+    return stream, ends
+
+
+def _count(tokens: int, documents: int, spec: DataSpec, split: str, *, of_task: bool) -> int:
+    """How many sequences so many tokens make.
+
+    Raises:
+        DataError: fewer than the split needs.
+    """
+    available, wanted = tokens // spec.sequence_length, _wanted(spec, split)
+    shrinks = of_task or split != "train"
+    least = 1 if of_task else LEAST_SEQUENCES[split]
+    needed = min(least, wanted or least) if shrinks else wanted or least
+    if available < needed:
+        at_least = " at least" if shrinks else ""
         raise DataError(
-            f"data.{split}: {len(stream):,} tokens in {len(documents.texts):,} documents, and "
-            f"{needed or spec.sequence_length:,} are needed for {wanted or 1} sequences of {spec.sequence_length}; "
-            f"give more text, or lower data.{split}_sequences or data.sequence_length"
+            f"data.{split}: {tokens:,} tokens in {documents:,} documents, and {needed * spec.sequence_length:,} are "
+            f"needed{at_least}, for {needed} sequences of {spec.sequence_length}; give more text, or lower "
+            f"{'' if shrinks else f'data.{split}_sequences or '}data.sequence_length"
         )
-    count = wanted or available
-    shape = (count, spec.sequence_length)
-    tokens = np.asarray(stream[: count * spec.sequence_length], dtype=np.int32)
-    of_document = np.searchsorted(ends, np.arange(tokens.size), side="right").astype(np.int32)
-    return tokens.reshape(shape), of_document.reshape(shape)
+    return available if wanted is None else min(wanted, available)
+
+
+def _fewer(spec: DataSpec, split: str, count: int) -> list[str]:
+    """What to say where a split has fewer sequences than were asked for."""
+    wanted = _wanted(spec, split)
+    if wanted is None or count >= wanted:
+        return []
+    return [f"data.{split}: its text makes {count} sequences of {spec.sequence_length}, not {wanted}; {count} are used"]
 
 
 def _blocks(lines: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ then in the working directory; what is neither is taken for a hub id.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -16,9 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ovexport.bounded import DEEPEST, LARGEST_RECIPE_BYTES, parse_toml
 from ovexport.errors import RecipeError
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.textfile import NotTextError, read_text
+from ovexport.wording import shortened
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -187,8 +188,9 @@ class CompressSpec(Spec):
         awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
         gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
         ignored: shell patterns of layer names that stay in floating point.
-        fallback: for a layer whose in-features `group_size` does not divide: its largest divisor below `group_size`
-            that is at least 4, one scale per channel, INT8, or an error.
+        fallback: for a layer whose in-features `group_size` does not divide, or which the CPU runtime computes wrongly
+            in groups of that size: the largest power of two below `group_size` that divides them and is at least 4,
+            one scale per channel, INT8, or an error.
     """
 
     mode: Literal["int4_asym", "int4_sym"] = "int4_asym"
@@ -388,11 +390,13 @@ class BenchSpec(Spec):
         attention_backend: of openvino-genai. Each of these four is one value or several; every combination of them is
             measured, the first of all with its memory too.
         pairs: rounds in which every model runs once, one after the other, at most.
-        sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
-            are dropped first.
+        sessions: the rounds are spread over so many at most; for each the models are loaded anew, and `warmup` more
+            rounds are dropped first.
         precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
-            this share of its median, either way; 0 measures them all.
-        time_limit_s: no other session is begun after so many seconds.
+            this share of its median, either way; 0 never stops for it.
+        time_limit_s: seconds that all of it should take, memory and limits included: no other session is begun that
+            would end later. Five sessions are measured in any case, of fewer rounds where time is short, as fewer
+            give no interval.
         memory: measure each model's memory, in a process of its own.
         limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
         inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
@@ -407,7 +411,7 @@ class BenchSpec(Spec):
     sessions: Positive = 32
     warmup: Positive = 1
     precision: Fraction = 0.025
-    time_limit_s: PositiveReal = 3600.0
+    time_limit_s: PositiveReal = 120.0
     memory: bool = True
     limits: bool = True
     device: str = "CPU"
@@ -640,20 +644,22 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         absent: what to say of a file that is not there.
     """
     try:
-        return tomllib.loads(read_text(path))
+        return parse_toml(read_text(path, LARGEST_RECIPE_BYTES))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
     except (OSError, NotTextError) as error:
         raise RecipeError(f"{path}: can't be read ({error})") from error
+    except ValueError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise RecipeError(f"--set {override}: write section.key=value, such as --set tune.learning_rate=1e-4")
+    if not equals or not 2 <= len(keys) <= DEEPEST or not all(keys):
+        raise RecipeError(
+            f"--set {shortened(override)}: write section.key=value, such as --set tune.learning_rate=1e-4"
+        )
     section = values
     for key in keys[:-1]:
         section = section.setdefault(key, {})
@@ -665,8 +671,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     """The text as a TOML value; a string where it is none."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -677,13 +683,13 @@ _CURES = {
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    where = shortened(".".join(str(part) for part in problem["loc"])) or "recipe"
     if problem["type"] in _CURES:
         return f"{where}: {_CURES[problem['type']]}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where != "recipe" else message
-    return f"{where}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"
 
 
 def _resolve(name: str | None, base: Path) -> str | None:

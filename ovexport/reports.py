@@ -6,7 +6,7 @@ A figure that could not be measured is None, and `reason` beside it says why.
 import builtins
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from ovexport.artifacts import Record
 
@@ -75,8 +75,21 @@ class VerificationSummary(Record):
     reason: str | None = None
 
 
+PROOF_VERDICTS = {
+    "proven": "PROVEN",
+    "partial": "PARTLY PROVEN",
+    "described": "DESCRIBED, NOT PROVEN",
+    "failed": "FAILED",
+}
+"""What a proof can come to, with the words for it on the page, the card, the terminal and the hub."""
+
+
 class VerificationReport(Record):
-    """verification.json."""
+    """verification.json.
+
+    Attributes:
+        notes: what a reader has to know beside the checks, such as runtime settings that the IR carries.
+    """
 
     passed: bool
     subject: str
@@ -84,7 +97,37 @@ class VerificationReport(Record):
     summary: VerificationSummary
     layers: tuple[LayerRow, ...]
     files: dict[str, str] = Field(description="SHA-256 of each file of the IR")
+    notes: tuple[str, ...] = ()
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verdict_is_computed(cls, values: Any) -> Any:
+        """A verdict in a file says nothing beside the checks and what was not compared."""
+        return {key: value for key, value in values.items() if key != "verdict"} if isinstance(values, dict) else values
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> Literal["proven", "partial", "described", "failed"]:
+        """ "partial" where something was not there to compare with, or was not looked at (`summary.reason` says what);
+        "described" without a checkpoint."""
+        if not self.passed:
+            return "failed"
+        if self.summary.predicted_weight_bytes is None:
+            return "described"
+        return "proven" if self.summary.reason is None else "partial"
+
+    @property
+    def heading(self) -> str:
+        """The verdict in words."""
+        return PROOF_VERDICTS[self.verdict]
+
+    @property
+    def told(self) -> str:
+        """The verdict, how many checks passed, the notes, and what was not looked at."""
+        passed = sum(check.passed for check in self.checks)
+        missing = [f"not looked at: {self.summary.reason}"] if self.summary.reason else []
+        return "; ".join([f"{self.heading}: {passed:,} of {len(self.checks):,} checks passed", *self.notes, *missing])
 
 
 class Figures(Record):
@@ -145,7 +188,7 @@ class Similarity(Figures):
     """Figures over the generated answers, as ovexport.evaluate.similarity defines them in each mode.
 
     Attributes:
-        similarity_ci95: by bootstrap over prompts.
+        similarity_ci95: by bootstrap over prompts; None where they are too few.
     """
 
     similarity: float | None = None
@@ -281,10 +324,38 @@ class PhysicalLimit(Figures):
     share_of_compute: float
 
 
+class Generation(Figures):
+    """One generation as llm_bench lists it.
+
+    Attributes:
+        warmup: it is in no statistic.
+        began, ended: the local time, ISO 8601.
+        first_inference_ms, other_inferences_ms: of the model alone: the first, and the mean of the others.
+        tokenization_ms, detokenization_ms: the prompts' text encoded, and the answers decoded, beside the timed
+            generation; None where the IR has no tokenizer for it.
+        result_md5: of each answer's text.
+    """
+
+    warmup: bool
+    began: str
+    ended: str
+    first_token_ms: float
+    output_token_ms: float
+    whole_ms: float
+    first_inference_ms: float
+    other_inferences_ms: float
+    tokenization_ms: float | None
+    detokenization_ms: float | None
+    result_md5: tuple[str, ...]
+
+
 class ModelBenchmark(Figures):
     """One model in benchmark.json.
 
     Attributes:
+        generations: the first session's first warm-up, then those that the statistics are of.
+        weight_precision: the narrowest that a Linear layer is stored in, as compression modes are named: "INT4_ASYM",
+            "INT8_SYM", "BF16", …; empty where that is not known.
         time_per_output_token_ms: between two tokens of one sequence, whatever the batch: a mean per round.
         inter_token_latency_ms: every single such interval.
         generation_ms: from the call to the last token.
@@ -304,14 +375,21 @@ class ModelBenchmark(Figures):
     generation_memory: PeakMemory | None = None
     limit: PhysicalLimit | None = None
     weight_bytes: int
+    weight_precision: str = ""
+    generations: tuple[Generation, ...] = ()
     reason: str | None = None
 
 
 class Ratio(Figures):
-    """A ratio of two models' figures, pair by pair, with a 95 % bootstrap interval of its median."""
+    """The median of the ratios of two models' figures, pair by pair.
+
+    Attributes:
+        ci95: the median's 95 % interval, by bootstrap over sessions and pairs; None where the sessions are too few.
+    """
 
     median: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
+    reason: str | None = None
 
 
 class LatencyRatios(Record):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ovexport.errors import DataError, cause_line
+from ovexport.errors import DataError, OvexportError
+from ovexport.foreign import exhausted, said
 from ovexport.recipe import SourceSpec
 from ovexport.rowfile import Row, kind_of, read_rows
 from ovexport.textfile import read_text, split_lines
@@ -144,8 +145,10 @@ def _translated(name: str) -> Iterator[None]:
             f"{name}: could not be downloaded from the Hugging Face hub; check the name and the network, or give a "
             "file as path"
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{name}: can't be read ({cause_line(error)})") from error
+    except OvexportError:
+        raise
+    except Exception as error:  # the readers of csv, JSON and parquet raise many kinds
+        raise exhausted(error, name) or DataError(f"{name}: can't be read ({said(error)})") from error
     finally:
         if progress:
             datasets.enable_progress_bars()

@@ -4,6 +4,8 @@ import codecs
 import re
 from pathlib import Path
 
+from ovexport.bounded import read_bytes
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # it begins with the mark of UTF-16, so it is looked for first
@@ -31,14 +33,18 @@ class NotTextError(ValueError):
         super().__init__(f"line {self.line}: {problem}")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int | None = None) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark; the mark is left out, line ends are kept.
+
+    Args:
+        largest: bytes of a file that is read; any number when None.
 
     Raises:
         OSError: the file can't be read.
         NotTextError: it is in another encoding, or no text; the line and the byte are named.
+        ValueError: it is larger, or no regular file.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, largest)
     mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
     data = data[len(mark) :]
     wrong: UnicodeDecodeError | None = None

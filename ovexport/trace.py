@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ovexport.artifacts import IR, atomic_folder
 from ovexport.errors import UnsupportedModelError
+from ovexport.foreign import exhausted, said
 from ovexport.model import load_model, load_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
 
@@ -68,9 +69,8 @@ def _export(network: PreTrainedModel, name: str, folder: Path) -> None:
     except Exception as error:  # the exporter and what it traces raise anything at all
         if _interrupted(error):
             raise KeyboardInterrupt from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(
-            f"{name}: optimum-intel can't export {network.config.model_type} ({first}); "
+        raise exhausted(error, name) or UnsupportedModelError(
+            f"{name}: optimum-intel can't export {network.config.model_type} ({said(error)}); "
             "see its list of supported architectures"
         ) from error
 
@@ -103,9 +103,8 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         encode, decode = convert_tokenizer(tokenizer, with_detokenizer=True)
     except Exception as error:  # openvino_tokenizers raises anything at all on a tokenizer it does not know
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(
-            f"{type(tokenizer).__name__}: openvino_tokenizers can't convert it ({first})"
+        raise exhausted(error) or UnsupportedModelError(
+            f"{type(tokenizer).__name__}: openvino_tokenizers can't convert it ({said(error)})"
         ) from error
     ov.save_model(encode, folder / "openvino_tokenizer.xml")
     ov.save_model(decode, folder / "openvino_detokenizer.xml")

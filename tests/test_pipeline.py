@@ -6,7 +6,7 @@ from conftest import REPOSITORY, tiny_values
 from filelock import FileLock
 
 from ovexport import pipeline, recipe
-from ovexport.artifacts import RunFolder
+from ovexport.artifacts import MODELS, RunFolder
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.recipe import Recipe
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_what_the_interface_promises(finished_run: RunFolder) -> No
 def test_every_ir_of_a_run_carries_the_same_runtime_options(finished_run: RunFolder) -> None:
     import openvino as ov
 
-    for name in pipeline.MODELS:
+    for name in MODELS:
         graph = ov.Core().read_model(finished_run.ir(name).xml)
         assert graph.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).astype(str) == "u8"
         assert not graph.has_rt_info(["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
@@ -201,6 +201,18 @@ def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunF
     )
     assert ir.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+
+
+def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(run_copy: RunFolder, tiny_recipe) -> None:
+    path = run_copy.checkpoint.path / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    layer = next(layer for layer in manifest["layers"] if layer["mode"] == "int4_asym")
+    layer |= {"in_features": 96, "group_size": 48}
+    path.write_text(json.dumps(manifest))
+    out = run_copy.path / "converted"
+    with pytest.raises(UnsupportedModelError, match=f"group size 48 in {layer['name'].removesuffix('.weight')}"):
+        pipeline.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
+    assert not out.exists()
 
 
 def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:

@@ -46,6 +46,26 @@ def test_wwb_figures_are_those_of_an_independent_implementation(seed: int) -> No
         assert getattr(aggregate(rows, "wwb"), name) == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("reference", "candidate", "expected"),
+    [
+        ((0,), (0,), (0, 0, 0.0)),
+        ((0,), (), (0, 0, 0.0)),
+        ((0,), (4, 5), (0, 2, 1.0)),
+        ((4, 5), (0,), (0, 2, 1.0)),
+        ((0, 5), (0, 5), (2, 0, 0.0)),
+        ((3,), (3,), (1, 0, 0.0)),
+    ],
+)
+def test_in_wwb_an_answer_of_the_one_token_0_counts_as_none_as_in_whowhatbench(reference, candidate, expected) -> None:
+    row, other = compare_answers(answers(reference, (1, 2)), answers(candidate, (1, 2)), lambda *_: [1.0, 1.0], "wwb")
+    assert (row.fdt, row.sdt, row.sdt_norm) == expected
+    assert row.reference_tokens == len(reference) * (reference != (0,))
+    assert other.fdt_norm == 2 / ((row.reference_tokens + 2) / 2)
+    strict, _ = compare_answers(answers((0,), (1,)), answers((0,), (1,)), lambda *_: [1.0, 1.0], "strict")
+    assert (strict.fdt, strict.reference_tokens) == (1, 1)
+
+
 def test_where_whowhatbench_has_nan_wwb_has_none_and_strict_a_number() -> None:
     empty, said = answers((), ()), answers((1,), ())
     rows = compare_answers(empty, said, lambda *_: [0.5, 1.0], "wwb")

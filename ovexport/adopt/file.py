@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ovexport.artifacts import Record
 from ovexport.errors import ArtifactError
+from ovexport.foreign import exhausted
 from ovexport.model import parameter_of_hook
 
 CURE = "give the file that the example's save_checkpoint wrote"
@@ -142,6 +143,9 @@ def read_file(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([QuantizationScheme]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes torch raise anything at all
+        ours = exhausted(error, str(path))
+        if ours is not None:
+            raise ours from error
         refused = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message advises to run the pickle
         what = f"refers to {refused[1]}" if refused else "holds more than tensors"
         raise ArtifactError(f"{path}: {what}, which no checkpoint needs; nothing of it was run; {CURE}") from error

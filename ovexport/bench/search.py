@@ -254,7 +254,12 @@ def _confirmed(search: _Search) -> tuple[dict[str, str], Ratio | None]:
     if not best:
         return {}, None
     times = search.timed(search.ir.path, best, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    return (best, times.output_token) if times.output_token.ci95[1] < 1 else ({}, None)
+    return (best, times.output_token) if _surely_faster(times.output_token) else ({}, None)
+
+
+def _surely_faster(ratio: Ratio) -> bool:
+    """Whether the whole interval is below 1."""
+    return ratio.ci95 is not None and ratio.ci95[1] < 1
 
 
 def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried | None:
@@ -267,7 +272,7 @@ def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried 
     with _copy_with(search.ir, edited) as carrying:
         kl = search.divergence(carrying, {})
         times = search.timed(carrying.path, {}, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    if times.output_token.ci95[1] >= 1 or kl > search.kl_limit_nats:
+    if not _surely_faster(times.output_token) or kl > search.kl_limit_nats:
         return None
     return _Carried(written=written, gain=times.output_token, kl_mean_nats=kl)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ovexport.recipe import Gate
     from ovexport.reports import GateReport
 
-from ovexport.cli.output import print_table
+from ovexport.cli.output import print_json, print_table
 
 Gates = Annotated[
     list[str] | None,
@@ -123,7 +123,7 @@ def conclude(
     if verdict and junit:
         write_junit(verdict, command, junit)
     if document is not None:
-        typer.echo(json.dumps({**document, **({"gates": verdict.model_dump(mode="json")} if verdict else {})}))
+        print_json(json.dumps({**document, **({"gates": verdict.model_dump(mode="json")} if verdict else {})}))
     elif verdict and not quiet:
         show_gates(verdict)
 

@@ -1,5 +1,9 @@
 """The `ovexport` command."""
 
+import io
+import sys
+
+import click
 import typer
 
 from ovexport import __version__
@@ -7,7 +11,7 @@ from ovexport.cli.bench import bench
 from ovexport.cli.convert import convert
 from ovexport.cli.doctor import doctor
 from ovexport.cli.evaluate import evaluate
-from ovexport.cli.output import prepare_streams
+from ovexport.cli.output import prepare_streams, print_block, say
 from ovexport.cli.plan import plan
 from ovexport.cli.report import report
 from ovexport.cli.run import compress, run, tune
@@ -26,7 +30,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"ovexport {__version__}")
+        say(f"ovexport {__version__}")
         raise typer.Exit
 
 
@@ -45,4 +49,12 @@ for command in (run, plan, compress, tune, search, convert, verify, evaluate, be
 def main() -> None:
     """Entry point of the console script."""
     prepare_streams()
-    app()
+    try:
+        sys.exit(app(standalone_mode=False))
+    except click.ClickException as error:
+        shown = io.StringIO()
+        error.show(file=shown)
+        print_block(shown.getvalue(), err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)

@@ -1,4 +1,8 @@
-"""What the commands share: errors as one line, progress, logging, tables and JSON."""
+"""What the commands share: errors as one line, progress, logging, tables and JSON.
+
+All that is printed passes `say`, `print_json`, `print_block`, `print_table`, the progress or the logging of this file,
+which write what a terminal or rich would obey as text.
+"""
 
 import codecs
 import functools
@@ -14,8 +18,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ovexport.errors import OvexportError, RecipeError
+from ovexport.errors import RecipeError
+from ovexport.foreign import translate
 from ovexport.progress import Listener, Progress, silent
+from ovexport.wording import in_json, printable
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs go to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
@@ -24,6 +30,8 @@ Overrides = Annotated[
     typer.Option("--set", help="Override a key of the recipe: section.key=value. May be repeated.", show_default=False),
 ]
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)]
+
+logger = logging.getLogger(__name__)
 
 _NOISY = (
     "torchao",
@@ -71,20 +79,51 @@ def _in_encoding(text: str, encoding: str) -> str:
 
 
 def reports_errors(command: Command) -> Command:
-    """Show an OvexportError as one line with its exit code, an interruption as exit 130; a bug keeps its traceback."""
+    """Show an OvexportError, or a library's error that means one, as one line with its exit code, and an interruption
+    as exit 130; a bug keeps its traceback."""
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
         try:
             command(*arguments, **options)
-        except OvexportError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted; --resume goes on with what is finished", err=True)
+            say("interrupted; --resume goes on with what is finished", err=True)
             raise typer.Exit(130) from None
+        except Exception as error:
+            ours = translate(error)
+            if ours is None:
+                raise
+            if ours is not error:
+                logger.debug("where it came from", exc_info=error)
+            say(f"error: {ours}", err=True)
+            raise typer.Exit(ours.exit_code) from None
 
     return wrapped  # type: ignore[return-value]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line."""
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(_in_encoding(printable(text), stream.encoding or "utf-8"), file=stream)
+
+
+def print_json(document: str) -> None:
+    """Print a JSON document."""
+    typer.echo(in_json(document), file=sys.stdout)  # without a file, click writes UTF-8 to a terminal of ASCII
+
+
+def print_block(text: str, *, err: bool = False) -> None:
+    """Print a text of several lines, which ends with a line end."""
+    for line in text.removesuffix("\n").split("\n"):
+        say(line, err=err)
+
+
+class _OneLine(logging.Formatter):
+    """A message on one line, whatever names are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
@@ -99,12 +138,12 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.propagate = False
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.ERROR if quiet else logging.INFO)
-    stderr.setFormatter(logging.Formatter("%(message)s"))
+    stderr.setFormatter(_OneLine("%(message)s"))
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
 
 
@@ -139,18 +178,18 @@ def _bars() -> Iterator[Listener]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def listener(moment: Progress) -> None:
             if moment.task not in tasks:
-                tasks[moment.task] = bars.add_task(moment.task, total=moment.total, figures="")
+                tasks[moment.task] = bars.add_task(printable(moment.task), total=moment.total, figures="")
             bars.update(tasks[moment.task], completed=moment.done, figures=_figures(moment))
 
         yield listener
@@ -168,7 +207,7 @@ def _plain_lines() -> Listener:
         shown[moment.task] = now
         left = (now - first) / max(1, moment.done - 1) * (moment.total - moment.done)
         eta = f", {left:.0f} s left" if moment.done < moment.total else ""
-        typer.echo(f"  {moment.task} {moment.done}/{moment.total}{eta}  {_figures(moment)}".rstrip(), err=True)
+        say(f"  {moment.task} {moment.done}/{moment.total}{eta}  {_figures(moment)}".rstrip(), err=True)
 
     return listener
 
@@ -186,14 +225,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
     console = Console()
 
-    def shown(cell: str) -> str:
-        return _in_encoding(cell, console.encoding)
+    def cell(text: str) -> Text:
+        return Text(_in_encoding(printable(text), console.encoding))
 
-    table = Table(*map(shown, header), title=None if title is None else shown(title), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title=None if title is None else cell(title), title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(cell(name), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*map(cell, row))
     if not console.is_terminal:
         console = Console(width=Console(width=_WIDEST).measure(table).maximum)
     console.print(table)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovexport.artifacts import IR, PreparedData, bytes_digest, json_digest
+from ovexport.bootstrap import too_few
 from ovexport.errors import DataError
 from ovexport.evaluate import divergence
 from ovexport.evaluate.answers import RUNTIME, PromptTokenizer, common_template, generate, prompt_tokens
@@ -151,7 +152,9 @@ def evaluate(
             found["reason"] = "the reference: nothing to compare it with"
         else:
             found |= _alike(said, name, encoder, spec, out)
-            found["reason"] = None if diverged else "no text and reference were given to measure the divergence on"
+            missing = None if diverged else "no text and reference were given to measure the divergence on"
+            reasons = [reason for reason in (missing, too_few(len(said.prompts.texts), "prompts")) if reason]
+            found["reason"] = "; ".join(reasons) or None
         found["different_answers"] = len(set(said.of(name).texts))
         evaluated[name] = ModelEvaluation(**found)
     if torch_model and tasks:

@@ -272,6 +272,6 @@ def _ratio(column: Column, reference: str, field: str) -> str | None:
     return with_interval(ratio.median, ratio.ci95, ".2f") + (", a tie" if holds_one(ratio.ci95) else "")
 
 
-def holds_one(interval: tuple[float, float]) -> bool:
-    """Whether a ratio's interval contains 1: the two are a tie."""
-    return interval[0] <= 1 <= interval[1]
+def holds_one(interval: tuple[float, float] | None) -> bool:
+    """Whether a ratio's interval contains 1: the two are a tie. Without an interval there is no verdict."""
+    return interval is not None and interval[0] <= 1 <= interval[1]

@@ -14,7 +14,7 @@ class Verdict:
     """Whether the product may ship.
 
     Attributes:
-        standing: "open" where the proof or the gates are not there to say.
+        standing: "open" where the proof or the gates are not there to say, or the proof is partial.
     """
 
     standing: Standing
@@ -45,6 +45,8 @@ def verdict(findings: Findings) -> Verdict:
         return Verdict("bad", "Not fit to ship: the proof failed", tuple(reasons))
     if gates and not gates.passed:
         return Verdict("bad", "Not fit to ship: a gate failed", tuple(reasons))
+    if proof and proof.verdict != "proven":
+        return Verdict("open", "Partly proven", tuple(reasons))
     if proof and gates:
         return Verdict("good", "Fit to ship: proven, and every gate passed", tuple(reasons))
     if proof:
@@ -56,8 +58,7 @@ def _proof_reason(findings: Findings) -> str:
     proof = findings.verification
     if proof is None:
         return "Proof: none in this run; ovexport verify makes one."
-    passed = sum(check.passed for check in proof.checks)
-    return f"Proof: {passed:,} of {len(proof.checks):,} checks passed."
+    return f"Proof: {proof.told}."
 
 
 def _gates_reason(findings: Findings) -> str:
@@ -84,11 +85,11 @@ def _of_benchmark(benchmark: BenchmarkReport) -> tuple[Headline, ...]:
     product, base = benchmark.models[PRODUCT].weight_bytes, benchmark.models[reference].weight_bytes
     title = TITLES.get(reference, reference)
     ratio = ratios.time_per_output_token
-    low, high = 1 / ratio.ci95[1], 1 / ratio.ci95[0]
+    between = f"95 % interval {1 / ratio.ci95[1]:.2f} to {1 / ratio.ci95[0]:.2f}" if ratio.ci95 else str(ratio.reason)
     speed = Headline(
         f"{1 / ratio.median:.2f}×",
         f"as fast as {title} per token" + (", a tie" if holds_one(ratio.ci95) else ""),
-        f"95 % interval {low:.2f} to {high:.2f}; first token {1 / ratios.time_to_first_token.median:.2f}×",
+        f"{between}; first token {1 / ratios.time_to_first_token.median:.2f}×",
     )
     size = Headline(
         f"{base / product:.1f}×",

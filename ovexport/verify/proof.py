@@ -10,7 +10,8 @@ import openvino as ov
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
 from ovexport.carried import told_settings
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.graph import Weight, matrices_by_digest, read_graph, weights
+from ovexport.graph import Weight, read_graph, weights
+from ovexport.matrices import layer_matrices
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.verify.behaviour import behaviour
@@ -92,6 +93,7 @@ def verify(
         summary=_summary(found, evidence),
         layers=tuple(_row(weight, evidence) for weight in found),
         files=files,
+        notes=tuple(filter(None, [told_settings(ir)])),
         versions=stack_versions(),
     )
 
@@ -108,8 +110,6 @@ def _gathered(
 ) -> _Evidence:
     """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
-    if settings := told_settings(ir):
-        evidence.reasons.append(settings)
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
     evidence.checks += as_made(ir, checkpoint)
@@ -165,13 +165,13 @@ def _against_checkpoint(
             "convert, or of another model"
         )
     evidence.adapters = adapter_operations(graph, found, manifest)
-    evidence.checks += structure(found, manifest)
+    evidence.checks += structure(graph, found, manifest)
     evidence.checks += trained_codes(found, manifest)
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
         original = read_graph(base)
-        matrices = matrices_by_digest(original, manifest.layers)
+        matrices = layer_matrices(original, manifest)
         evidence.mismatches = arithmetic(found, checkpoint, manifest, matrices, listener)
         evidence.checks += arithmetic_checks(evidence.mismatches)
         evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)

@@ -19,9 +19,9 @@ from ovexport.artifacts import (
 from ovexport.carried import SETTINGS_FILE, converted_options
 from ovexport.carried import changed_files as unlike
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight, runtime_options
+from ovexport.graph import Weight, runtime_options, stray_readers, walk
 from ovexport.reports import Check
-from ovexport.verify.checks import ELEMENT_TYPES, equal, zero
+from ovexport.verify.checks import ELEMENT_TYPES, equal, readings, zero
 from ovexport.verify.wiring import expected_chains
 
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
@@ -29,23 +29,26 @@ _NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANI
 _HUB_CACHE = ".cache/huggingface/"
 
 
-def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
+def structure(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Every layer of the checkpoint is in the graph, as the recipe promised it, and no Linear beside them."""
-    by_name = {weight.name: weight for weight in found}
-    twice = [name for name, count in Counter(weight.name for weight in found).items() if count > 1]
-    checks = [zero("each weight stands once", "model", len(twice), ", ".join(twice[:3]))]
+    by_name = readings(found)
+    twice = [subject for ways in by_name.values() if len(ways) > 1 for subject, _ in ways]
+    stray = stray_readers(graph)
+    checks = [
+        zero("each weight stands once", "model", len(twice), ", ".join(twice[:3])),
+        zero("packed weights are read whole", "model", len(stray), "; ".join(stray[:3])),
+    ]
     for layer in manifest.packed:
-        weight = by_name.get(layer.name)
         promised = f"{ELEMENT_TYPES[layer.mode]} {layer.out_features}x{layer.in_features} group {layer.group_size}"
-        if weight is None:
+        if layer.name not in by_name:
             detail = "no constant of this name is unpacked and used as a weight"
             checks.append(equal("layer packed as promised", layer.name, None, promised, detail))
-            continue
-        rows = weight.shape[0] if weight.shape else 0
-        actual = f"{weight.element_type} {rows}x{weight.elements // max(1, rows)} group {weight.group_size}"
-        if actual == promised and weight.chain not in expected_chains(layer):
-            actual = f"{promised}, unpacked in another way"
-        checks.append(equal("layer packed as promised", layer.name, actual, promised))
+        for subject, weight in by_name.get(layer.name, ()):
+            rows = weight.shape[0] if weight.shape else 0
+            actual = f"{weight.element_type} {rows}x{weight.elements // max(1, rows)} group {weight.group_size}"
+            if actual == promised and weight.chain not in expected_chains(layer):
+                actual = f"{promised}, unpacked in another way"
+            checks.append(equal("layer packed as promised", subject, actual, promised))
     names = [weight.name for weight in _floats(found, manifest)]
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
     checks.append(equal("matrices left in floating point", "model", len(names), allowed, ", ".join(names[:3])))
@@ -136,9 +139,7 @@ def as_made(ir: IR, checkpoint: Checkpoint | None) -> list[Check]:
 
 def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:
     """Operations of an adapter: LoRA states and names, and MatMuls with weights that the checkpoint does not know."""
-    named = [
-        node.get_friendly_name() for node in graph.get_ordered_ops() if _ADAPTER_NAME.search(node.get_friendly_name())
-    ]
+    named = [name for name, _ in walk(graph) if _ADAPTER_NAME.search(name)]
     if manifest is None:
         return named
     names = {layer.name for layer in manifest.layers}
@@ -157,4 +158,4 @@ def operators_beyond(graph: ov.Model, twin: ov.Model) -> Counter[str]:
 
 
 def _operators(graph: ov.Model) -> Counter[str]:
-    return Counter(node.get_type_name() for node in graph.get_ordered_ops() if node.get_type_name() != "Constant")
+    return Counter(node.get_type_name() for _, node in walk(graph) if node.get_type_name() != "Constant")

@@ -130,11 +130,16 @@ def _spread(ratio: dict[str, Any] | None, form: str = ".2f") -> str:
 
 def reliability_table(document: dict[str, Any]) -> str:
     """What benchmarks/reliability.py counted."""
-    lines = ["| damage | trials | found | layer or file named |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {kind} | {value['trials']} | {value['found']} | {value['named']} |"
-        for kind, value in document["counts"].items()
+    lines = [
+        "| damage | trials | found | without ovexport.json | with it rewritten to match | operation or tensor named "
+        "| file named | not found: the same codes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    for kind, value in document["counts"].items():
+        found = value["found"]
+        part = "–" if value["part_named"] is None else value["part_named"]
+        cells = (value["trials"], *found.values(), part, value["file_named"], value["same_codes"])
+        lines.append(f"| {kind} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -623,8 +623,20 @@ def json_digest(value: Any) -> str:
 
 
 def check_files(files: Mapping[str, str], root: Path) -> list[str]:
-    """The paths, relative to `root`, that are missing or whose SHA-256 is not the one given."""
-    return [name for name, digest in files.items() if not (root / name).is_file() or file_digest(root / name) != digest]
+    """The paths that lead out of `root`, are missing there, or whose SHA-256 is not the one given."""
+    return [
+        name
+        for name, digest in files.items()
+        if leaves_folder(name) or not (root / name).is_file() or file_digest(root / name) != digest
+    ]
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path is no plain one below a folder: absolute, or by way of `..`, on this system or another."""
+    return any(
+        path.is_absolute() or bool(path.drive) or ".." in path.parts or not path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def _fsync(path: Path) -> None:

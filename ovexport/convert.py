@@ -67,9 +67,9 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph.validate_nodes_and_infer_types()
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
-        for file in base.path.iterdir():
-            if file.is_file() and not file.name.startswith("openvino_model."):
-                shutil.copy2(file, folder / file.name)
+        shutil.copytree(
+            base.path, folder, ignore=shutil.ignore_patterns("openvino_model.*", IR_MANIFEST), dirs_exist_ok=True
+        )
         record = IRManifest(
             model_id=manifest.model_id,
             revision=manifest.revision,
@@ -125,23 +125,27 @@ def _converted(node: Any) -> ov.Output:
 
 
 def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type) -> ov.Output:
-    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format."""
+    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
+
+    Every node has a name of its own: one that OpenVINO makes up counts all nodes that the process made so far, and the
+    same product would be other bytes.
+    """
     kind = _OPENVINO_TYPES[layer.mode]
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     codes = _constant(tensors.require(f"{layer.name}.codes"), shape, kind, layer.name)
-    result = opset.convert(codes, "f16")
+    result = opset.convert(codes, "f16", name=f"{layer.name}/converted")
     if not layer.symmetric:
         zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, kind, f"{layer.name}/zero_point")
-        result = opset.subtract(result, opset.convert(zero_point, "f16"))
+        zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
+        result = opset.subtract(result, zero_point, name=f"{layer.name}/shifted")
     scale = _constant(tensors.require(f"{layer.name}.scale"), grid, ov.Type.f16, f"{layer.name}/scale")
-    result = opset.multiply(result, scale)
+    result = opset.multiply(result, scale, name=f"{layer.name}/scaled")
     if groups > 1:
-        result = opset.reshape(result, np.array([rows, columns], dtype=np.int64), special_zero=False)
-    result = opset.convert(result, result_type)
-    result.set_friendly_name(f"{layer.name}/dequantized")
-    return result.output(0)
+        whole = opset.constant(np.array([rows, columns], dtype=np.int64), name=f"{layer.name}/shape")
+        result = opset.reshape(result, whole, special_zero=False, name=f"{layer.name}/reshaped")
+    return opset.convert(result, result_type, name=f"{layer.name}/dequantized").output(0)
 
 
 def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name: str) -> Any:

@@ -10,7 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.bounded import MOST_UNPACKING, check_xml
+from ovexport.bounded import MOST_NESTED_GRAPHS, MOST_UNPACKING, check_xml
 from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
 from ovexport.foreign import exhausted
 
@@ -28,8 +28,6 @@ WITH_BODIES = {"If", "Loop", "TensorIterator"}
 """Operations that hold graphs of their own."""
 
 _LOOK_THROUGH = {"Convert", "Reshape", "Transpose"}
-_DEEPEST = 8
-_LONGEST_CHAIN = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +153,8 @@ def check_depth(within: str, depth: int) -> None:
     Raises:
         UnsupportedModelError: it does.
     """
-    if depth > _DEEPEST:
-        raise UnsupportedModelError(f"{within.rstrip('/')}: more than {_DEEPEST} graphs inside each other")
+    if depth > MOST_NESTED_GRAPHS:
+        raise UnsupportedModelError(f"{within.rstrip('/')}: more than {MOST_NESTED_GRAPHS} graphs inside each other")
 
 
 def weights(graph: ov.Model) -> tuple[Weight, ...]:
@@ -208,7 +206,7 @@ def _upstream(node: Any) -> list[Any]:
     """An operation and all that it comes from, each once; more than a weight's unpacking takes are not gone through."""
     found: dict[str, Any] = {}
     waiting = [node]
-    while waiting and len(found) <= _LONGEST_CHAIN:
+    while waiting and len(found) <= MOST_UNPACKING:
         one = waiting.pop()
         if one.get_name() not in found:
             found[one.get_name()] = one
@@ -249,7 +247,7 @@ def decompression(source: ov.Output) -> Weight | None:
             node = _through(node.input_value(0).get_node())
         if scale is None:
             return None
-    if node.get_type_name() != "Constant" or len(_upstream(source.get_node())) > _LONGEST_CHAIN:
+    if node.get_type_name() != "Constant" or len(_upstream(source.get_node())) > MOST_UNPACKING:
         return None
     return Weight(
         name=node.get_friendly_name(),
@@ -265,27 +263,12 @@ def decompression(source: ov.Output) -> Weight | None:
 
 
 def describe(node: Any) -> str:
-    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants.
-
-    Raises:
-        ArtifactError: it comes from more operations than any weight is unpacked by.
-    """
-    left = iter(range(MOST_UNPACKING))
-    return _described(node, left)
-
-
-def _described(node: Any, left: Iterator[int]) -> str:
-    """As `describe`; `left` counts the operations that may still come."""
-    if next(left, None) is None:
-        raise ArtifactError(
-            f"{node.get_friendly_name()}: a weight is unpacked by more than {MOST_UNPACKING} operations; the IR is "
-            "corrupt, make it again"
-        )
+    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants."""
     if node.get_type_name() == "Constant":
         kind, shape = type_name(node), tuple(node.get_output_shape(0))
         values = f" {node.data.tolist()}" if kind in ("i64", "i32") else ""
         return f"{kind} {shape}{values}"
-    sources = ", ".join(_described(value.get_node(), left) for value in node.input_values())
+    sources = ", ".join(describe(value.get_node()) for value in node.input_values())
     attributes = sorted(node.get_attributes().items(), key=str)
     return f"{node.get_type_name()} {node.get_type_info().version_id} {attributes} ({sources})"
 

@@ -130,8 +130,7 @@ def _read_turned(node: Any, otherwise: bool) -> bool:
         user = target.get_node()
         if user.get_type_name() == "MatMul":
             first = target.get_index() == 0
-            transposes: bool = user.get_attributes()["transpose_a" if first else "transpose_b"]
-            return transposes == first
+            return bool(user.get_attributes()["transpose_a" if first else "transpose_b"] == first)
     return otherwise
 
 

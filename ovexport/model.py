@@ -12,8 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ovexport.artifacts import bytes_digest
@@ -125,6 +133,35 @@ def check_weights(spec: ModelSpec) -> None:
         UnsupportedModelError: the model can't be built, is quantized already, or they hold too few numbers for it.
     """
     check_weight_files(spec, [tuple(parameter.shape) for parameter in skeleton(spec).parameters()])
+
+
+def generation_config_file(spec: ModelSpec) -> Path | None:
+    """The model's generation_config.json; None where it has none.
+
+    Raises:
+        ArtifactError: it can't be downloaded.
+    """
+    with _translated(spec):
+        found = cached_file(
+            spec.id,
+            "generation_config.json",
+            revision=spec.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return Path(found) if found else None
+
+
+def load_generation_config(spec: ModelSpec) -> GenerationConfig:
+    """What the model says of generating, of its configuration where it has no generation_config.json.
+
+    Raises:
+        ArtifactError: the file can't be read.
+    """
+    file = generation_config_file(spec)
+    with _translated(spec):
+        if file is None:
+            return GenerationConfig.from_model_config(load_config(spec))
+        return GenerationConfig.from_pretrained(file.parent)
 
 
 def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:

@@ -21,6 +21,7 @@ from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
 from ovexport.rows import load_lines, load_texts, without_repeats
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
+from ovexport.tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ PLAIN_TEXT = (".txt", ".raw")
 LEAST_SEQUENCES = {"train": 1, "validation": 1, "test": 4}
 """What each split needs at least, or all that the recipe asks for where that is less; fewer test sequences than these
 make no interval."""
+CHECKED_DOCUMENTS = 64
+"""So many documents of a split show whether the IR's tokenizer is the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,10 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
     Raises:
         DataError: a source can't be read, or there is too little text; a row is not of the task's layout.
         MissingDependencyError: a task needs lm-evaluation-harness.
-        UnsupportedModelError: the tokenizer does not fit the model.
+        UnsupportedModelError: the tokenizer does not fit the model, or the IR's would encode the text otherwise.
     """
     splits, dropped, found = _read(data, task)
+    _check_tokenizer(model, splits)
     return _write(model, data, splits, dropped, out, found)
 
 
@@ -163,6 +167,15 @@ def missing_files(data: DataSpec, task: TaskSpec | None) -> list[DataError]:
         for key, path in paths.items()
         if not Path(path).is_file()
     ]
+
+
+def _check_tokenizer(model: ModelSpec, splits: Mapping[str, Documents]) -> None:
+    """Let the first documents of every split go through the tokenizer that the IR is going to have.
+
+    Raises:
+        UnsupportedModelError: it encodes or decodes one of them otherwise.
+    """
+    check_tokenizer(model, [text for documents in splits.values() for text in documents.texts[:CHECKED_DOCUMENTS]])
 
 
 def _write(

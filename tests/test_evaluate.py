@@ -24,6 +24,7 @@ from ovexport.evaluate.divergence import (
     verdict,
     word_perplexity,
 )
+from ovexport.evaluate.isolation import KeptRunner
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.graph import read_graph
 from ovexport.progress import silent
@@ -278,6 +279,21 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
     return evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), out)
 
 
+def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
+    tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
+    graph, passes = read_graph(finished_run.ir("bf16")), []
+    plain = LogitsRunner(graph, "bf16")
+    kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
+    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
+    for again in (1, 0):
+        for rows in (tokens[:2], tokens[2:]):
+            expected = [logits.copy() for logits in plain.pieces(rows, 32)]
+            plain._request.reset_state()
+            found = [logits.copy() for logits in kept.pieces(rows, 32)]
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert len(passes) == (4 if again else 6)
+
+
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:
     steps = {step.name: step for step in isolated.models["int4"].isolation}
     assert list(steps) == ["weights", "kv_cache", "dynamic_quantization", "activations", "deployment"]
@@ -317,7 +333,7 @@ def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:
     with (folder / "reference.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["", "prompts", "answers", "language", "prompt_length_type"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     with (folder / "int4" / "metrics_per_question.csv").open(newline="") as file:
         header = next(csv.reader(file))
     assert header == [

@@ -296,3 +296,14 @@ def test_matrices_that_the_tracer_computes_as_one_are_refused_by_name(tmp_path: 
     folder = with_equal_matrices(tmp_path / "model", config, torch.float32, {"k_proj": 0.0, "v_proj": 0.0})
     with pytest.raises(UnsupportedModelError, match=r"v_proj\.weight: its weights equal those of .*k_proj\.weight"):
         convert_moved(ModelSpec(id=str(folder)), tmp_path, CompressSpec(group_size=16, rank=8))
+
+
+def test_what_is_unpacked_by_too_much_is_no_weight_and_takes_no_time() -> None:
+    """A shape computed by 60 operations that each read the one before twice would be 2^60 words."""
+    shape = opset.constant(np.array([64, 64]))
+    for _ in range(60):
+        shape = opset.maximum(shape, shape)
+    matrix = opset.convert(opset.constant(np.ones((64, 64), np.float16)), "f32")
+    given = opset.parameter([-1, 64], np.float32)
+    product = opset.matmul(given, opset.reshape(matrix, shape, False), False, True)
+    assert weights(ov.Model([opset.result(product)], [given], "model")) == ()

@@ -18,11 +18,9 @@ from ovexport.verify.behaviour import behaviour
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
+from ovexport.verify.files import as_made, changed_files, companions, same_document
 from ovexport.verify.structure import (
     adapter_operations,
-    as_made,
-    changed_files,
-    companions,
     note,
     operators_beyond,
     packed_bytes,
@@ -112,7 +110,7 @@ def _gathered(
     evidence = _Evidence()
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
-    evidence.checks += as_made(ir, checkpoint)
+    evidence.checks += as_made(ir, checkpoint, base, twin)
     if checkpoint:
         _against_checkpoint(evidence, ir, graph, found, checkpoint, base, twin, listener)
     else:
@@ -123,8 +121,8 @@ def _gathered(
     )
     if twin:
         _against_twin(evidence, ir, graph, found, twin)
-    else:
-        evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
+    elif base is None:
+        evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     if runtime:
         _executed(evidence, ir, graph, found, checkpoint)
     else:
@@ -179,7 +177,7 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
-        evidence.checks.append(same_options(ir, graph, original, "base IR"))
+        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
         evidence.errors = weight_errors(found, manifest, matrices)
         evidence.twin_errors = weight_errors(weights(read_graph(twin)), manifest, matrices) if twin else {}
     evidence.checks.append(packed_bytes(found, manifest))
@@ -194,7 +192,7 @@ def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Wei
     evidence.checks += same_operations(
         operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
     )
-    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin)]
+    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 
 
 def _executed(

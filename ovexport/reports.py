@@ -251,12 +251,17 @@ class ModelEvaluation(Divergence, Similarity):
 
     Attributes:
         tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+        word_perplexity_reason: why there is none.
+        different_answers: how many of the answers to all prompts differ from each other; where they are few, the
+            similarity is that of a few answers.
         worst_answers: least alike first.
         isolation: where the divergence comes from, where it was asked for.
     """
 
     perplexity: Annotated[float | None, Meaning("perplexity per token of held-out text", "lower")] = None
     word_perplexity: Annotated[float | None, Meaning("perplexity per word of held-out text", "lower")] = None
+    word_perplexity_reason: str | None = None
+    different_answers: Annotated[int | None, Meaning("how many of the answers differ from each other", "higher")] = None
     kl_histogram: tuple[int, ...] | None = None
     worst_answers: tuple[WorstAnswer, ...] = ()
     isolation: Annotated[
@@ -290,6 +295,7 @@ class EvaluationReport(Record):
         recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`; None where there
             are too few of them.
         histogram_edges_nats: bin edges of each model's kl_histogram.
+        notes: what the reader of the figures has to know of text, prompts and encoder.
     """
 
     reference: str
@@ -301,6 +307,7 @@ class EvaluationReport(Record):
     recovered_gap_ci95: Interval | None = None
     reason: str | None = None
     histogram_edges_nats: tuple[float, ...]
+    notes: tuple[str, ...] = ()
     conditions: dict[str, Any]
     versions: dict[str, str]
 

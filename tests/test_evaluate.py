@@ -20,6 +20,7 @@ from ovexport.evaluate.divergence import (
     TokenFigures,
     compare,
     difference,
+    perplexity,
     recovered_gap,
     summarize,
     verdict,
@@ -91,6 +92,32 @@ def test_a_model_against_itself_differs_in_nothing(finished_run: RunFolder, tmp_
     assert (same.sdt, same.worst_answers) == (0, ())
 
 
+def test_answers_that_are_the_same_are_counted_and_said(finished_run: RunFolder, tmp_path: Path) -> None:
+    prompts = "".join(f"{'very ' * count}long ago\n" for count in range(6))
+    write_text(prompts, tmp_path / "p.txt")
+    spec = EvaluateSpec(encoder="offline", prompts=str(tmp_path / "p.txt"), max_new_tokens=1)
+    models = {"one": always_saying(300, finished_run, tmp_path / "one"), "int4": finished_run.ir("int4")}
+    report = evaluate(models, "one", None, spec, load_encoder("offline"), tmp_path / "out")
+    assert report.models["one"].different_answers == 1
+    assert report.models["int4"].different_answers > 1
+    assert report.notes[0] == (
+        "one answers 6 prompts with the same text, and the similarity compares no more than that; give other prompts, "
+        "or another chat_template"
+    )
+
+
+def always_saying(token: int, run: RunFolder, folder: Path) -> IR:
+    """The baseline, with a token that is the likeliest everywhere."""
+    ir = IR(shutil.copytree(run.ir("bf16").path, folder))
+    graph = read_graph(run.ir("bf16"))
+    logits = graph.output("logits").get_node()
+    towards = np.zeros(2048, np.float32)
+    towards[token] = 1e6
+    logits.input(0).replace_source_output(ops.add(logits.input_value(0), towards).output(0))
+    ov.save_model(graph, ir.xml, compress_to_fp16=False)
+    return ir
+
+
 def test_the_untuned_twin_can_be_the_reference(finished_run: RunFolder, tmp_path: Path) -> None:
     models = {name: finished_run.ir(name) for name in ("plain", "int4")}
     report = evaluate(models, "plain", finished_run.data, QUICK, load_encoder("offline"), tmp_path)
@@ -150,6 +177,18 @@ def test_word_perplexity_counts_words_not_tokens() -> None:
     figures = TokenFigures(nll=[np.full((2, 3), np.log(2.0), np.float32)])
     assert word_perplexity(figures, length=4, words=4) == pytest.approx(4.0)
     assert word_perplexity(figures, length=4, words=0) is None
+
+
+def test_a_perplexity_beyond_a_float_is_none() -> None:
+    figures = TokenFigures(nll=[np.full((2, 3), 400.0, np.float32)])
+    assert perplexity(figures) == pytest.approx(np.exp(400.0))
+    assert word_perplexity(figures, length=4, words=4) is None
+    beyond = TokenFigures(nll=[np.full((2, 3), 800.0, np.float32)])
+    assert perplexity(beyond) is None
+    beyond.kl, beyond.same_top1, beyond.probability_change = beyond.nll, [np.zeros((2, 3), bool)], beyond.nll
+    reference = TokenFigures(nll=[np.ones((2, 3), np.float32)])
+    found, _ = summarize(beyond, reference, sequences(2, 3))
+    assert (found.perplexity_ratio, found.perplexity_verdict, found.kl_mean_nats) == (None, "higher", 800.0)
 
 
 def test_prompts_are_the_first_words_of_long_enough_documents() -> None:
@@ -248,13 +287,7 @@ def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(
 
 
 def test_a_model_that_says_nothing_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:
-    ir = IR(shutil.copytree(finished_run.ir("bf16").path, tmp_path / "silent"))
-    graph = read_graph(finished_run.ir("bf16"))
-    logits = graph.output("logits").get_node()
-    towards_the_end = np.zeros(2048, np.float32)
-    towards_the_end[1] = 1e6
-    logits.input(0).replace_source_output(ops.add(logits.input_value(0), towards_the_end).output(0))
-    ov.save_model(graph, ir.xml, compress_to_fp16=False)
+    ir = always_saying(1, finished_run, tmp_path / "silent")
     with pytest.raises(DataError, match="generated nothing for any of the 1 prompts"):
         generate("silent", ir, ["Once"], templated=False, max_new_tokens=8, listener=silent)
 
@@ -303,7 +336,7 @@ def test_the_report_of_a_run_holds_every_figure(finished_run) -> None:
     assert report.models["bf16"].reason is not None
     for name in ("plain", "int4"):
         model = report.models[name]
-        missing = [field for field, value in model.model_dump().items() if value is None and field != "reason"]
+        missing = [name for name, value in model.model_dump().items() if value is None and not name.endswith("reason")]
         assert (missing, model.reason) == ([], None)
         assert 0 < model.kl_median_nats <= model.kl_p99_nats <= model.kl_maximum_nats
         assert sum(model.kl_histogram) == 8 * 63
@@ -311,6 +344,9 @@ def test_the_report_of_a_run_holds_every_figure(finished_run) -> None:
     runtime = report.conditions["runtime"]["int4"]
     assert (runtime["INFERENCE_PRECISION_HINT"], runtime["DYNAMIC_QUANTIZATION_GROUP_SIZE"]) == ("f32", "0")
     assert report.conditions["encoder"] == "offline"
+    assert report.conditions["prompt_language"] == "en"
+    assert [model.different_answers for model in report.models.values()] == [3, 3, 3]
+    assert report.notes == ()
 
 
 def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:

@@ -123,6 +123,30 @@ def test_a_document_is_marked_once_by_the_tokenizer_or_by_an_end(tmp_path: Path,
     assert not (running == tokenizer.eos_token_id).any()
 
 
+def test_a_tokenizer_without_an_end_token_runs_documents_together_and_says_so(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    lengths = {"sequence_length": 16, "validation_sequences": 2, "test_sequences": 4}
+    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), **lengths)
+    note = (
+        "the tokenizer has no end-of-sequence token: the documents of test, validation, train run together in the "
+        "sequences, with nothing between them; set eos_token in tokenizer_config.json"
+    )
+    with caplog.at_level("WARNING", "ovexport"):
+        data = prepare(ModelSpec(id=str(folder)), spec, tmp_path / "data")
+    assert data.manifest.notes == (note,)
+    assert note in caplog.messages
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS))
+    running = DataSpec(train=SourceSpec(path=str(tmp_path / "t.txt")), **lengths)
+    assert prepare(ModelSpec(id=str(folder)), running, tmp_path / "running").manifest.notes == ()
+    assert prepare(ModelSpec(id=str(tiny_model)), spec, tmp_path / "marked").manifest.notes == ()
+
+
 class _Begins:
     """The tokenizer with a beginning of its own."""
 

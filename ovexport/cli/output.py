@@ -103,12 +103,13 @@ def reports_errors(command: Command) -> Command:
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line."""
-    typer.echo(printable(text), err=err)
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(_in_encoding(printable(text), stream.encoding or "utf-8"), file=stream)
 
 
 def print_json(document: str) -> None:
     """Print a JSON document."""
-    typer.echo(in_json(document))
+    typer.echo(in_json(document), file=sys.stdout)  # without a file, click writes UTF-8 to a terminal of ASCII
 
 
 def print_block(text: str, *, err: bool = False) -> None:

@@ -1,6 +1,7 @@
 """A model's folder is not believed: files that it names lie in it, numbers are possible, tensors as long as said."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -194,3 +195,11 @@ def test_a_damaged_tokenizer_is_one_line(model: Path, text: str) -> None:
     (model / "tokenizer.json").write_text(text)
     with pytest.raises(OvexportError, match="model"):
         load_tokenizer(spec(model), 2048)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_a_pipe_in_the_folder_is_not_waited_for(model: Path, name: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(ArtifactError, match="a device or a pipe"):
+        load_model(spec(model))

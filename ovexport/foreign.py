@@ -21,14 +21,14 @@ class Row:
     """What an error of a library means.
 
     Attributes:
-        type: full name of its class, or of one that it is derived from.
+        name: of its class or of one that it is derived from, in full; of a module, where it ends with a dot.
         said: pattern that its message holds; "" for every message.
         kind: the error of ours.
         problem: in words; `{said}` is the library's own.
         cure: what to do.
     """
 
-    type: str
+    name: str
     said: str
     kind: type[OvexportError]
     problem: str
@@ -139,7 +139,7 @@ def exhausted(error: BaseException, subject: str = "") -> OvexportError | None:
     return None
 
 
-_EXHAUSTED = next(number for number, row in enumerate(TABLE) if row.type.startswith("safetensors")) + 1
+_EXHAUSTED = next(number for number, row in enumerate(TABLE) if row.name.startswith("safetensors")) + 1
 """So many rows of the table, from its first, are of memory and disk."""
 
 
@@ -187,7 +187,7 @@ def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> Ovexpo
     message = str(error)
     types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
     for row in rows:
-        named = any(name.startswith(row.type) if row.type.endswith(".") else name == row.type for name in types)
+        named = any(name.startswith(row.name) if row.name.endswith(".") else name == row.name for name in types)
         if named and re.search(row.said, message):
             return row.kind(_line(subject, row.problem.format(said=said(error)), row.cure))
     return None

@@ -193,13 +193,16 @@ def check_reachable(spec: ModelSpec) -> None:
     """Tell a folder that is no model, and a name that is neither folder nor hub id, from what may be one.
 
     Raises:
-        ArtifactError: no such folder.
-        UnsupportedModelError: a folder without config.json.
+        ArtifactError: no such folder, or one with a device or a pipe in it.
+        UnsupportedModelError: a folder without config.json, or one whose adapter names another model.
     """
     path = Path(spec.id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModelError(f"{path}: no model, it has no config.json; give a transformers checkpoint")
+        for entry in path.iterdir():
+            if entry.exists() and not (entry.is_file() or entry.is_dir()):
+                raise ArtifactError(f"{entry}: a device or a pipe, which may have no end; remove it from the model")
         if (path / "adapter_config.json").exists():
             raise UnsupportedModelError(
                 f"{path}: holds an adapter_config.json, which names another model to load; give the folder of that "

@@ -47,10 +47,12 @@ def broken_model(generator: random.Random, material: Material, folder: Path) -> 
     name = generator.choice(("model",) * 9 + ("in[red]t4", "\x1b[2Jm"))
     model = folder / name
     shutil.copytree(material.model, model)
-    for _ in range(generator.choice((1, 1, 2))):
-        generator.choice((_config, _config, _weights, _weights, _tokenizer, _index, _companion, _card))(
-            generator, model
+    for damage in dict.fromkeys(
+        generator.sample(
+            (_config, _config, _weights, _weights, _tokenizer, _index, _companion, _card), generator.choice((1, 1, 2))
         )
+    ):
+        damage(generator, model)
     if generator.random() < 0.4:
         return ["plan", "--model", model]
     recipe = folder / "recipe.toml"
@@ -72,6 +74,8 @@ def _weights(generator: random.Random, model: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = model / "model.safetensors"
+    if not path.is_file():
+        return
     content = path.read_bytes()
     change = generator.randrange(12)
     if change < 5:
@@ -163,8 +167,8 @@ def broken_ir(generator: random.Random, material: Material, folder: Path) -> lis
     shutil.copytree(material.run / "int4", ir)
     if generator.random() < 0.5:
         (ir / "ovexport.json").unlink()
-    for _ in range(generator.choice((1, 1, 2))):
-        generator.choice((_xml, _xml, _xml, _bin, _manifest))(generator, ir)
+    for damage in dict.fromkeys(generator.sample((_xml, _xml, _xml, _bin, _manifest), generator.choice((1, 1, 2)))):
+        damage(generator, ir)
     given = generator.choice(
         (
             [],

@@ -77,7 +77,8 @@ def _odd_command(generator: random.Random, material: Material, folder: Path, rec
 
 def _override(generator: random.Random, sections: dict[str, Any]) -> str:
     section = generator.choice([*sections, "gates", "task", "search", "verify", "convert", "nothing"])
-    keys = [*sections.get(section, {}), "seed", "x"]
+    values = sections.get(section)
+    keys = [*(values if isinstance(values, dict) else ()), "seed", "x"]
     value = generator.choice(
         (
             "",

@@ -85,8 +85,13 @@ def damaged_text(generator: random.Random, text: str) -> str:
 
 def damage_json(generator: random.Random, path: Path) -> None:
     """Change a value somewhere in a JSON file, or its text."""
-    text = path.read_text(encoding="utf-8")
-    values = json.loads(text)
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return
     if generator.random() < 0.25:
         path.write_bytes(damaged_text(generator, text[:200_000]).encode("utf-8", "surrogateescape"))
         return

@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,16 @@ def test_lines_errors_and_logs_show_a_name_as_it_is(capsys: pytest.CaptureFixtur
     say(PAINTED)
     set_up_logging(quiet=False)
     logging.getLogger("ovexport.test").info("%s", PAINTED)
+    library = logging.getLogger("some_library")
+    library.addHandler(handler := logging.StreamHandler(sys.stderr))
+    library.error("%s", PAINTED)
+    library.removeHandler(handler)
     with pytest.raises(Exception, match="4"):
         reports_errors(fails)()
     print_block(f"a\n{PAINTED.replace(chr(10), '')}\n")
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == SHOWN
-    assert captured.err.splitlines() == [SHOWN, f"error: {SHOWN}: missing"]
+    assert captured.err.splitlines() == [SHOWN, SHOWN, f"error: {SHOWN}: missing"]
     assert "\x1b" not in captured.out
 
 

@@ -40,7 +40,8 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Exit codes: 0 fine, 1 a defect of ours, 2 usage or recipe, 3 missing dependency, 4 artifact missing or corrupt,
-    5 model or data unsupported, 6 training diverged, 7 verification failed, 8 a gate failed, 130 interrupted."""
+    5 model or data unsupported, or out of memory, 6 training diverged, 7 verification failed, 8 a gate failed,
+    130 interrupted."""
 
 
 for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, gates, doctor):

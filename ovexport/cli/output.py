@@ -118,16 +118,16 @@ def print_block(text: str, *, err: bool = False) -> None:
         say(line, err=err)
 
 
-class _OneLine(logging.Formatter):
-    """A message on one line, whatever names are in it."""
+class _OneLine(logging.LogRecord):
+    """A message on one line, whatever names are in it, ours or a library's."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+    def getMessage(self) -> str:  # noqa: N802  logging's name
+        return printable(super().getMessage())
 
 
 def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     """Our own messages on stderr, and in the file where one is given; the libraries' errors only."""
+    logging.setLogRecordFactory(_OneLine)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("ovexport")
@@ -138,12 +138,12 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.propagate = False
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.ERROR if quiet else logging.INFO)
-    stderr.setFormatter(_OneLine("%(message)s"))
+    stderr.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-        log.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
 
 

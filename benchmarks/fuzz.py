@@ -1,10 +1,10 @@
 """What the command line makes of broken and hostile input: recipes and arguments, models, texts and IRs, from a seed.
 
-python benchmarks/fuzz.py [--quick] [--json] [--save] [--seed N] [--kind KIND] [--first N]
+python benchmarks/fuzz.py [--quick] [--json] [--save] [--seed N] [--kind KIND]
 
-Each case is a mutation of something sound, handed to the command line in a process of its own kind with 30 seconds and
-12 GiB. It passes when the command ends with a documented exit code other than 1, and without a traceback. The generators
-are in tests/fuzzing.py, and a tenth of them runs with the tests.
+Each case is a mutation of something sound, handed to the command line in a process that may compute for 30 seconds and
+take 12 GiB. It passes when the command ends with a documented exit code other than 1, and without a traceback. The
+generators are in tests/fuzzing.py and its neighbours, and a tenth of the cases runs with the tests.
 """
 
 import json
@@ -20,7 +20,8 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
 import conftest  # noqa: E402
-from fuzzing import COUNTS, TIME_LIMIT_S, Material, Worker, cases  # noqa: E402
+from fuzz_values import Material  # noqa: E402
+from fuzzing import COUNTS, TIME_LIMIT_S, Worker, cases  # noqa: E402
 
 from ovexport import pipeline, recipe  # noqa: E402
 from ovexport.versions import stack_versions  # noqa: E402

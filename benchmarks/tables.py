@@ -373,6 +373,14 @@ def _difference(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
+def kills_table(document: dict[str, Any]) -> str:
+    """A row per stage."""
+    lines = ["| killed in | kills | resumed runs | of them with the same files |", "|---|---:|---:|---:|"]
+    for name, count in document["counts"].items():
+        lines.append(f"| {name} | {count['kills']} | {count['trials']} | {count['same']} |")
+    return "\n".join(lines)
+
+
 def fuzz_table(document: dict[str, Any]) -> str:
     """Broken and hostile inputs of each kind, and how they ended."""
     lines = ["| mutations of | cases | tracebacks | hangs | crashes | exit codes |", "|---|---:|---:|---:|---:|---|"]
@@ -385,6 +393,7 @@ def fuzz_table(document: dict[str, Any]) -> str:
 
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
+    "kills": kills_table,
     "fuzz": fuzz_table,
     "exactness": exactness_table,
     "convert": convert_table,

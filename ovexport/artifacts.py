@@ -133,7 +133,8 @@ class CheckpointManifest(Record):
         weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
         changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
         digests: of the codes that tuning ended with, by layer.
-        steps: optimizer steps taken; 0 for the twin.
+        steps: of the kept parameters; 0 for the twin, and where no step validated better than the start; None for a
+            checkpoint that another tool tuned.
         validation_kl_nats, validation_nll_nats: of the kept step, by what was tuned for, the mean divergence per token
             of text, or the negative log-likelihood per token of the answers; None for a starting point, and for a model
             that can't be tuned.
@@ -148,7 +149,7 @@ class CheckpointManifest(Record):
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()
     digests: dict[str, CodeDigest]
-    steps: int = 0
+    steps: int | None = 0
     validation_kl_nats: float | None = None
     validation_nll_nats: float | None = None
     rank_space: tuple[int, ...] = ()
@@ -174,6 +175,7 @@ class PackedManifest(Record):
     Attributes:
         model_id, revision: the base model as the recipe named it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
+        tuning_steps: the checkpoint's `steps`.
     """
 
     format_version: Literal[1] = 1
@@ -183,6 +185,7 @@ class PackedManifest(Record):
     weight_digests: dict[str, str]
     changed: tuple[str, ...] = ()
     checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
 
 
 class IRManifest(Record):
@@ -192,12 +195,14 @@ class IRManifest(Record):
         model_id, revision: the base model as the recipe named it.
         checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
         files: SHA-256 of each other file of the folder.
+        tuning_steps: of the parameters that were kept: 0 without tuning, None where it is not known.
     """
 
     format_version: Literal[1] = 1
     model_id: str
     revision: str | None
     checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
     files: dict[str, str]
     versions: dict[str, str]
 

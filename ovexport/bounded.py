@@ -32,6 +32,9 @@ LARGEST_CARD_BYTES = 1 << 20
 LARGEST_NUMBER = 1 << 53
 """Whole numbers up to it are the same in every reader of JSON; no size of a model comes near."""
 
+MOST_BITS = 1024
+"""Of a whole number: one that is written in hexadecimal may be longer than Python can write in decimal."""
+
 MOST_LAYERS = 4096
 """Of a model; the deepest in use have about 200. Building one takes time for each layer, before any weight is read."""
 
@@ -114,15 +117,16 @@ def parse_yaml(text: str) -> Any:
     import yaml
 
     _require_size(len(text), LARGEST_CARD_BYTES)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=loader):
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("refers to a part of itself (*name), which multiplies it")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise _too_deep()
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=loader)  # a safe loader, whichever it is
     except (yaml.YAMLError, RecursionError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"no YAML of plain values ({type(error).__name__})") from error
 
@@ -175,6 +179,8 @@ def _require_shape(values: Any) -> None:
     """Refuse values that are too deep, without recursion."""
     level = [values]
     for _ in range(DEEPEST + 1):
+        if any(type(value) is int and value.bit_length() > MOST_BITS for value in level):
+            raise ValueError(f"holds a whole number of more than {MOST_BITS} bits")
         level = [
             inner
             for value in level

@@ -67,13 +67,14 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph.validate_nodes_and_infer_types()
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
-        for file in base.path.iterdir():
-            if file.is_file() and not file.name.startswith("openvino_model."):
-                shutil.copy2(file, folder / file.name)
+        shutil.copytree(
+            base.path, folder, ignore=shutil.ignore_patterns("openvino_model.*", IR_MANIFEST), dirs_exist_ok=True
+        )
         record = IRManifest(
             model_id=manifest.model_id,
             revision=manifest.revision,
             checkpoint_files=manifest.checkpoint_files,
+            tuning_steps=manifest.tuning_steps,
             files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},
             versions=stack_versions(),
         )

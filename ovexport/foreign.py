@@ -21,14 +21,14 @@ class Row:
     """What an error of a library means.
 
     Attributes:
-        type: full name of its class, or of one that it is derived from.
+        name: of its class or of one that it is derived from, in full; of a module, where it ends with a dot.
         said: pattern that its message holds; "" for every message.
         kind: the error of ours.
         problem: in words; `{said}` is the library's own.
         cure: what to do.
     """
 
-    type: str
+    name: str
     said: str
     kind: type[OvexportError]
     problem: str
@@ -50,6 +50,10 @@ _TOO_LARGE_A_FILE = (
     "a file became larger than the file system or a limit (ulimit -f) allows",
     "raise the limit, or choose another --out",
 )
+_NOT_WRITTEN = (
+    "OpenVINO could not write or read a file; the disk is full or a limit (ulimit -f) is too low",
+    "free some space or raise the limit, then --resume",
+)
 _FAILED_DISK = ("the disk failed to read or write ({said})", "look at the disk, or copy the files to another")
 
 _ON_CPU = 'set tune.device = "cpu"'
@@ -64,6 +68,7 @@ TABLE = (
     Row("builtins.Exception", _ALLOCATION, OutOfMemory, "out of memory ({said})", _LESS_MEMORY),
     Row("builtins.Exception", _FULL, ArtifactError, *NO_SPACE),
     Row("builtins.Exception", _TOO_LARGE, ArtifactError, *_TOO_LARGE_A_FILE),
+    Row("builtins.Exception", "basic_ios::clear", ArtifactError, *_NOT_WRITTEN),
     Row("safetensors_rust.SafetensorError", "os error|I/O error", ArtifactError, *_FAILED_DISK),
     Row("safetensors_rust.SafetensorError", "", ArtifactError, "corrupt weights ({said})", "copy or make them again"),
     Row("torch.AcceleratorError", "", Unsupported, "the device failed ({said})", _ON_CPU),
@@ -134,7 +139,7 @@ def exhausted(error: BaseException, subject: str = "") -> OvexportError | None:
     return None
 
 
-_EXHAUSTED = next(number for number, row in enumerate(TABLE) if row.type.startswith("safetensors")) + 1
+_EXHAUSTED = next(number for number, row in enumerate(TABLE) if row.name.startswith("safetensors")) + 1
 """So many rows of the table, from its first, are of memory and disk."""
 
 
@@ -164,11 +169,16 @@ def said(error: BaseException) -> str:
     words = type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        if lines:
-            words = last_line(cause) if lines[0].startswith(("Exception from", "Check ")) else lines[0]
+        words = _own_words(cause) or words
         cause = cause.__cause__
     return words
+
+
+def _own_words(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith(("Exception from", "Check ")):
+        return last_line(error)
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
 
 
 def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> OvexportError | None:
@@ -177,7 +187,7 @@ def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> Ovexpo
     message = str(error)
     types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
     for row in rows:
-        named = any(name.startswith(row.type) if row.type.endswith(".") else name == row.type for name in types)
+        named = any(name.startswith(row.name) if row.name.endswith(".") else name == row.name for name in types)
         if named and re.search(row.said, message):
             return row.kind(_line(subject, row.problem.format(said=said(error)), row.cure))
     return None

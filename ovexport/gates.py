@@ -1,112 +1,28 @@
 """Gates: limits that measured figures have to keep, judged, with a JUnit file for CI systems.
 
-The figures' names are those of the reports' fields. A model's figure stands behind the model's name,
-`plain.kl_mean_nats`, and without one it is the product's; behind two models' names stands their ratio,
-`int4/bf16.time_per_output_token`, or their difference, `int4-plain.kl_mean_nats`. `.low` and `.high` are the ends of a
-figure's 95 % interval, `.p90` and `.p99` order statistics of a latency, whose own name means the median.
+A gate whose limit is inside the figure's 95 % interval is undecided, and so is one on a figure that had too few values
+for an interval: it can't be told on which side the figure is. Neither has passed. `.low`, `.high` and `.value` of a
+figure have no interval, and are always decided.
 """
 
-import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from inspect import isclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
 from xml.etree import ElementTree
 
-from ovexport.artifacts import MODELS, Record, RunFolder, read_record, write_text
+from ovexport.artifacts import MODELS, write_text
 from ovexport.errors import GateFailed, RecipeError
+from ovexport.figures import KINDS, PROOF, Figure, figures, figures_of_run
+from ovexport.numbers import number, number_with_interval
 from ovexport.recipe import Gate, Recipe, list_gates
-from ovexport.reports import (
-    BenchmarkReport,
-    EvaluationReport,
-    GateReport,
-    GateResult,
-    ModelBenchmark,
-    ModelEvaluation,
-    PointBenchmark,
-    VerificationReport,
-    VerificationSummary,
-)
+from ovexport.reports import GateReport, GateResult
 from ovexport.versions import stack_versions
-
-AnyReport = VerificationReport | EvaluationReport | BenchmarkReport
-Keys = Mapping[str, Sequence[str]]
-
-KINDS: dict[str, type[AnyReport]] = {
-    "verification": VerificationReport,
-    "evaluation": EvaluationReport,
-    "benchmark": BenchmarkReport,
-}
-"""The reports that have figures, by the name of their file."""
 
 _MADE_BY = {"verification": "ovexport verify", "evaluation": "ovexport evaluate", "benchmark": "ovexport bench"}
 _COMPARE = {"<": operator.lt, "<=": operator.le, "==": operator.eq, ">=": operator.ge, ">": operator.gt}
-_CENTRES = ("value", "median")
-_INTERVAL = "ci95"
 _NEAREST = 3
-_PROOF = "verification."
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure that a gate can be set on; a value of None has a reason."""
-
-    value: float | None
-    reason: str | None = None
-
-
-Named = Iterator[tuple[str, Figure]]
-
-
-def figures(
-    reports: Mapping[str, AnyReport | None],
-    *,
-    product: str | None = None,
-    models: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-) -> dict[str, Figure]:
-    """Every figure of some reports by its name.
-
-    A name that ends with a point stands for all that begin with it: for a part of a report that is not made yet, or
-    was not asked for, and whose names are not known.
-
-    Args:
-        reports: by a name in KINDS; None for one that is not made yet, or is missing.
-        product: the model that is meant where a name has none; the last one unless given.
-        models: that the reports are to hold, in their order; those they do hold need not be named.
-        tasks: likewise.
-    """
-    held = [name for report in reports.values() for name in getattr(report, "models", ())]
-    names = tuple(dict.fromkeys((*models, *held)))
-    pairs = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
-    keys = {
-        "models": names,
-        "tasks": tasks,
-        "ratios": [f"{later}/{earlier}" for later, earlier in pairs],
-        "comparisons": [f"{later} - {earlier}" for later, earlier in pairs if earlier != names[0]],
-    }
-    found = {
-        "".join(name.split()): figure
-        for kind, report in reports.items()
-        for name, figure in _of_report(kind, report, keys)
-    }
-    return found | _unqualified(found, product or (names[-1] if names else None))
-
-
-def run_figures(folder: RunFolder, recipe: Recipe) -> dict[str, Figure]:
-    """Every figure of a run, those included that it has not measured.
-
-    Raises:
-        ArtifactError: a report is corrupt.
-    """
-    paths = {kind: folder.path / f"{kind}.json" for kind in KINDS}
-    reports = {kind: read_record(path, KINDS[kind]) if path.is_file() else None for kind, path in paths.items()}
-    return _figures_of_run(reports, recipe)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -115,7 +31,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: with every such gate at once, and the nearest names.
     """
-    check(list_gates(recipe.gates), _figures_of_run(dict.fromkeys(KINDS), recipe))
+    check(list_gates(recipe.gates), figures_of_run(dict.fromkeys(KINDS), recipe))
 
 
 def check(gates: Iterable[Gate], known: Mapping[str, Figure]) -> None:
@@ -142,28 +58,29 @@ def judge(gates: Iterable[Gate], known: Mapping[str, Figure]) -> GateReport:
 
 
 def require_passed(report: GateReport) -> None:
-    """Raise when a gate failed.
+    """Raise when a gate failed or is undecided.
 
     Raises:
-        GateFailed: naming every gate that failed.
+        GateFailed: naming every gate that has not passed.
     """
-    failed = [result for result in report.gates if not result.passed]
-    if failed:
-        gates = "; ".join(describe(result) for result in failed)
-        raise GateFailed(f"{len(failed)} of {len(report.gates)} gates failed: {gates}", report)
+    told = []
+    for status in ("failed", "undecided"):
+        results = [result for result in report.gates if result.status == status]
+        if results:
+            gates = "; ".join(describe(result) for result in results)
+            told.append(f"{len(results)} of {len(report.gates)} gates {status}: {gates}")
+    if told:
+        raise GateFailed("; ".join(told), report)
 
 
 def describe(result: GateResult) -> str:
-    """One gate with its value, limit and margin in a line."""
+    """One gate with its value, interval, limit and margin in a line."""
+    if result.undecided:
+        return f"{result.gate}: undecided, {result.reason}"
     if result.value is None or result.margin is None:
         return f"{result.gate}: {result.reason}"
-    value, limit, margin = map(number, (result.value, result.limit, result.margin))
+    value, limit, margin = number_with_interval(result.value, result.ci95), number(result.limit), number(result.margin)
     return f"{result.metric} is {value}, limit {result.operator} {limit}, margin {margin}"
-
-
-def number(value: float) -> str:
-    """A figure as text: whole numbers whole, others with six digits."""
-    return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
 
 
 def write_junit(report: GateReport, command: str, path: Path) -> None:
@@ -187,30 +104,53 @@ def write_junit(report: GateReport, command: str, path: Path) -> None:
         if result.passed:
             ElementTree.SubElement(case, "system-out").text = describe(result)
         else:
-            failure = ElementTree.SubElement(case, "failure", message=describe(result), type="GateFailed")
+            kind = "GateUndecided" if result.undecided else "GateFailed"
+            failure = ElementTree.SubElement(case, "failure", message=describe(result), type=kind)
             failure.text = describe(result)
     ElementTree.indent(root)
     write_text(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n", path)
 
 
 def _judge_one(gate: Gate, figure: Figure | None) -> GateResult:
-    value = None if figure is None else figure.value
-    reason = figure.reason if figure else None
+    figure = figure or Figure(None)
+    value, reason, undecided = figure.value, None, False
     if value is None:
-        reason = f"not measured: {reason}" if reason else "not measured"
+        reason = f"not measured: {figure.reason}" if figure.reason else "not measured"
     elif not math.isfinite(value):
         value, reason = None, f"measured as {value}, which keeps no limit"
-    margin = None if value is None else _margin(gate, value)
+    elif _may_be_either(gate, value, figure):
+        undecided, reason = True, _too_few(gate, figure)
     return GateResult(
         gate=str(gate),
         metric=gate.metric,
         operator=gate.operator,
         limit=gate.limit,
         value=value,
-        margin=margin,
-        passed=value is not None and _COMPARE[gate.operator](value, gate.limit),
-        reason=reason if value is None else None,
+        ci95=None if value is None else figure.ci95,
+        margin=None if value is None else _margin(gate, value),
+        passed=value is not None and not undecided and _COMPARE[gate.operator](value, gate.limit),
+        undecided=undecided,
+        reason=reason,
     )
+
+
+def _too_few(gate: Gate, figure: Figure) -> str:
+    """Why a gate is undecided: "24 prompts are too few: 0.89 (0.84–0.94) holds the limit 0.9"."""
+    assert figure.value is not None
+    if figure.ci95 is None:
+        return f"{figure.over} are too few for an interval"
+    measured = number_with_interval(figure.value, figure.ci95)
+    return f"{figure.over or 'the values'} are too few: {measured} holds the limit {number(gate.limit)}"
+
+
+def _may_be_either(gate: Gate, value: float, figure: Figure) -> bool:
+    """Whether the figure may be on either side of the limit: its interval holds it, or there was too little for one."""
+    if figure.ci95 is None:
+        return figure.over is not None
+    low, high = figure.ci95
+    if gate.operator == "==":
+        return low <= gate.limit <= high and low < high
+    return len({_COMPARE[gate.operator](one, gate.limit) for one in (low, value, high)}) > 1
 
 
 def _margin(gate: Gate, value: float) -> float:
@@ -234,129 +174,11 @@ def _nearest(metric: str, known: Mapping[str, Figure]) -> str:
         others = _bare_names(figures({kind: None}, models=MODELS)) - _bare_names(known)
         if any(metric == name or metric.endswith(f".{name}") for name in others):
             return f"{metric} is not measured here; {command} does it, and a run"
-    cure = f"the nearest are {', '.join(near)}" if near else "the names are those of the reports' fields"
+    cure = f"the nearest are {', '.join(near)}" if near else "ovexport gates lists the names"
     return f"no figure is named {metric}; {cure}"
 
 
 def _bare_names(known: Iterable[str]) -> set[str]:
     """The names, and those of models and of pairs of them without the models."""
-    qualified = {name.partition(".")[2] for name in known if not name.startswith(_PROOF)}
+    qualified = {name.partition(".")[2] for name in known if not name.startswith(PROOF)}
     return {*known, *qualified} - {""}
-
-
-def _figures_of_run(reports: Mapping[str, AnyReport | None], recipe: Recipe) -> dict[str, Figure]:
-    tasks = (recipe.task.name,) if recipe.task else ()
-    return figures(reports, product=MODELS[-1], models=(*MODELS, *(("torch",) if tasks else ())), tasks=tasks)
-
-
-def _unqualified(found: Mapping[str, Figure], product: str | None) -> dict[str, Figure]:
-    """The product's figures without its name, and those of the proof whose names no measured figure has."""
-    qualifier = "".join((product or "").split()) + "."
-    of_product = {name.removeprefix(qualifier): figure for name, figure in found.items() if name.startswith(qualifier)}
-    measured = {*ModelEvaluation.model_fields, *ModelBenchmark.model_fields}
-    proven = {name.removeprefix(_PROOF): figure for name, figure in found.items() if name.startswith(_PROOF)}
-    return {name: figure for name, figure in proven.items() if name not in measured} | of_product
-
-
-def _of_report(kind: str, report: AnyReport | None, keys: Keys) -> Named:
-    absent = f"there is no {kind}.json"
-    if kind != "verification":
-        yield from _of_record(KINDS[kind], report, "", keys, absent)
-        return
-    proof = report if isinstance(report, VerificationReport) else None
-    yield "verified", Figure(float(proof.passed) if proof else None, absent)
-    yield from _of_record(VerificationSummary, proof and proof.summary, kind, keys, absent)
-
-
-def _of_record(kind: type[Record], record: Record | None, name: str, keys: Keys, reason: str | None) -> Named:
-    """The figures of a record's fields, whether the record is there or not."""
-    if record is not None:
-        reason = getattr(record, "reason", None)
-    for field, information in kind.model_fields.items():
-        value = getattr(record, field, None)
-        if field in _CENTRES:
-            yield name, Figure(value, reason)
-        if field.endswith(_INTERVAL):
-            centre = _join(name, _centre_of(field, kind))
-            yield f"{centre}.low", Figure(value and value[0], reason)
-            yield f"{centre}.high", Figure(value and value[1], reason)
-        else:
-            yield from _of_field(_without_none(information.annotation), value, name, field, keys, reason)
-
-
-def _of_field(annotation: Any, value: Any, name: str, field: str, keys: Keys, reason: str | None) -> Named:
-    """The figures of a number, a record, or several that have names; none of any other value.
-
-    Args:
-        name: of the record that has the field.
-    """
-    path, inner = _join(name, field), next(iter(get_args(annotation)), None)
-    if annotation in (int, float):
-        yield path, Figure(value, reason)
-    elif _is_record(annotation):
-        yield from _of_record(annotation, value, path, keys, reason)
-    elif get_origin(annotation) is dict:
-        yield from _of_table(get_args(annotation)[1], value or {}, name, field, keys, reason)
-    elif get_origin(annotation) is tuple and _has_label(inner):
-        for record in value or ():
-            yield from _of_record(type(record), record, _join(path, _label(record)), keys, reason)
-        if not value:
-            yield f"{path}.", Figure(None, reason or f"the report has no {path}")
-
-
-def _of_table(kind: Any, table: Mapping[str, Any], name: str, field: str, keys: Keys, reason: str | None) -> Named:
-    """The figures of a table of numbers; or of one of models, of pairs of them or of tasks, without the field's name.
-
-    Args:
-        kind: of the table's values.
-        name: of the record that has the table in its field.
-    """
-    if kind in (int, float):
-        yield from _of_numbers(table, _join(name, field), reason)
-        return
-    for key in dict.fromkeys((*table, *keys.get(field, ()))):
-        path, absent = _join(name, key), f"{key} was not measured" if table else reason
-        if _is_record(kind):
-            yield from _of_record(kind, table.get(key), path, keys, absent)
-        elif get_origin(kind) is dict and get_args(kind)[1] is float:
-            yield from _of_numbers(table.get(key, {}), path, absent)
-
-
-def _of_numbers(table: Mapping[str, float], name: str, reason: str | None) -> Named:
-    for key, value in table.items():
-        yield f"{name}.{key}", Figure(value)
-    if not table:
-        yield f"{name}.", Figure(None, reason)
-
-
-def _without_none(annotation: Any) -> Any:
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return kinds[0] if NoneType in get_args(annotation) and len(kinds) == 1 else annotation
-
-
-def _is_record(annotation: Any) -> bool:
-    return isclass(annotation) and issubclass(annotation, Record)
-
-
-def _has_label(kind: Any) -> bool:
-    return _is_record(kind) and (kind is PointBenchmark or "name" in kind.model_fields)
-
-
-def _label(record: Any) -> str:
-    """What tells a record from the others of its kind: its name, or the grid's `128x64x1.SDPA`."""
-    if isinstance(record, PointBenchmark):
-        return f"{record.prompt_tokens}x{record.output_tokens}x{record.batch_size}.{record.attention_backend}"
-    return str(record.name)
-
-
-def _centre_of(field: str, kind: type[Record]) -> str:
-    """The field whose interval this one is: `similarity` of similarity_ci95, `kl_mean_nats` of kl_mean_ci95, which has
-    its unit left out, and the whole record of ci95."""
-    stem = field.removesuffix(_INTERVAL).removesuffix("_")
-    if not stem or stem in kind.model_fields:
-        return stem
-    return next(name for name in kind.model_fields if name.startswith(f"{stem}_") and name != field)
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)

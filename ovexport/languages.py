@@ -1,6 +1,7 @@
 """What a text's script and commonest words tell: its language, and whether it is written in words between blanks."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 UNDETERMINED = "und"
@@ -16,12 +17,13 @@ _COMMON_ENGLISH = re.compile(
 )
 _LONGEST_WORD = 20
 _EXAMINED_CHARACTERS = 200_000
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
+_MARKS = "".join(chr(code) for code in range(0x0E00, 0x1800) if unicodedata.category(chr(code)).startswith("M"))
+_UNIT = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
 
 
 def unit_ends(text: str) -> list[int]:
-    """Where each word ends, as an index of the text. In scripts without blanks between words each character counts as
-    one, elsewhere each 20 characters of what has no blank in it."""
+    """Where each word ends, as an index of the text. In scripts without blanks between words each character with its
+    marks counts as one, elsewhere each 20 characters of what has no blank in it."""
     return [match.end() for match in _UNIT.finditer(text)]
 
 

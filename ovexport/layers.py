@@ -40,8 +40,7 @@ class LayerPlan:
     """What becomes of every matrix, and what can't be done.
 
     Attributes:
-        layers: all of them, in the model's order; those that can't be done are in floating point here, and their note
-            says why.
+        layers: all of them; those that can't be done are in floating point here, and their note says why.
         unsuitable: the names of those.
         problems: each of the recipe's or the model's once, with the layers that it is about.
     """

@@ -12,8 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ovexport.artifacts import bytes_digest
@@ -127,6 +135,35 @@ def check_weights(spec: ModelSpec) -> None:
     check_weight_files(spec, [tuple(parameter.shape) for parameter in skeleton(spec).parameters()])
 
 
+def generation_config_file(spec: ModelSpec) -> Path | None:
+    """The model's generation_config.json; None where it has none.
+
+    Raises:
+        ArtifactError: it can't be downloaded.
+    """
+    with _translated(spec):
+        found = cached_file(
+            spec.id,
+            "generation_config.json",
+            revision=spec.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return Path(found) if found else None
+
+
+def load_generation_config(spec: ModelSpec) -> GenerationConfig:
+    """What the model says of generating, of its configuration where it has no generation_config.json.
+
+    Raises:
+        ArtifactError: the file can't be read.
+    """
+    file = generation_config_file(spec)
+    with _translated(spec):
+        if file is None:
+            return GenerationConfig.from_model_config(load_config(spec))
+        return GenerationConfig.from_pretrained(file.parent)
+
+
 def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
@@ -156,13 +193,16 @@ def check_reachable(spec: ModelSpec) -> None:
     """Tell a folder that is no model, and a name that is neither folder nor hub id, from what may be one.
 
     Raises:
-        ArtifactError: no such folder.
-        UnsupportedModelError: a folder without config.json.
+        ArtifactError: no such folder, or one with a device or a pipe in it.
+        UnsupportedModelError: a folder without config.json, or one whose adapter names another model.
     """
     path = Path(spec.id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModelError(f"{path}: no model, it has no config.json; give a transformers checkpoint")
+        for entry in path.iterdir():
+            if entry.exists() and not (entry.is_file() or entry.is_dir()):
+                raise ArtifactError(f"{entry}: a device or a pipe, which may have no end; remove it from the model")
         if (path / "adapter_config.json").exists():
             raise UnsupportedModelError(
                 f"{path}: holds an adapter_config.json, which names another model to load; give the folder of that "

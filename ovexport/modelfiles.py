@@ -135,7 +135,7 @@ def check_weight_files(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> No
         )
     needed, held = sum(map(math.prod, shapes)), 0
     for path in files:
-        with translated(f"{spec.id}: {path.name}"), safe_open(path, framework="numpy") as file:
+        with translated(f"{spec.id}: {path.name}"), safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if files and needed > held:
         raise UnsupportedModelError(

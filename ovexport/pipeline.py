@@ -1,52 +1,36 @@
-"""The order of the stages, what each depends on, and carrying out those that a run still has to do."""
+"""The stages in their order, what each depends on, and what the command line asks for."""
 
 import logging
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
-
+from ovexport import engine
 from ovexport import recipe as recipes
 from ovexport.artifacts import (
     IR,
     Checkpoint,
     PreparedData,
     RunFolder,
-    StageRecord,
     atomic_folder,
     existing_parent,
-    file_digest,
-    files_in,
-    json_digest,
     read_record,
     translated_disk_errors,
     write_record,
-    write_text,
 )
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
-from ovexport.foreign import translated
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
 from ovexport.reports import EvaluationReport, GateReport, VerificationReport
-from ovexport.scratch import clear_partial, clear_scratch, move_folder, scratch_folder
-from ovexport.stage import Context, Stage, finished, other_versions, stage_digest
-from ovexport.versions import stack_versions
+from ovexport.scratch import move_folder, scratch_folder
+from ovexport.stage import Context, Stage
 
 if TYPE_CHECKING:
-    from ovexport.checking import Finding
-    from ovexport.plan import Outlook, Plan
+    from ovexport.plan import Plan
     from ovexport.tasks import HarnessTask
 
 logger = logging.getLogger(__name__)
-
-_LOCK = ".lock"
 
 
 def run(
@@ -71,35 +55,21 @@ def run(
         RecipeError: `until` is no stage, or a gate is on a figure that is not known.
         ArtifactError: the folder holds another run, or something that is no run.
         GateFailed: every stage is done, and a figure misses its limit.
-        OvexportError: as the stages do.
+        OvexportError: as the stages' checks and the stages do.
     """
     from ovexport.gates import require_passed as require_gates
 
-    names = [stage.name for stage in STAGES]
-    if until is not None and until not in names:
-        raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
-    folder = RunFolder(out)
-    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    _require_runnable(recipe, out)
-    with translated_disk_errors(out):
-        folder.stages.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _forgotten_unless_begun(folder):
-        if overwrite or not _is_begun(folder):
-            _clear(folder)
-            folder.stages.mkdir()
-        _clear_litter(folder)
-        write_text(recipes.dump(recipe), folder.recipe)
-        results: dict[str, str] = {}
-        for stage in STAGES[: names.index(until) + 1 if until else None]:
-            digest = stage_digest(stage, recipe, results)
-            record = finished(stage, folder, digest)
-            announce(stage.name, record is not None)
-            if record is None:
-                identity = stage_digest(replace(stage, finishing=()), recipe, results)
-                record = _carry_out(stage, Context(recipe, folder, identity, listener), digest)
-            _tell_versions(stage, record)
-            results[stage.name] = json_digest(record.files)
-    if "report" in results and recipe.gates:
+    folder = engine.run(
+        STAGES,
+        recipe,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        until=until,
+        listener=listener,
+        announce=announce,
+    )
+    if until in (None, STAGES[-1].name) and recipe.gates:
         require_gates(read_record(folder.gates, GateReport))
     return folder
 
@@ -110,54 +80,7 @@ def plan(recipe: Recipe, out: Path) -> "Plan":
     Args:
         out: the run's folder.
     """
-    from ovexport.plan import Outlook, plan_run
-
-    outlook = Outlook(recipe, out)
-    return plan_run(outlook, list(_findings(outlook)))
-
-
-def _require_runnable(recipe: Recipe, out: Path) -> None:
-    """Refuse a recipe that can't be carried out, before any work starts.
-
-    Raises:
-        OvexportError: with every problem at once, of the class of the first.
-    """
-    from ovexport.plan import Outlook, sorted_problems
-
-    problems = sorted_problems(_findings(Outlook(recipe, out)))
-    if problems:
-        raise type(problems[0])("; ".join(str(problem) for problem in problems))
-
-
-def _findings(outlook: "Outlook") -> "Iterator[Finding]":
-    """What every stage says of a run before any work."""
-    for stage in STAGES:
-        yield from stage.check(outlook)
-    yield from outlook.folder()
-
-
-def _tell_versions(stage: Stage, record: StageRecord) -> None:
-    """Say that a stage's files were made with other versions."""
-    others = other_versions(stage, record)
-    if others:
-        differing = ", ".join(f"{name} {then}, and {now} is installed" for name, (then, now) in others.items())
-        logger.warning("  kept, though it was made with %s; --overwrite makes it anew", differing)
-
-
-@contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
-    """Hold the run's lock, which the operating system frees however the process ends.
-
-    Raises:
-        ArtifactError: another process holds it.
-    """
-    try:
-        with FileLock(folder.path / _LOCK, blocking=False):
-            yield
-    except LockTimeout:
-        raise ArtifactError(
-            f"{folder.path}: another ovexport works on it; wait for it, or choose another --out"
-        ) from None
+    return engine.plan(STAGES, recipe, out)
 
 
 def convert_checkpoint(
@@ -340,95 +263,6 @@ def rebuild_report(folder: RunFolder, gates: Iterable[str] = ()) -> tuple[Path, 
     return _judge_and_report(folder, recipes.with_gates(recipes.load(folder.recipe), gates))
 
 
-def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
-    logger.debug("stage %s", stage.name)
-    folder = context.folder
-    folder.stage_record(stage.name).unlink(missing_ok=True)
-    started = time.monotonic()
-    with translated(f"stage {stage.name}"):
-        stage.run(context)
-    record = StageRecord(
-        stage=stage.name,
-        digest=digest,
-        files={
-            file.relative_to(folder.path).as_posix(): file_digest(file)
-            for output in stage.outputs
-            for file in files_in(folder.path / output)
-        },
-        seconds=time.monotonic() - started,
-        versions=stack_versions(),
-    )
-    write_record(record, folder.stage_record(stage.name))
-    if not stage.keeps_scratch(context.recipe):
-        for name in stage.scratch:
-            shutil.rmtree(folder.path / name, ignore_errors=True)
-    return record
-
-
-def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that the folder is ours to write in."""
-    path = folder.path
-    if path.is_file():
-        raise ArtifactError(f"{path}: a file; choose another --out")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not folder.stages.is_dir():
-        raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
-    if overwrite or not _is_begun(folder):
-        return
-    if not resume:
-        raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
-    if not folder.recipe.is_file():
-        return
-    try:
-        former = recipes.load(folder.recipe).model
-    except RecipeError as error:
-        raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to begin anew") from error
-    if former != recipe.model:
-        raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
-
-
-def _is_begun(folder: RunFolder) -> bool:
-    """Whether a stage was finished in the folder; until then there is nothing to resume, and nothing to lose."""
-    return any(folder.stages.glob("*.json"))
-
-
-@contextmanager
-def _forgotten_unless_begun(folder: RunFolder) -> Iterator[None]:
-    """Let a run that ends before its first stage is finished leave the folder as if it had never begun."""
-    try:
-        yield
-    except BaseException:
-        if not _is_begun(folder):
-            _clear(folder)
-            with suppress(OSError):  # the folder may hold files of the user's
-                (folder.path / _LOCK).unlink()
-                folder.path.rmdir()
-        raise
-
-
-def _clear_litter(folder: RunFolder) -> None:
-    """Remove what kills left half written in the run's folder and beside it; the run's lock is held."""
-    clear_partial(folder.path, _ours())
-    clear_scratch(folder.path)
-    clear_scratch(folder.path.absolute().parent)
-
-
-def _clear(folder: RunFolder) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in _ours():
-        target = folder.path / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-
-
-def _ours() -> Iterable[str]:
-    outputs = {output.split("/")[0] for stage in STAGES for output in stage.outputs}
-    return sorted(outputs | {"recipe.toml", "stages", "logs", "tuning", "packed"})
-
-
 def _prepare(context: Context) -> None:
     from ovexport.prepare import prepare
 
@@ -538,7 +372,8 @@ def _report(context: Context) -> None:
 
 def _judge_and_report(folder: RunFolder, recipe: Recipe) -> tuple[Path, GateReport | None]:
     """Write gates.json, where the recipe has gates, and the page that shows them."""
-    from ovexport.gates import judge, run_figures
+    from ovexport.figures import run_figures
+    from ovexport.gates import judge
     from ovexport.report import write_report
 
     gates = judge(recipes.list_gates(recipe.gates), run_figures(folder, recipe)) if recipe.gates else None
@@ -567,7 +402,8 @@ def require_passed(report: VerificationReport) -> None:
 
 _TASK_ROWS = ("name", *(f"{split}{of}" for split in ("train", "validation", "test") for of in ("", "_examples")))
 
-_DOES_NOT_CHANGE_TUNING = ("save_every", "most_skipped_steps", "teacher_cache_gb")
+_DOES_NOT_CHANGE_TUNING = ("save_every", "most_skipped_steps", "gradient_checkpointing", "teacher_cache_gb")
+"""How often it is saved, when it is given up, and what it takes of memory and disk."""
 _EVALUATING = ("openvino", "openvino-genai", "openvino-tokenizers", "torch", "transformers", "sentence-transformers")
 
 STAGES: tuple[Stage, ...] = (

@@ -16,6 +16,7 @@ from ovexport import bench, compress, evaluate, gates, tune
 from ovexport.artifacts import LayerFormat, Record, existing_parent
 from ovexport.checking import Caution, Finding, raised
 from ovexport.errors import ArtifactError, OvexportError
+from ovexport.evaluate.prompts import choose_prompts
 from ovexport.layers import LayerPlan, examine_layers
 from ovexport.model import (
     DTYPES,
@@ -26,10 +27,11 @@ from ovexport.model import (
     readable_tokens,
     skeleton,
 )
-from ovexport.prepare import Survey, missing_files, survey
+from ovexport.prepare import CHECKED_DOCUMENTS, Survey, missing_files, survey
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.tasks import require_harness
+from ovexport.tokenizer import check_tokenizer
 from ovexport.wording import byte_size
 
 
@@ -185,6 +187,15 @@ class Outlook:
         if self.shape.problem:
             yield self.shape.problem
         yield from raised(_local_weights, self.recipe.model)
+        yield from raised(self._tokenizer_of_the_ir)
+
+    def _tokenizer_of_the_ir(self) -> None:
+        """Let the run's test documents and prompts go through the tokenizer that the IR is going to have."""
+        spec = self.recipe.evaluate
+        texts = list(self.text.test_documents or ())[:CHECKED_DOCUMENTS]
+        if spec.prompts is not None:
+            texts += choose_prompts((), spec).texts
+        check_tokenizer(self.recipe.model, texts, templated=spec.chat_template == "auto")
 
     def compress(self) -> Iterator[Finding]:
         """Of the stage compress."""
@@ -228,7 +239,7 @@ def sorted_problems(findings: Iterable[Finding]) -> list[OvexportError]:
 def plan_model(model: ModelSpec, spec: CompressSpec) -> Plan:
     """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
     shape = look_at(model, spec)
-    findings = [*shape.plan.problems, *raised(_tokenizer, model), *raised(_local_weights, model)]
+    findings = [*shape.plan.problems, *raised(check_tokenizer, model), *raised(_local_weights, model)]
     return _plan(model, shape, [*([shape.problem] if shape.problem else []), *findings], steps=None, seconds=None)
 
 

@@ -21,6 +21,7 @@ from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
 from ovexport.rows import load_lines, load_texts, without_repeats
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
+from ovexport.tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ PLAIN_TEXT = (".txt", ".raw")
 LEAST_SEQUENCES = {"train": 1, "validation": 1, "test": 4}
 """What each split needs at least, or all that the recipe asks for where that is less; fewer test sequences than these
 make no interval."""
+CHECKED_DOCUMENTS = 64
+"""So many documents of a split show whether the IR's tokenizer is the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +68,34 @@ class Survey:
 def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | None, positions: int | None) -> Survey:
     """Look at the text as prepare will read it, and tokenize as much of it as the sizes need.
 
-    A data set of the hub is not fetched for that, and a file beside it is only looked for.
+    What is on the hub is not fetched for that; a text that is split with it is not looked at either.
 
     Args:
         positions: how many tokens the model can read; None where it has no limit.
     """
     findings: list[Finding] = []
     if positions is not None and data.sequence_length > positions:
-        findings.append(
-            RecipeError(
-                f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most; lower it to "
-                f"{positions}"
-            )
-        )
-    remote = _remote_sources(data, task)
-    findings += [
-        *missing_files(data, task),
-        *(Caution(f"{name}: {hub} is on the hub, and is read when the run starts") for name, hub in remote.items()),
-    ]
-    if remote or any(isinstance(finding, DataError) for finding in findings):
+        told = f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most"
+        findings.append(RecipeError(f"{told}; lower it to {positions}"))
+    missing = missing_files(data, task)
+    remote = {key: source.hub for key, source in _sources(data).items() if source.hub}
+    task_here = task if task and task.files else None
+    findings += missing
+    findings += [Caution(f"{key}: {hub} is on the hub, and is read when the run starts") for key, hub in remote.items()]
+    if task and not task_here:
+        findings.append(Caution(f"task.name={task.name}: its rows are on the hub, and are read when the run starts"))
+    if missing or remote or not (data.train or task_here):
         return Survey(findings=tuple(findings))
-    sequences: dict[str, int] = {}
-    looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     try:
-        splits, _, found = _read(data, task)
+        splits, _, found = _read(data, task_here)
         if found:
             examples(found, tokenizer, data.sequence_length)
     except OvexportError as error:
         return Survey(findings=(*findings, error))
+    notes = _notes(tokenizer, splits, generates=found is not None and found.generates)
+    findings += [Caution(note) for note in notes]
+    sequences: dict[str, int] = {}
+    looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     for split, documents in splits.items():
         try:
             stream, _ = _stream(documents, tokenizer, looked_at, split)
@@ -112,9 +115,10 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
     Raises:
         DataError: a source can't be read, or there is too little text; a row is not of the task's layout.
         MissingDependencyError: a task needs lm-evaluation-harness.
-        UnsupportedModelError: the tokenizer does not fit the model.
+        UnsupportedModelError: the tokenizer does not fit the model, or the IR's would encode the text otherwise.
     """
     splits, dropped, found = _read(data, task)
+    _check_tokenizer(model, splits)
     return _write(model, data, splits, dropped, out, found)
 
 
@@ -144,23 +148,30 @@ def _read(data: DataSpec, task: TaskSpec | None) -> tuple[dict[str, Documents], 
     return {split: Documents(some, running=False) for split, some in texts.items()}, dropped, found
 
 
-def _remote_sources(data: DataSpec, task: TaskSpec | None) -> dict[str, str]:
-    """The data sets of the hub that the recipe names, by the key that names them."""
-    sources = {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test")}
-    found = {key: source.hub for key, source in sources.items() if source and source.hub}
-    return found | ({f"task.name={task.name}": "its data set"} if task and not task.files else {})
+def _sources(data: DataSpec) -> dict[str, SourceSpec]:
+    """The sources that the recipe names, by their keys."""
+    named = {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test")}
+    return {key: source for key, source in named.items() if source is not None}
 
 
 def missing_files(data: DataSpec, task: TaskSpec | None) -> list[DataError]:
     """A problem for each file that the recipe names and that is not there."""
-    sources = {f"data.{name}.path": getattr(data, name) for name in ("train", "validation", "test")}
-    paths = {key: source.path for key, source in sources.items() if source and source.path}
+    paths = {f"{key}.path": source.path for key, source in _sources(data).items() if source.path}
     paths |= {f"task.{split}": path for split, path in task.files.items()} if task else {}
     return [
         DataError(f"{key}={path}: no such file; paths are looked for beside the recipe, then in the working directory")
         for key, path in paths.items()
         if not Path(path).is_file()
     ]
+
+
+def _check_tokenizer(model: ModelSpec, splits: Mapping[str, Documents]) -> None:
+    """Let the first documents of every split go through the tokenizer that the IR is going to have.
+
+    Raises:
+        UnsupportedModelError: it encodes or decodes one of them otherwise.
+    """
+    check_tokenizer(model, [text for documents in splits.values() for text in documents.texts[:CHECKED_DOCUMENTS]])
 
 
 def _write(

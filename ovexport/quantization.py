@@ -269,14 +269,15 @@ def write_checkpoint(
     *,
     rank_space: tuple[int, ...] = (),
     rank_by: Literal["block", "linear"] = "block",
+    steps: int | None = 0,
 ) -> Checkpoint:
-    """Write a checkpoint that nothing was tuned of yet: the quantizers' parameters, and the codes they give.
+    """Write a checkpoint that nothing was tuned of here: the quantizers' parameters, and the codes they give.
 
     Args:
         digests: SHA-256 of each layer's weights in the base model.
         weights: of the base model by layer, (output, input).
         changed: those that stand in their place, float32.
-        rank_space, rank_by: as in the manifest.
+        rank_space, rank_by, steps: as in the manifest.
     """
     manifest = CheckpointManifest(
         model_id=model.id,
@@ -290,6 +291,7 @@ def write_checkpoint(
         },
         rank_space=rank_space,
         rank_by=rank_by,
+        steps=steps,
         versions=stack_versions(),
     )
     tensors = {

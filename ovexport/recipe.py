@@ -84,7 +84,7 @@ class SourceSpec(Spec):
 
     Attributes:
         path: .txt / .raw (blocks between blank lines are documents; lines, where there is no blank line), .jsonl /
-            .json, .csv or .parquet (rows are documents).
+            .json, .csv or .parquet (rows are documents). UTF-8, or UTF-16 and UTF-32 with a byte order mark.
         hub: a hub data set, with `config` and `split`.
         column: the column that holds the text; not used for plain text.
     """
@@ -113,7 +113,8 @@ class DataSpec(Spec):
         test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
         sequence_length: tokens per sequence.
         train_sequences: at most so many sequences; all there are without it.
-        validation_sequences, test_sequences: so many sequences.
+        validation_sequences, test_sequences: so many sequences; all there are, where the text makes fewer, with a
+            warning, but 1 and 4 at least.
     """
 
     train: SourceSpec | None = None
@@ -344,10 +345,10 @@ class EvaluateSpec(Spec):
             generated tokens and has none of its traps, see ovexport.evaluate.similarity. The similarity itself is the
             same.
         prompts: a packaged set, "long", "short" or "chinese"; a text file with a prompt per line; a file with rows, or
-            a hub data set, whose column `prompts_column` holds them; without it the first words of the test documents.
+            a hub data set, whose column `prompts_column` holds them; without it the beginnings of the test documents.
         prompts_split: of a hub data set.
-        prompt_count, prompt_words: how many prompts, and how many words of a test document make one; its first half
-            does, where all documents are shorter than twice that.
+        prompt_count, prompt_words: how many prompts, and how many words of a test document make one (characters, in
+            scripts without blanks between words); its first half does, where all documents are shorter than twice that.
         max_new_tokens: length of the generated answers, greedy.
         chat_template: "auto" uses the tokenizers' template where every model has one, and the same.
         isolate: measure the divergence under five runtime settings, to tell the weights' share from that of KV cache,

@@ -1,14 +1,26 @@
 """What is measured and proven, as JSON: verification.json, evaluation.json, benchmark.json.
 
-A figure that could not be measured is None, and `reason` beside it says why.
+A figure that could not be measured is None, and `reason` beside it says why. Each figure has its Meaning beside it,
+which `ovexport gates` shows; its unit is in its name.
 """
 
 import builtins
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from ovexport.artifacts import Record
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a figure says, and which way is better; None where neither is."""
+
+    text: str
+    better: Literal["lower", "higher"] | None = None
 
 
 class Check(Record):
@@ -52,26 +64,26 @@ class LayerRow(Record):
 
 
 class VerificationSummary(Record):
-    """The counts of the proof; None where no checkpoint, twin or runtime was there to compare with.
+    """The counts of the proof; None where no checkpoint, twin or runtime was there to compare with."""
 
-    Attributes:
-        bytes_read_per_token: codes, scales and zero points of every Linear: what one generated token reads.
-    """
-
-    linear_layers: int
-    packed_int4: int
-    packed_int8: int
-    float: int
-    code_mismatches: int | None
-    scale_mismatches: int | None
-    zero_point_mismatches: int | None
-    adapter_nodes: int
-    operators_beyond_twin: int | None
-    runtime_packed_linears: int | None
-    weight_bytes: int
-    predicted_weight_bytes: int | None
-    bits_per_weight: "builtins.float | None"
-    bytes_read_per_token: int
+    linear_layers: Annotated[int, Meaning("Linear layers in the graph")]
+    packed_int4: Annotated[int, Meaning("Linear layers whose weights are 4-bit codes", "higher")]
+    packed_int8: Annotated[int, Meaning("Linear layers whose weights are 8-bit codes")]
+    float: Annotated[int, Meaning("Linear layers whose weights are in floating point", "lower")]
+    code_mismatches: Annotated[int | None, Meaning("codes that differ from those computed anew", "lower")]
+    scale_mismatches: Annotated[int | None, Meaning("scales that differ from those computed anew", "lower")]
+    zero_point_mismatches: Annotated[int | None, Meaning("zero points that differ from those computed anew", "lower")]
+    adapter_nodes: Annotated[int, Meaning("adapter operations that are left in the graph", "lower")]
+    operators_beyond_twin: Annotated[int | None, Meaning("operations that the untuned twin does not have", "lower")]
+    runtime_packed_linears: Annotated[
+        int | None, Meaning("Linear layers that the compiled model computes from packed weights", "higher")
+    ]
+    weight_bytes: Annotated[int, Meaning("codes, scales and zero points of every weight matrix", "lower")]
+    predicted_weight_bytes: Annotated[int | None, Meaning("what the formats in the checkpoint add up to")]
+    bits_per_weight: Annotated[
+        "builtins.float | None", Meaning("bits of codes, scales and zero points for one weight", "lower")
+    ]
+    bytes_read_per_token: Annotated[int, Meaning("weights of every Linear layer, which each token reads", "lower")]
     reason: str | None = None
 
 
@@ -91,7 +103,7 @@ class VerificationReport(Record):
         notes: what a reader has to know beside the checks, such as runtime settings that the IR carries.
     """
 
-    passed: bool
+    passed: Annotated[bool, Meaning("1 where every check of the proof passed, otherwise 0", "higher")]
     subject: str
     checks: tuple[Check, ...]
     summary: VerificationSummary
@@ -137,36 +149,44 @@ class Figures(Record):
 
 
 class Estimate(Figures):
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval; None where there were too few values for one."""
 
     value: float
-    ci95: tuple[float, float]
+    ci95: Interval | None
 
 
 class Divergence(Figures):
     """How a model's next-token distributions differ from the reference's, over held-out tokens.
 
+    Intervals are by bootstrap over the units that EvaluationReport.conditions name as `interval_over`; None where there
+    are fewer than FEWEST_VALUES.
+
     Attributes:
-        kl_mean_ci95: by bootstrap over the units that EvaluationReport.conditions name as `interval_over`.
-        perplexity_ratio: the model's perplexity over the reference's; `perplexity_verdict` calls it a tie where 1 is
-            in its interval.
+        perplexity_verdict: "tie" where 1 is in the ratio's interval; None where it has none.
     """
 
-    kl_mean_nats: float | None = None
-    kl_median_nats: float | None = None
-    kl_p90_nats: float | None = None
-    kl_p95_nats: float | None = None
-    kl_p99_nats: float | None = None
-    kl_p999_nats: float | None = None
-    kl_maximum_nats: float | None = None
-    kl_standard_error_nats: float | None = None
-    kl_mean_ci95: tuple[float, float] | None = None
-    same_top1: float | None = None
-    same_top1_standard_error: float | None = None
-    perplexity_ratio: Estimate | None = None
+    kl_mean_nats: Annotated[float | None, Meaning("KL(reference ‖ model) of a token, the mean", "lower")] = None
+    kl_median_nats: Annotated[float | None, Meaning("KL(reference ‖ model) of a token, the median", "lower")] = None
+    kl_p90_nats: Annotated[float | None, Meaning("what KL of 90 % of the tokens is below", "lower")] = None
+    kl_p95_nats: Annotated[float | None, Meaning("what KL of 95 % of the tokens is below", "lower")] = None
+    kl_p99_nats: Annotated[float | None, Meaning("what KL of 99 % of the tokens is below", "lower")] = None
+    kl_p999_nats: Annotated[float | None, Meaning("what KL of 99.9 % of the tokens is below", "lower")] = None
+    kl_maximum_nats: Annotated[float | None, Meaning("KL of the token that diverges most", "lower")] = None
+    kl_standard_error_nats: Annotated[float | None, Meaning("standard error of kl_mean_nats, by token", "lower")] = None
+    kl_mean_ci95: Interval | None = None
+    same_top1: Annotated[
+        float | None, Meaning("share of positions where model and reference find the same token likeliest", "higher")
+    ] = None
+    same_top1_ci95: Interval | None = None
+    same_top1_standard_error: Annotated[float | None, Meaning("standard error of same_top1, by token", "lower")] = None
+    perplexity_ratio: Annotated[Estimate | None, Meaning("the model's perplexity over the reference's", "lower")] = None
     perplexity_verdict: Literal["lower", "higher", "tie"] | None = None
-    true_token_probability_change_mean: float | None = None
-    true_token_probability_change_rms: float | None = None
+    true_token_probability_change_mean: Annotated[
+        float | None, Meaning("change of the true token's probability from the reference's, the mean", "higher")
+    ] = None
+    true_token_probability_change_rms: Annotated[
+        float | None, Meaning("change of the true token's probability from the reference's, root mean square", "lower")
+    ] = None
 
 
 class WorstAnswer(Record):
@@ -191,12 +211,15 @@ class Similarity(Figures):
         similarity_ci95: by bootstrap over prompts; None where they are too few.
     """
 
-    similarity: float | None = None
-    similarity_ci95: tuple[float, float] | None = None
-    fdt: float | None = None
-    fdt_norm: float | None = None
-    sdt: float | None = None
-    sdt_norm: float | None = None
+    similarity: Annotated[
+        float | None,
+        Meaning("cosine of the two answers' sentence embeddings, the mean", "higher"),
+    ] = None
+    similarity_ci95: Interval | None = None
+    fdt: Annotated[float | None, Meaning("tokens before an answer first differs, the mean", "higher")] = None
+    fdt_norm: Annotated[float | None, Meaning("fdt as a share of the reference answer's length", "higher")] = None
+    sdt: Annotated[float | None, Meaning("tokens of an answer that differ, the mean", "lower")] = None
+    sdt_norm: Annotated[float | None, Meaning("sdt as a share of the answer's length", "lower")] = None
 
 
 class IsolationStep(Figures):
@@ -205,18 +228,21 @@ class IsolationStep(Figures):
     Attributes:
         name: "weights", "kv_cache", "dynamic_quantization", "activations" or "deployment".
         settings: asked for; `runtime` holds what was read back.
-        reference_kl_mean_nats: the same figure of the reference itself under these settings.
         reason: why a step has no figures.
     """
 
     name: str
     settings: dict[str, str]
     runtime: dict[str, str] | None = None
-    kl_mean_nats: float | None = None
-    kl_mean_ci95: tuple[float, float] | None = None
-    same_top1: float | None = None
-    perplexity: float | None = None
-    reference_kl_mean_nats: float | None = None
+    kl_mean_nats: Annotated[float | None, Meaning("KL from the reference at full precision, the mean", "lower")] = None
+    kl_mean_ci95: Interval | None = None
+    same_top1: Annotated[
+        float | None, Meaning("share of positions with the reference's likeliest token, at these settings", "higher")
+    ] = None
+    perplexity: Annotated[float | None, Meaning("perplexity per token at these settings", "lower")] = None
+    reference_kl_mean_nats: Annotated[
+        float | None, Meaning("KL of the reference at these settings from itself at full precision", "lower")
+    ] = None
     reason: str | None = None
 
 
@@ -225,16 +251,25 @@ class ModelEvaluation(Divergence, Similarity):
 
     Attributes:
         tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+        word_perplexity_reason: why there is none.
+        different_answers: how many of the answers to all prompts differ from each other; where they are few, the
+            similarity is that of a few answers.
         worst_answers: least alike first.
         isolation: where the divergence comes from, where it was asked for.
     """
 
-    perplexity: float | None = None
-    word_perplexity: float | None = None
+    perplexity: Annotated[float | None, Meaning("perplexity per token of held-out text", "lower")] = None
+    word_perplexity: Annotated[float | None, Meaning("perplexity per word of held-out text", "lower")] = None
+    word_perplexity_reason: str | None = None
+    different_answers: Annotated[int | None, Meaning("how many of the answers differ from each other", "higher")] = None
     kl_histogram: tuple[int, ...] | None = None
     worst_answers: tuple[WorstAnswer, ...] = ()
-    isolation: tuple[IsolationStep, ...] = ()
-    tasks: dict[str, dict[str, float]] = Field(default_factory=dict)
+    isolation: Annotated[
+        tuple[IsolationStep, ...], Meaning("a figure of a step of evaluate.isolate: isolation.STEP.kl_mean_nats, …")
+    ] = ()
+    tasks: Annotated[
+        dict[str, dict[str, float]], Meaning("a metric of a downstream task, as lm-evaluation-harness counts it")
+    ] = Field(default_factory=dict)
     reason: str | None = None
 
 
@@ -242,14 +277,14 @@ class Comparison(Record):
     """Two candidates on the same tokens: the first's mean figure less the second's, in nats.
 
     Attributes:
-        kl_mean_nats, nll_mean_nats: with intervals by paired bootstrap.
-        kl_verdict, nll_verdict: whether the first's is "lower" or "higher", or a "tie", where 0 is in the interval.
+        kl_verdict, nll_verdict: whether the first's is "lower" or "higher", or a "tie", where 0 is in the interval,
+            which is by paired bootstrap; None where there is none.
     """
 
-    kl_mean_nats: Estimate
-    kl_verdict: Literal["lower", "higher", "tie"]
-    nll_mean_nats: Estimate
-    nll_verdict: Literal["lower", "higher", "tie"]
+    kl_mean_nats: Annotated[Estimate, Meaning("the first model's kl_mean_nats less the second's", "lower")]
+    kl_verdict: Literal["lower", "higher", "tie"] | None
+    nll_mean_nats: Annotated[Estimate, Meaning("the first model's mean -log p(token) less the second's", "lower")]
+    nll_verdict: Literal["lower", "higher", "tie"] | None
 
 
 class EvaluationReport(Record):
@@ -257,18 +292,22 @@ class EvaluationReport(Record):
 
     Attributes:
         comparisons: "int4 - plain", …: every two models that are not the reference, the later one first.
-        recovered_gap: share of the plain twin's mean KL that tuning took away.
-        recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`.
+        recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`; None where there
+            are too few of them.
         histogram_edges_nats: bin edges of each model's kl_histogram.
+        notes: what the reader of the figures has to know of text, prompts and encoder.
     """
 
     reference: str
     models: dict[str, ModelEvaluation]
     comparisons: dict[str, Comparison] = Field(default_factory=dict)
-    recovered_gap: float | None = None
-    recovered_gap_ci95: tuple[float, float] | None = None
+    recovered_gap: Annotated[
+        float | None, Meaning("share of the untuned twin's kl_mean_nats that tuning took away", "higher")
+    ] = None
+    recovered_gap_ci95: Interval | None = None
     reason: str | None = None
     histogram_edges_nats: tuple[float, ...]
+    notes: tuple[str, ...] = ()
     conditions: dict[str, Any]
     versions: dict[str, str]
 
@@ -284,8 +323,8 @@ class Samples(Figures):
     """A latency in milliseconds: order statistics and what they were taken from."""
 
     median: float
-    p90: float
-    p99: float
+    p90: Annotated[float, Meaning("90th percentile", "lower")]
+    p99: Annotated[float, Meaning("99th percentile", "lower")]
     samples: tuple[float, ...]
 
 
@@ -293,28 +332,25 @@ class PeakMemory(Record):
     """The most memory that a phase of a process held; anonymous and file-backed parts were sampled, and need not have
     peaked together."""
 
-    peak_rss_bytes: int
-    peak_anonymous_bytes: int
-    peak_file_bytes: int
+    peak_rss_bytes: Annotated[int, Meaning("resident memory at its peak", "lower")]
+    peak_anonymous_bytes: Annotated[int, Meaning("anonymous memory at its peak", "lower")]
+    peak_file_bytes: Annotated[int, Meaning("file-backed memory at its peak", "lower")]
 
 
 class PhysicalLimit(Figures):
-    """What the machine could do at best, and how near the model comes.
+    """What the machine could do at best, and how near the model comes; shares are above 1 where the weights stay in the
+    processor's caches, or the model multiplies in int8."""
 
-    Attributes:
-        bytes_per_token: of weights and of the KV cache that one decoding step reads.
-        time_per_output_token_ms: those bytes over the bandwidth; `share_of_bandwidth` is that over the measured median,
-            above 1 where the weights stay in the processor's caches.
-        operations_first_token: floating-point operations of the prompt's forward pass; `time_to_first_token_ms` and
-            `share_of_compute` likewise, from the rate measured.
-    """
-
-    bytes_per_token: int
-    time_per_output_token_ms: float
-    share_of_bandwidth: float
-    operations_first_token: int
-    time_to_first_token_ms: float
-    share_of_compute: float
+    bytes_per_token: Annotated[int, Meaning("weights and KV cache that one decoding step reads", "lower")]
+    time_per_output_token_ms: Annotated[float, Meaning("bytes_per_token over the memory bandwidth", "lower")]
+    share_of_bandwidth: Annotated[
+        float, Meaning("the least time that the bandwidth allows for a token, over the measured median", "higher")
+    ]
+    operations_first_token: Annotated[int, Meaning("floating-point operations of the prompt's forward pass", "lower")]
+    time_to_first_token_ms: Annotated[float, Meaning("operations_first_token over the measured rate", "lower")]
+    share_of_compute: Annotated[
+        float, Meaning("the least time that the rate allows for the first token, over the measured median", "higher")
+    ]
 
 
 class Generation(Figures):
@@ -349,25 +385,27 @@ class ModelBenchmark(Figures):
         generations: the first session's first warm-up, then those that the statistics are of.
         weight_precision: the narrowest that a Linear layer is stored in, as compression modes are named: "INT4_ASYM",
             "INT8_SYM", "BF16", …; empty where that is not known.
-        time_per_output_token_ms: between two tokens of one sequence, whatever the batch: a mean per round.
-        inter_token_latency_ms: every single such interval.
-        generation_ms: from the call to the last token.
-        throughput_tokens_per_s: all tokens that a batch generates over the whole generation's seconds, prompt included.
         load_memory, generation_memory: of a process that does nothing else.
         limit: None where bandwidth and rate were not measured.
     """
 
-    time_to_first_token_ms: Samples
-    time_per_output_token_ms: Samples
-    inter_token_latency_ms: Samples | None = None
-    generation_ms: Samples | None = None
-    throughput_tokens_per_s: float
-    load_time_ms: float
-    peak_rss_bytes: int | None
+    time_to_first_token_ms: Annotated[Samples, Meaning("from the call to the first token, the median", "lower")]
+    time_per_output_token_ms: Annotated[
+        Samples, Meaning("between two tokens of one sequence, a mean per round, the median of rounds", "lower")
+    ]
+    inter_token_latency_ms: Annotated[
+        Samples | None, Meaning("between two tokens of one sequence, the median of all", "lower")
+    ] = None
+    generation_ms: Annotated[Samples | None, Meaning("from the call to the last token, the median", "lower")] = None
+    throughput_tokens_per_s: Annotated[
+        float, Meaning("tokens that a batch generates over the whole generation's seconds, prompt included", "higher")
+    ]
+    load_time_ms: Annotated[float, Meaning("from the files to a model that can be asked, the median", "lower")]
+    peak_rss_bytes: Annotated[int | None, Meaning("resident memory at its peak, loading and generating", "lower")]
     load_memory: PeakMemory | None = None
     generation_memory: PeakMemory | None = None
     limit: PhysicalLimit | None = None
-    weight_bytes: int
+    weight_bytes: Annotated[int, Meaning("size of the weights on disk", "lower")]
     weight_precision: str = ""
     generations: tuple[Generation, ...] = ()
     reason: str | None = None
@@ -388,16 +426,18 @@ class Ratio(Figures):
 class LatencyRatios(Record):
     """First over second model, below 1 when the first is faster."""
 
-    time_to_first_token: Ratio
-    time_per_output_token: Ratio
+    time_to_first_token: Annotated[Ratio, Meaning("the first model's time to first token over the second's", "lower")]
+    time_per_output_token: Annotated[
+        Ratio, Meaning("the first model's time per output token over the second's", "lower")
+    ]
 
 
 class PointBenchmark(Record):
     """One point of the grid; the models' memory is measured at the first alone."""
 
-    prompt_tokens: int
-    output_tokens: int
-    batch_size: int
+    prompt_tokens: Annotated[int, Meaning("tokens of each prompt")]
+    output_tokens: Annotated[int, Meaning("tokens generated to each prompt")]
+    batch_size: Annotated[int, Meaning("prompts at once")]
     attention_backend: str
     models: dict[str, ModelBenchmark]
     ratios: dict[str, LatencyRatios]
@@ -411,8 +451,10 @@ class MachineLimits(Record):
         operations_per_s: of a product of matrices, by the inference precision it was measured in.
     """
 
-    bandwidth_bytes_per_s: float
-    operations_per_s: dict[str, float]
+    bandwidth_bytes_per_s: Annotated[float, Meaning("what the machine reads from memory at best", "higher")]
+    operations_per_s: Annotated[
+        dict[str, float], Meaning("operations of a matrix product at best, by the precision computed in", "higher")
+    ]
 
 
 class BenchmarkReport(Record):
@@ -424,7 +466,10 @@ class BenchmarkReport(Record):
 
     models: dict[str, ModelBenchmark]
     ratios: dict[str, LatencyRatios]
-    grid: tuple[PointBenchmark, ...] = ()
+    grid: Annotated[
+        tuple[PointBenchmark, ...],
+        Meaning("a figure at a point of the grid: grid.128x64x1.SDPA.int4.load_time_ms, …"),
+    ] = ()
     machine: MachineLimits | None = None
     conditions: dict[str, Any]
     versions: dict[str, str]
@@ -502,7 +547,10 @@ class GateResult(Record):
     Attributes:
         gate: as it was written, such as "similarity>=0.9".
         value: None where it was not measured; `reason` says why.
+        ci95: the value's 95 % interval, where it has one.
         margin: how far the value is on the right side of the limit; negative where it fails.
+        undecided: whether the limit is inside the interval; `reason` says what there is too little of, and the gate has
+            not passed.
     """
 
     gate: str
@@ -510,13 +558,26 @@ class GateResult(Record):
     operator: Literal["<", "<=", "==", ">=", ">"]
     limit: float
     value: float | None
+    ci95: Interval | None = None
     margin: float | None
     passed: bool
+    undecided: bool = False
     reason: str | None = None
+
+    @property
+    def status(self) -> Literal["passed", "failed", "undecided"]:
+        """The verdict in a word."""
+        if self.passed:
+            return "passed"
+        return "undecided" if self.undecided else "failed"
 
 
 class GateReport(Record):
-    """gates.json."""
+    """gates.json.
+
+    Attributes:
+        passed: whether every gate did.
+    """
 
     passed: bool
     gates: tuple[GateResult, ...]

@@ -97,7 +97,8 @@ def _long_fields() -> Iterator[None]:
 
 
 def _read_json(path: Path, *, lines: bool) -> list[Row]:
-    """Objects of a JSON file: one on each line, or, where that is not asked for, one after the other or in a list."""
+    """Objects of a JSON file: one on each line, or, where that is not asked for, one after the other or in a list,
+    where a string stands for an object with the name "text"."""
     try:
         text = read_text(path)
     except NotTextError as error:
@@ -139,7 +140,7 @@ def _json_values(text: str) -> Iterator[tuple[str, Any]]:
         whole = number == 0 and position == len(text)
         for item in value if whole and isinstance(value, list) else [value]:
             number += 1
-            yield f"row {number}", item
+            yield f"row {number}", {"text": item} if isinstance(item, str) else item
 
 
 def _after_blanks(text: str, position: int) -> int:

@@ -17,7 +17,7 @@ from ovexport.textfile import read_text, split_lines
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,13 @@ def load_texts(source: SourceSpec, setting: str = "column") -> list[str]:
     for number, row in enumerate(rows.records, 1):
         text = row.get(column)
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{origin}: row {number}: {column} is {kind_of(text)}, not text; write it in quotes")
+            raise DataError(
+                f"{origin}: row {number}: {column} is {kind_of(text)}, not text; convert it, or name another column"
+            )
         if text and text.strip():
             texts.append(text)
     if len(texts) < number:
-        _log.info("%s: %d of %d rows hold no text and are left out", origin, number - len(texts), number)
+        logger.info("%s: %d of %d rows hold no text and are left out", origin, number - len(texts), number)
     return texts
 
 

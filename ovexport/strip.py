@@ -54,6 +54,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         weight_digests=manifest.weight_digests,
         changed=manifest.changed,
         checkpoint_files=checkpoint.files,
+        tuning_steps=manifest.steps,
     )
     with atomic_folder(out) as folder:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:

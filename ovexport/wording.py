@@ -35,8 +35,8 @@ def in_json(document: str) -> str:
 
 
 def inert_markdown(text: str) -> str:
-    """Text that stays on its line of a Markdown document and adds no tag, link or image to it."""
-    return _TAG.sub("&lt;", printable(text)).replace("](", "]\\(")
+    """Text that stays on its line of a Markdown document and adds no tag, link, image or column to it."""
+    return _TAG.sub("&lt;", printable(text)).replace("](", "]\\(").replace("|", "\\|")
 
 
 def shortened(text: str, most: int = 200) -> str:

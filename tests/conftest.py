@@ -79,6 +79,7 @@ def _own_logging() -> Iterator[None]:
     """What a command does to the package's logger ends with its test."""
     yield
     logger = logging.getLogger("ovexport")
+    logging.setLogRecordFactory(logging.LogRecord)
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from test_cli import ovexport, refused
 from transformers import GPT2Config, LlamaConfig
 
 from ovexport.adopt import adopt
+from ovexport.adopt.file import dense_tensors, read_file
 from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.graph import read_graph
@@ -402,3 +404,20 @@ def test_another_base_model_of_the_same_shapes(lora: Path, tiny_model: Path, tmp
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match=r"INT8 ranges of model\.embed_tokens\.weight are not those"):
         adopt(lora, ModelSpec(id=str(other)), tmp_path / "checkpoint")
+
+
+def test_a_tensor_that_is_larger_than_its_storage_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "wide.pth"
+    wide = torch.zeros(1).expand(10**9, 10**9)
+    torch.save({"nncf_state_dict": {"wide": wide}, "nncf_config": {}}, path)
+    content = read_file(path)
+    with pytest.raises(ArtifactError, match=r"wide has the shape \(1000000000, 1000000000\) and 4 bytes"):
+        dense_tensors(path, "nncf_state_dict", content["nncf_state_dict"])
+
+
+def test_an_archive_with_compressed_parts_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    with pytest.raises(ArtifactError, match="compressed part archive/data/0"):
+        read_file(path)

@@ -57,7 +57,7 @@ def test_a_ratio_is_taken_pair_by_pair_so_drift_cancels() -> None:
 
 def test_fewer_than_five_sessions_give_a_ratio_and_no_interval() -> None:
     few = ratio([[1.0, 2.0]] * 4, [[2.0, 4.0]] * 4, seed=0)
-    assert (few.median, few.ci95, few.reason) == (0.5, None, "4 sessions: a 95 % interval takes 5")
+    assert (few.median, few.ci95, few.reason) == (0.5, None, "4 sessions are too few for an interval")
     assert ratio([[1.0]] * 5, [[2.0]] * 5, seed=0).ci95 == (0.5, 0.5)
 
 
@@ -249,11 +249,11 @@ def test_memory_is_split_and_the_limit_counts_the_bytes_that_a_token_reads(grid:
 def test_ratios_without_an_interval_are_shown_as_such_everywhere(grid: BenchmarkReport) -> None:
     ratios = grid.ratios["int4/bf16"]
     assert (ratios.time_per_output_token.ci95, ratios.time_to_first_token.ci95) == (None, None)
-    assert "too few sessions to judge that (1 session: a 95 % interval takes 5)" in " ".join(promises(grid))
+    assert "too few sessions to judge that (1 session is too few for an interval)" in " ".join(promises(grid))
     findings = Findings(None, None, grid)
     _, speed = headlines(findings)
     assert "tie" not in speed.meaning
-    assert speed.detail.startswith("1 session: a 95 % interval takes 5; first token")
+    assert speed.detail.startswith("1 session is too few for an interval; first token")
     shown = f"{ratios.time_per_output_token.median:.2f}"
     rows = {row.figure: row.values for row in comparison(findings)[1]}
     assert ["–", shown] in [list(values) for values in rows.values()]

@@ -16,7 +16,7 @@ from ovexport import recipe
 from ovexport.artifacts import RunFolder
 
 HEAVY = ("torch", "nncf", "openvino", "transformers", "optimum", "datasets", "matplotlib")
-COMMANDS = ("run", "plan", "compress", "tune", "convert", "verify", "evaluate", "bench", "report", "doctor")
+COMMANDS = ("run", "plan", "compress", "tune", "convert", "verify", "evaluate", "bench", "report", "gates", "doctor")
 
 
 def ovexport(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -92,11 +92,14 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 @pytest.mark.slow
 def test_a_run_prints_one_table_and_one_json_document(values: dict, write, tmp_path: Path) -> None:
     path = write(values)
-    done = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=1")
+    done = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=0")
     assert done.returncode == 0, done.stderr
     assert "KL from BF16, mean, nats" in done.stdout
-    assert "0 codes differ from the tuned ones" in done.stdout
-    again = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=1", "--resume", "--json")
+    assert "0 codes differ from the checkpoint's" in done.stdout
+    for text in (done.stdout, *((tmp_path / "out" / name).read_text() for name in ("report.html", "README.md"))):
+        assert "no step was made, or none validated better than the start" in text
+        assert "tuned" not in text.replace("not tuned", "")
+    again = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=0", "--resume", "--json")
     document = json.loads(again.stdout)
     assert document["verification"]["passed"] is True
     assert document["evaluation"]["models"]["int4"]["kl_mean_nats"] > 0
@@ -132,7 +135,7 @@ def test_a_corrupt_safetensors(values: dict, write, tiny_model: Path, tmp_path: 
     weights.write_bytes(weights.read_bytes()[:5000])
     values["model"]["id"] = str(broken)
     assert "corrupt weights" in refused(ovexport("run", write(values), "--out", tmp_path / "out"), 4)
-    assert (tmp_path / "out" / "recipe.toml").is_file()
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_are_not_finite(values: dict, write, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from ovexport import pipeline, recipe
 from ovexport.artifacts import MODELS, Record, RunFolder
 from ovexport.cli import app
 from ovexport.errors import GateFailed, RecipeError
-from ovexport.gates import KINDS, Figure, check, figures, judge, require_passed, write_junit
+from ovexport.figures import KINDS, Figure, figures
+from ovexport.gates import check, judge, require_passed, write_junit
 from ovexport.recipe import Gate, Recipe, list_gates, parse_gates
 from ovexport.reports import (
     EvaluationReport,
@@ -173,7 +175,7 @@ def test_all_unknown_figures_are_named_with_the_nearest_known_ones() -> None:
     assert "gate similarty>=0.9: no figure is named similarty; the nearest are similarity" in message
     assert "int9.kl_mean_nats; the nearest are int4.kl_mean_nats" in message
     assert "kl; the nearest are kl_" in message
-    assert "xyzzy; the names are those of the reports' fields" in message
+    assert "xyzzy; ovexport gates lists the names" in message
     assert "fdt" not in message
 
 
@@ -215,7 +217,7 @@ def test_the_product_can_be_another_model_than_the_last(evaluation: EvaluationRe
 def test_a_known_figure_that_was_not_measured_fails_with_its_reason(evaluation: EvaluationReport) -> None:
     known = figures({"evaluation": evaluation, "benchmark": None}, product="int4", models=MODELS)
     asked = gates("plain.kl_mean_nats<=1", "peak_rss_bytes<=1", "bf16.fdt>=1", "bf16.isolation.weights.perplexity<=1")
-    report = judge((*asked, *gates("kl_mean_nats<=0.02")), known)
+    report = judge((*asked, *gates("kl_mean_nats<=0.04")), known)
     assert [result.reason for result in report.gates] == [
         "not measured: plain was not measured",
         "not measured: there is no benchmark.json",
@@ -234,7 +236,7 @@ def test_every_interval_is_its_figures_low_and_high() -> None:
 
 
 def test_names_known_beforehand_are_those_of_a_finished_run(finished_run: RunFolder, tiny_recipe: Recipe) -> None:
-    from ovexport.gates import run_figures
+    from ovexport.figures import run_figures
 
     known = run_figures(finished_run, tiny_recipe)
     beforehand = figures(dict.fromkeys(KINDS), product="int4", models=MODELS)
@@ -252,11 +254,17 @@ def test_a_new_field_of_a_record_is_a_figure_at_once() -> None:
         brand_new_ms: float
         brand_new_ci95: tuple[float, float]
 
-    from ovexport.gates import _of_record
+    from ovexport.figures import _of_record, _Source
 
     grown = Grown(models={}, brand_new_ms=3, brand_new_ci95=(2, 4))
-    named = {name: figure.value for name, figure in _of_record(Grown, grown, "", {}, None)}
-    assert named == {"brand_new_ms": 3, "brand_new_ms.low": 2, "brand_new_ms.high": 4}
+    named = dict(_of_record(Grown, grown, "", _Source(keys={}, over={"": "9 rounds"})))
+    assert named["brand_new_ms"] == Figure(3, ci95=(2, 4), over="9 rounds")
+    assert {name: figure.value for name, figure in named.items()} == {
+        "brand_new_ms": 3,
+        "brand_new_ms.low": 2,
+        "brand_new_ms.high": 4,
+        "brand_new_ms.value": 3,
+    }
 
 
 def test_the_error_holds_every_failed_gate_and_the_report(evaluation: EvaluationReport) -> None:
@@ -287,6 +295,109 @@ def test_the_junit_file_counts_tests_and_failures_and_says_why(evaluation: Evalu
     messages = [failure.get("message") for failure in suite.iter("failure")]
     assert messages == ["perplexity is 9.5, limit <= 9, margin -0.5", "bf16.fdt>=1: not measured: the reference"]
     assert "openvino" in {one.get("name") for one in suite.iter("property")}
+
+
+def of_similarity(*texts: str) -> GateReport:
+    """Gates on a similarity of 0.89 whose interval 24 prompts gave."""
+    return judge(gates(*texts), {"similarity": Figure(0.89, ci95=(0.84, 0.94), over="24 prompts")})
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("similarity>=0.9", "undecided"),
+        ("similarity>=0.85", "undecided"),
+        ("similarity>=0.84", "passed"),
+        ("similarity>0.84", "undecided"),
+        ("similarity>=0.95", "failed"),
+        ("similarity<=0.9", "undecided"),
+        ("similarity<=0.94", "passed"),
+        ("similarity<0.84", "failed"),
+        ("similarity==0.9", "undecided"),
+        ("similarity==0.99", "failed"),
+    ],
+)
+def test_a_gate_whose_limit_is_inside_the_interval_is_undecided(text: str, status: str) -> None:
+    result = of_similarity(text).gates[0]
+    assert (result.status, result.passed, result.ci95) == (status, status == "passed", (0.84, 0.94))
+    told = f"24 prompts are too few: 0.89 (0.84–0.94) holds the limit {text[-4:].lstrip('=<>')}"
+    assert result.reason == (told if status == "undecided" else None)
+
+
+def test_an_undecided_gate_is_no_pass_and_says_what_there_is_too_little_of(tmp_path: Path) -> None:
+    report = of_similarity("similarity>=0.9", "similarity>=0.8", "similarity>=0.99")
+    with pytest.raises(GateFailed) as caught:
+        require_passed(report)
+    assert str(caught.value) == (
+        "1 of 3 gates failed: similarity is 0.89 (0.84–0.94), limit >= 0.99, margin -0.1; 1 of 3 gates undecided: "
+        "similarity>=0.9: undecided, 24 prompts are too few: 0.89 (0.84–0.94) holds the limit 0.9"
+    )
+    write_junit(report, "evaluate", tmp_path / "gates.xml")
+    root = ElementTree.parse(tmp_path / "gates.xml").getroot()
+    assert root.get("failures") == "2"
+    assert [failure.get("type") for failure in root.iter("failure")] == ["GateUndecided", "GateFailed"]
+    assert "similarity is 0.89 (0.84–0.94), limit >= 0.8" in next(root.iter("system-out")).text
+
+
+def test_the_ends_and_the_value_alone_are_always_decided(evaluation: EvaluationReport) -> None:
+    known = figures({"evaluation": evaluation})
+    report = judge(gates("kl_mean_nats<=0.02", "kl_mean_nats.value<=0.02", "kl_mean_nats.high<=0.02"), known)
+    assert [result.status for result in report.gates] == ["undecided", "passed", "failed"]
+    assert judge(gates("perplexity_ratio.value<=1.05"), known).gates[0].status == "passed"
+
+
+def test_too_few_values_for_an_interval_decide_nothing(finished_run: RunFolder) -> None:
+    report = EvaluationReport.model_validate_json((finished_run.path / "evaluation.json").read_bytes())
+    models = {name: model.model_copy(update={"similarity_ci95": None}) for name, model in report.models.items()}
+    few = report.model_copy(update={"models": models, "conditions": report.conditions | {"prompts": 3}})
+    known = figures({"evaluation": few})
+    result = judge(gates("similarity>=0.01"), known).gates[0]
+    assert (result.status, result.reason) == ("undecided", "3 prompts are too few for an interval")
+    assert judge(gates("similarity.value>=0.01"), known).passed
+    older = few.model_copy(update={"conditions": {}})
+    assert judge(gates("similarity>=0.01"), figures({"evaluation": older})).passed
+
+
+def test_a_tasks_figure_has_the_interval_of_its_standard_error() -> None:
+    quiz = {"acc": 0.5, "acc_stderr": 0.05, "items": 100.0}
+    report = EvaluationReport(
+        reference="a",
+        models={"a": ModelEvaluation(tasks={"quiz": quiz})},
+        histogram_edges_nats=(0.0, 1.0),
+        conditions={},
+        versions={},
+    )
+    known = figures({"evaluation": report})
+    assert known["quiz.acc.low"].value == pytest.approx(0.402)
+    result = judge(gates("quiz.acc>=0.55"), known).gates[0]
+    assert (result.status, result.reason) == (
+        "undecided",
+        "100 questions are too few: 0.5 (0.402–0.598) holds the limit 0.55",
+    )
+
+
+def test_every_figure_has_a_meaning(finished_run: RunFolder, tiny_recipe: Recipe) -> None:
+    from ovexport.figures import run_figures
+
+    known = UNJUDGED | run_figures(finished_run, tiny_recipe)
+    assert [name for name, figure in known.items() if not (figure.meaning and figure.meaning.text)] == []
+
+
+def test_an_undecided_gate_exits_8_and_shows_its_interval(finished_run: RunFolder, tmp_path: Path) -> None:
+    report = EvaluationReport.model_validate_json((finished_run.path / "evaluation.json").read_bytes())
+    value, (low, high) = report.models["int4"].kl_mean_nats, report.models["int4"].kl_mean_ci95
+    folder = RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+    done = ovexport("report", folder.path, "--gate", f"kl_mean_nats<={(value + high) / 2:.6f}")
+    assert done.exit_code == 8
+    assert "UNDECIDED: 8 sequences are too few" in done.stdout
+    assert f"({low:.4g}–{high:.4g})" in done.stdout
+    page, card = (folder.path / "report.html").read_text(), (folder.path / "README.md").read_text()
+    assert "Conversion verified, quality undecided" in page
+    assert "Gates: 0 of 1 passed, 1 undecided" in page
+    assert ">UNDECIDED</span>" in page
+    assert "UNDECIDED: 8 sequences are too few" in card
+    decided = ovexport("report", folder.path, "--gate", f"kl_mean_nats.value<={(value + high) / 2:.6f}")
+    assert decided.exit_code == 0, decided.stderr
 
 
 def test_a_run_whose_gate_fails_is_whole_and_exits_8_again_when_resumed(

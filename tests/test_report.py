@@ -14,7 +14,7 @@ from ovexport.report import write_comparison, write_report
 from ovexport.report.answers import Parted, part
 from ovexport.report.table import comparison, read_findings
 from ovexport.report.verdict import verdict
-from ovexport.reports import BenchmarkReport, VerificationReport, WorstAnswer
+from ovexport.reports import BenchmarkReport, EvaluationReport, VerificationReport, WorstAnswer
 
 
 class Outline(HTMLParser):
@@ -46,7 +46,12 @@ def test_the_page_stands_alone_and_holds_table_plots_and_proof(finished_run: Run
     assert not re.search(r'(src|href)="(?!#)|url\((?!#)|@import', page)
     for title in ("Quality against size", "Latency", "Divergence of a token", "Tuning"):
         assert f">{title}</title>" in page
-    for text in ("Verified:", "KL from BF16, mean, nats", "model.layers.1.mlp.down_proj.weight", "conditions of the"):
+    for text in (
+        "Conversion verified, quality not judged",
+        "KL from BF16, mean, nats",
+        "model.layers.1.mlp.down_proj.weight",
+        "conditions of the",
+    ):
         assert text in page
     assert len(page) < 3_000_000
 
@@ -101,6 +106,26 @@ def test_a_failed_gate_comes_first_and_names_its_reason(run_copy: RunFolder) -> 
     assert page.index("memory was not measured") < page.index("At a glance")
 
 
+def test_without_gates_nothing_is_green(finished_run: RunFolder) -> None:
+    found = verdict(read_findings(finished_run))
+    assert (found.standing, found.headline) == ("open", "Conversion verified, quality not judged")
+    assert "Gates: none were set" in found.reasons[-1]
+    assert '<section class="verdict open"' in (finished_run.path / "report.html").read_text()
+
+
+def test_a_small_divergence_is_written_in_significant_digits(run_copy: RunFolder) -> None:
+    path = run_copy.path / "evaluation.json"
+    report = read_record(path, EvaluationReport)
+    small = {"kl_mean_nats": 1.234e-6, "kl_mean_ci95": (1.1e-6, 1.4e-6), "kl_p99_nats": 4.56e-10}
+    models = report.models | {"int4": report.models["int4"].model_copy(update=small)}
+    write_record(report.model_copy(update={"models": models}), path)
+    page, card = page_of(run_copy), (run_copy.path / "README.md").read_text()
+    for text in (page, card):
+        assert "0.0000012" in text
+        assert "4.6e-10" in text
+    assert "0.0000012 (0.0000011–0.0000014)" in card
+
+
 def test_a_failed_proof_outweighs_the_gates_and_marks_its_layer(full_run: RunFolder) -> None:
     path = full_run.path / "verification.json"
     report = read_record(path, VerificationReport)
@@ -114,7 +139,7 @@ def test_a_failed_proof_outweighs_the_gates_and_marks_its_layer(full_run: RunFol
     assert verdict(read_findings(full_run)).headline == "Not fit to ship: the proof failed"
     row = re.search(rf'<tr><th scope="row">{re.escape(name)}.*?</tr>', page, re.DOTALL)
     assert row is not None
-    assert "FAILED: as the last tuning step used it" in row.group()
+    assert "FAILED: as the checkpoint recorded it" in row.group()
 
 
 def test_markup_in_prompts_and_answers_is_shown_as_text(full_run: RunFolder) -> None:
@@ -201,7 +226,7 @@ def test_runs_are_compared_a_column_for_each_product(run_copy: RunFolder, other_
     assert '<th scope="col">run</th><th scope="col">&lt;b&gt;$other_run$</th></tr>' in page
     assert "<b>" not in page
     assert "Not fit to ship: a gate failed" in page
-    assert "Verified: it is the model that was tuned" in page
+    assert "Conversion verified, quality not judged" in page
     assert ">Quality against size</title>" in page
     differing = page[page.index("Conditions that differ") :]
     assert "Other CPU" in differing

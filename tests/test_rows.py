@@ -65,6 +65,7 @@ def texts(folder: Path, name: str, content: bytes) -> list[str]:
         ("absent.jsonl", b'{"n": 1}\n{"text": null}\n{"text": "a"}\n', ["a"]),
         ("name[0].jsonl", b'{"text": "a"}\n', ["a"]),
         ("list.json", BOM + b' [{"text": "a"},\n {"text": "b"}]\n', ["a", "b"]),
+        ("strings.json", b'["a", "\\u2028b"]', ["a", "\u2028b"]),
         ("lines.json", b'{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
         ("indented.json", b'{\n "text": "a"\n}\n{\n "text": "b"\n}', ["a", "b"]),
     ],
@@ -98,7 +99,11 @@ def test_the_text_comes_in_as_it_stands_in_the_file(tmp_path: Path, name: str, c
         ("a.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "row 2 (line 2): not JSON (Expecting ':' delimiter at column 9)"),
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', "row 1 (line 1): an object has the name 'text' twice"),
         ("a.jsonl", b'{"text": "a\\ud83d"}\n', "row 1 (line 1) holds half of a character, \\ud83d; its other half"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": 7}\n', "row 2: text is a number, not text; write it in quotes"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": 7}\n',
+            "row 2: text is a number, not text; convert it, or name another column",
+        ),
         ("a.jsonl", b'{"text": ["a"]}\n', "row 1: text is a list, not text"),
         ("a.jsonl", b"[" * 100_000, "row 1 (line 1): its lists and objects are nested too deeply"),
         ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "row 1 (line 1): Exceeds the limit (4300 digits)"),
@@ -106,7 +111,7 @@ def test_the_text_comes_in_as_it_stands_in_the_file(tmp_path: Path, name: str, c
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2: not JSON (Expecting ':' delimiter at column 9)"),
         ("a.json", b'{"text": "a"}\n{"text" "b"}', "row 2 (line 2): not JSON (Expecting ':' delimiter at column 9)"),
         ("a.json", b'[{"text": "a"}, ["b"]]', "row 2 is a list, and no object"),
-        ("a.json", b'["a"]', "row 1 is text, and no object"),
+        ("a.json", b'["a", 7]', "row 2 is a number, and no object"),
         ("a.json", b'{"text": "\xe9"}', "line 1: byte 0xE9 is not UTF-8"),
         ("a.json", b'{"data": [{"text": "a"}]}', "no column 'text'; it has data; set column"),
         ("a.json", b"[]", "holds no rows; give a file with some"),
@@ -197,6 +202,18 @@ def test_the_message_of_a_wrapped_error_is_its_causes(monkeypatch: pytest.Monkey
     with pytest.raises(DataError) as caught:
         load_texts(SourceSpec(hub="some/data"))
     assert str(caught.value) == "some/data: can't be read (row 7 of part-0.parquet has no column 'text')"
+
+
+def test_a_data_set_of_the_hub_gives_its_texts_as_a_file_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["007", None, " ", "a"], "n": [1, 2, 3, 4]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert load_texts(SourceSpec(hub="some/data")) == ["007", "a"]
+    with pytest.raises(DataError, match="some/data: row 1: n is a number, not text"):
+        load_texts(SourceSpec(hub="some/data", column="n"))
+    with pytest.raises(DataError, match="some/data: no column 'body'; it has text, n; set column"):
+        load_texts(SourceSpec(hub="some/data", column="body"))
 
 
 def test_our_own_files_may_have_a_byte_order_mark(tmp_path: Path) -> None:

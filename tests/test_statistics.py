@@ -56,7 +56,7 @@ def test_no_committed_range_is_called_an_interval_and_no_ratio_of_means_a_median
 def test_no_committed_interval_is_of_fewer_than_five_sessions() -> None:
     trials = COMMITTED["settings.json"]["trials"]
     timed = [trial["time_per_output_token"] for trial in trials if trial["time_per_output_token"]]
-    assert [(one["ci95"], one["reason"]) for one in timed] == [(None, "2 sessions: a 95 % interval takes 5")] * len(
+    assert [(one["ci95"], one["reason"]) for one in timed] == [(None, "2 sessions are too few for an interval")] * len(
         timed
     )
     assert all(document["conditions"]["sessions"] >= 5 for name, document in COMMITTED.items() if "benchmark" in name)

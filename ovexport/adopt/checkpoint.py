@@ -61,7 +61,7 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     for name in quantizers:
         _check_ranges(path, found[name], changed.get(name, weights[name]), model)
     digests = {name: weight_digest(weight) for name, weight in weights.items()}
-    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed)
+    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed, steps=None)
 
 
 def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:

@@ -15,6 +15,7 @@ from ovexport.bench.rounds import samples
 from ovexport.bench.sessions import Candidate, EndedBy, Latencies, measure, ratios
 from ovexport.errors import DataError, UnsupportedModelError, last_line
 from ovexport.graph import read_graph, weights
+from ovexport.identity import identify
 from ovexport.progress import Listener, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import BenchmarkReport, Generation, MachineLimits, ModelBenchmark, PointBenchmark
@@ -92,6 +93,7 @@ def bench(
         grid=tuple(grid),
         machine=machine,
         conditions={
+            "models": {name: identify(ir) for name, ir in models.items()},
             **spec.points[0]._asdict(),
             "warmup": spec.warmup,
             "device": spec.device,

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import Ratio, RuntimeTrial, SettingsReport, WrittenSettings
 from ovexport.runtime import PIECE_TOKENS, LogitsRunner, compile_for_cpu, properties
+from ovexport.scratch import scratch_folder
 from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]
@@ -291,13 +291,13 @@ def _as_converted(ir: IR) -> Iterator[IR]:
 @contextmanager
 def _copy_with(ir: IR, text: str) -> Iterator[IR]:
     """A folder like the IR's, its files linked, with another text of the graph."""
-    with TemporaryDirectory(dir=ir.path.parent, prefix=".ovexport-") as folder:
+    with scratch_folder(ir.path.parent) as scratch:
+        copy = IR(scratch / ir.path.name)
         for file in files_in(ir.path):
             if file.name not in (ir.xml.name, SETTINGS_FILE):
-                target = Path(folder) / file.relative_to(ir.path)
+                target = copy.path / file.relative_to(ir.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(file, target)
-        copy = IR(Path(folder))
         write_text(text, copy.xml)
         yield copy
 

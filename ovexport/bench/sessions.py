@@ -103,43 +103,41 @@ def measure(
         What was measured, and the setting that ended it.
     """
     begun = time.monotonic()
-    course = _Course(candidates, spec, backend, prompt, listener)
-    longest = 0.0
-    for session in range(course.sessions):
+    course = _Course(candidates, spec, backend, prompt)
+    ended_by: EndedBy | None = None
+    while ended_by is None:
         session_begun = time.monotonic()
-        course.run(session, session_begun + seconds / FEWEST_VALUES if session == 0 else math.inf)
+        course.run_session(session_begun + seconds / FEWEST_VALUES if course.done == 0 else math.inf)
         now = time.monotonic()
-        longest = max(longest, now - session_begun)
-        done = session + 1
-        if done == course.sessions:
-            return course.timed, "pairs"
-        if done >= _FEWEST_BEFORE_STOPPING and _widest(course.timed, spec.seed) <= spec.precision:
-            return course.timed, "precision"
-        if done >= FEWEST_VALUES and now + longest > begun + seconds:
-            return course.timed, "time_limit_s"
-    raise AssertionError("a benchmark has a session at least")
+        ended_by = course.ended_by(out_of_time=now + (now - session_begun) > begun + seconds)
+        done = course.sessions if ended_by else course.done
+        listener(Progress(task=f"bench {backend}", done=done, total=course.sessions))
+    return course.timed, ended_by
 
 
 class _Course:
-    """The sessions of a backend, one at a time."""
+    """The sessions of a backend, one at a time; `done` of at most `sessions`."""
 
     def __init__(
-        self,
-        candidates: Mapping[str, Candidate],
-        spec: BenchSpec,
-        backend: Backend,
-        prompt: Sequence[int],
-        listener: Listener,
+        self, candidates: Mapping[str, Candidate], spec: BenchSpec, backend: Backend, prompt: Sequence[int]
     ) -> None:
+        self.done = 0
         self.sessions = min(spec.sessions, spec.pairs)
         points = [point for point in spec.points if point.attention_backend == backend]
         self.timed = {point: {name: Latencies() for name in candidates} for point in points}
         self._rounds = dict.fromkeys(points, math.ceil(spec.pairs / self.sessions))
         self._load_orders, self._run_orders = orders(candidates, spec.seed), orders(candidates, spec.seed)
-        self._candidates, self._spec, self._backend = candidates, spec, backend
-        self._prompt, self._listener = prompt, listener
+        self._candidates, self._spec, self._backend, self._prompt = candidates, spec, backend, prompt
 
-    def run(self, session: int, until: float) -> None:
+    def ended_by(self, *, out_of_time: bool) -> EndedBy | None:
+        """The setting that ends it here; None where another session follows."""
+        if self.done == self.sessions:
+            return "pairs"
+        if self.done >= _FEWEST_BEFORE_STOPPING and _widest(self.timed, self._spec.seed) <= self._spec.precision:
+            return "precision"
+        return "time_limit_s" if self.done >= FEWEST_VALUES and out_of_time else None
+
+    def run_session(self, until: float) -> None:
         """One session: load the models, then warm up and run the rounds of every point.
 
         Args:
@@ -156,7 +154,7 @@ class _Course:
                 latencies.load.append(loads[name])
         del pipelines
         gc.collect()
-        self._listener(Progress(task=f"bench {self._backend}", done=session + 1, total=self.sessions))
+        self.done += 1
 
     def _run_point(self, pipelines: Mapping[str, openvino_genai.LLMPipeline], point: GridPoint, until: float) -> int:
         """Warm up and run a point's rounds, one at least and no other that would end after a moment; how many."""

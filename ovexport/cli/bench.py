@@ -129,6 +129,7 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     import json
 
     from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown, course
+    from ovexport.numbers import written
     from ovexport.report.limits import promises
     from ovexport.report.table import Findings, comparison
 
@@ -137,7 +138,8 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     elif wanted in ("csv", "markdown"):
         print_block(as_csv(report) if wanted == "csv" else as_markdown(report))
     elif not quiet:
-        names, rows = comparison(Findings(None, None, report))
+        findings = Findings(None, None, report)
+        names, rows = comparison(findings)
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
         for told in (*promises(report), f"{course(report)}."):
             say(told)
@@ -145,10 +147,10 @@ def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
             at = f"{point.prompt_tokens} + {point.output_tokens} tokens, batch {point.batch_size}"
             columns = [
                 (
-                    name,
-                    f"{model.time_to_first_token_ms.median:.2f}",
-                    f"{model.time_per_output_token_ms.median:.2f}",
-                    f"{model.throughput_tokens_per_s:.0f}",
+                    findings.titles[name],
+                    written(model.time_to_first_token_ms.median, ".2f"),
+                    written(model.time_per_output_token_ms.median, ".2f"),
+                    written(model.throughput_tokens_per_s, ".0f"),
                 )
                 for name, model in point.models.items()
             ]

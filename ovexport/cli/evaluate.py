@@ -17,7 +17,7 @@ def evaluate(
     candidate: Annotated[Path, typer.Argument(help="Folder of the IR to judge.")],
     reference: Annotated[
         Path | None,
-        typer.Option(help="Folder of the IR to compare with, such as the BF16 one.", show_default=False),
+        typer.Option(help="Folder of the IR to compare with, such as the uncompressed model's.", show_default=False),
     ] = None,
     ground_truth: Annotated[
         Path | None,
@@ -137,7 +137,8 @@ def evaluate(
 def _show(report: "EvaluationReport") -> None:
     from ovexport.report.table import Findings, comparison
 
-    names, rows = comparison(Findings(None, report, None))
+    findings = Findings(None, report, None)
+    names, rows = comparison(findings)
     print_table(("", *names), [(row.figure, *row.values) for row in rows])
     for name, model in report.models.items():
         steps = [
@@ -145,9 +146,12 @@ def _show(report: "EvaluationReport") -> None:
             for step in model.isolation
         ]
         if steps:
-            header = ("approximated", "KL mean, nats", f"KL of {report.reference} itself, nats", "")
-            print_table(header, steps, title=f"where the divergence of {name} comes from")
+            called = findings.titles
+            header = ("approximated", "KL mean, nats", f"KL of {called[report.reference]} itself, nats", "")
+            print_table(header, steps, title=f"where the divergence of {called[name]} comes from")
 
 
 def _nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6f}"
+    from ovexport.numbers import written
+
+    return "–" if value is None else written(value, ".6f")

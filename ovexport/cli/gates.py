@@ -1,6 +1,7 @@
-"""The options `--gate` and `--junit`, and what every reporting command does with them."""
+"""The options `--gate` and `--junit` with what every reporting command does with them, and `ovexport gates`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ovexport.gates import AnyReport
+    from ovexport.figures import AnyReport, Figure
     from ovexport.recipe import Gate
     from ovexport.reports import GateReport
 
-from ovexport.cli.output import print_json, print_table
+from ovexport.cli.output import Json, Quiet, print_json, print_table, reports_errors, say, set_up_logging
 
 Gates = Annotated[
     list[str] | None,
     typer.Option(
         "--gate",
         metavar="CONDITION",
-        help='A limit that a figure has to keep, such as "similarity>=0.9"; exit 8 if it does not. May be repeated.',
+        help='A limit that a figure has to keep, such as "similarity>=0.9"; exit 8 if it does not, or if too little '
+        "was measured to tell. May be repeated; `ovexport gates` lists the figures.",
         show_default=False,
     ),
 ]
@@ -47,7 +49,8 @@ def read_gates(
         RecipeError: a condition can't be read or is on a figure that the command does not measure, or `junit` is of no
             use.
     """
-    from ovexport.gates import check, figures
+    from ovexport.figures import figures
+    from ovexport.gates import check
     from ovexport.recipe import list_gates, parse_gates
 
     gates = list_gates(parse_gates(texts or ()))
@@ -103,10 +106,10 @@ def judged(gates: "Sequence[Gate]", reports: "Mapping[str, AnyReport]") -> "Gate
     Raises:
         RecipeError: a gate is on a figure that is not known.
     """
-    from ovexport.gates import figures
-    from ovexport.gates import judge as hold
+    from ovexport import gates as judging
+    from ovexport.figures import figures
 
-    return hold(gates, figures(reports)) if gates else None
+    return judging.judge(gates, figures(reports)) if gates else None
 
 
 def conclude(
@@ -129,23 +132,20 @@ def conclude(
 
 
 def show_gates(verdict: "GateReport") -> None:
-    """A table with a row per gate: its value, limit and margin."""
-    from ovexport.gates import number
-
-    def text(value: float | None) -> str:
-        return "–" if value is None else number(value)
+    """A table with a row per gate: its value with its 95 % interval, limit and margin."""
+    from ovexport.numbers import number, number_with_interval
 
     rows = [
         (
             gate.metric,
-            text(gate.value),
+            "–" if gate.value is None else number_with_interval(gate.value, gate.ci95),
             f"{gate.operator} {number(gate.limit)}",
-            text(gate.margin),
-            "passed" if gate.passed else f"FAILED{f': {gate.reason}' if gate.reason else ''}",
+            "–" if gate.margin is None else number(gate.margin),
+            gate.status if gate.passed else f"{gate.status.upper()}{f': {gate.reason}' if gate.reason else ''}",
         )
         for gate in verdict.gates
     ]
-    print_table(("gate", "value", "limit", "margin", "verdict"), rows)
+    print_table(("gate", "value (95 % interval)", "limit", "margin", "verdict"), rows)
 
 
 def require_gates(verdict: "GateReport | None") -> None:
@@ -158,3 +158,79 @@ def require_gates(verdict: "GateReport | None") -> None:
 
     if verdict:
         require_passed(verdict)
+
+
+@reports_errors
+def gates(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run's folder: its figures with their values.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every name that a gate can be set on, with its unit, which way is better and what it means.
+
+    Example: ovexport gates
+
+    Example: ovexport gates runs/demo
+    """
+    from ovexport import recipe as recipes
+    from ovexport.artifacts import MODELS, RunFolder
+    from ovexport.errors import ArtifactError
+    from ovexport.figures import KINDS, figures, listed, run_figures
+
+    set_up_logging(quiet=quiet or as_json)
+    if run is None:
+        known = listed(figures(dict.fromkeys(KINDS), models=MODELS, tasks=("TASK",)), of_product_alone=True)
+    else:
+        folder = RunFolder(run)
+        if not folder.recipe.is_file():
+            raise ArtifactError(f"{run}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
+        known = listed(run_figures(folder, recipes.load(folder.recipe)))
+    if as_json:
+        print_json(json.dumps({"figures": [_described(name, figure) for name, figure in known.items()]}))
+    elif not quiet:
+        _show_figures(known, valued=run is not None)
+
+
+def _described(name: str, figure: "Figure") -> dict[str, Any]:
+    """A figure in the document."""
+    from ovexport.figures import unit_of
+
+    return {
+        "name": name,
+        "file": figure.file,
+        "unit": unit_of(name) or None,
+        "better": figure.meaning.better if figure.meaning else None,
+        "meaning": figure.meaning.text if figure.meaning else None,
+        "value": figure.value,
+        "ci95": figure.ci95,
+        "interval_over": figure.over,
+        "reason": figure.reason if figure.value is None else None,
+    }
+
+
+def _show_figures(known: "Mapping[str, Figure]", *, valued: bool) -> None:
+    """A table for each report's file."""
+    from ovexport.figures import unit_of
+    from ovexport.numbers import number, number_with_interval
+
+    def value_of(figure: "Figure") -> str:
+        if figure.value is None:
+            return "–"
+        return number_with_interval(figure.value, figure.ci95) if math.isfinite(figure.value) else number(figure.value)
+
+    for file in dict.fromkeys(figure.file for figure in known.values()):
+        rows = []
+        for name, figure in known.items():
+            if figure.file == file and figure.meaning:
+                shown = f"{name}…" if name.endswith(".") else name
+                values = (value_of(figure),) if valued else ()
+                rows.append((shown, *values, unit_of(name), figure.meaning.better or "", figure.meaning.text))
+        header = ("figure", *(("value (95 % interval)",) if valued else ()), "unit", "better", "meaning")
+        print_table(header, rows, title=file, numbers=1 if valued else 0)
+    say(
+        "Without a model's name a figure is the product's; plain.NAME is the untuned twin's, bf16.NAME the "
+        "uncompressed model's. int4/bf16.NAME is a ratio, int4-plain.NAME a difference. NAME.low and NAME.high are the "
+        "ends of a 95 % interval; NAME.value is judged without it."
+    )

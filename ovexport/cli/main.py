@@ -11,6 +11,7 @@ from ovexport.cli.bench import bench
 from ovexport.cli.convert import convert
 from ovexport.cli.doctor import doctor
 from ovexport.cli.evaluate import evaluate
+from ovexport.cli.gates import gates
 from ovexport.cli.output import prepare_streams, print_block, say
 from ovexport.cli.plan import plan
 from ovexport.cli.report import report
@@ -39,10 +40,11 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Exit codes: 0 fine, 1 a defect of ours, 2 usage or recipe, 3 missing dependency, 4 artifact missing or corrupt,
-    5 model or data unsupported, 6 training diverged, 7 verification failed, 8 a gate failed, 130 interrupted."""
+    5 model or data unsupported, or out of memory, 6 training diverged, 7 verification failed, 8 a gate failed,
+    130 interrupted."""
 
 
-for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, doctor):
+for command in (run, plan, compress, tune, search, convert, verify, evaluate, bench, runtime, report, gates, doctor):
     app.command()(command)
 
 

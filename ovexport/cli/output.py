@@ -103,12 +103,13 @@ def reports_errors(command: Command) -> Command:
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line."""
-    typer.echo(printable(text), err=err)
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(_in_encoding(printable(text), stream.encoding or "utf-8"), file=stream)
 
 
 def print_json(document: str) -> None:
     """Print a JSON document."""
-    typer.echo(in_json(document))
+    typer.echo(in_json(document), file=sys.stdout)  # without a file, click writes UTF-8 to a terminal of ASCII
 
 
 def print_block(text: str, *, err: bool = False) -> None:
@@ -117,16 +118,16 @@ def print_block(text: str, *, err: bool = False) -> None:
         say(line, err=err)
 
 
-class _OneLine(logging.Formatter):
-    """A message on one line, whatever names are in it."""
+class _OneLine(logging.LogRecord):
+    """A message on one line, whatever names are in it, ours or a library's."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+    def getMessage(self) -> str:  # noqa: N802  logging's name
+        return printable(super().getMessage())
 
 
 def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     """Our own messages on stderr, and in the file where one is given; the libraries' errors only."""
+    logging.setLogRecordFactory(_OneLine)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("ovexport")
@@ -137,12 +138,12 @@ def set_up_logging(*, quiet: bool, file: Path | None = None) -> None:
     logger.propagate = False
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.ERROR if quiet else logging.INFO)
-    stderr.setFormatter(_OneLine("%(message)s"))
+    stderr.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-        log.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(log)
 
 
@@ -216,8 +217,14 @@ def _figures(moment: Progress) -> str:
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on stdout, as wide as it needs to be when stdout is no terminal."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, numbers: int | None = None
+) -> None:
+    """A table on stdout, as wide as it needs to be when stdout is no terminal.
+
+    Args:
+        numbers: how many columns after the first are set to the right; all of them unless given.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -228,8 +235,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         return Text(_in_encoding(printable(text), console.encoding))
 
     table = Table(title=None if title is None else cell(title), title_justify="left")
+    last = len(header) if numbers is None else numbers
     for number, name in enumerate(header):
-        table.add_column(cell(name), justify="right" if number else "left")
+        table.add_column(cell(name), justify="right" if 0 < number <= last else "left")
     for row in rows:
         table.add_row(*map(cell, row))
     if not console.is_terminal:

@@ -229,6 +229,8 @@ def _show(
 
 def _print_figures(findings: "Findings") -> None:
     from ovexport.cli.output import print_table
+    from ovexport.numbers import with_interval
+    from ovexport.report.names import NOT_TUNED
     from ovexport.report.table import comparison
 
     names, rows = comparison(findings)
@@ -239,11 +241,14 @@ def _print_figures(findings: "Findings") -> None:
         say(
             f"{findings.verification.told}; {counts.packed_int4} Linear layers in 4 bits, "
             f"{counts.packed_int8} in 8, {counts.float} in floating point; {counts.code_mismatches} codes differ from "
-            f"the tuned ones; {counts.adapter_nodes} adapter operations left"
+            f"the checkpoint's; {counts.adapter_nodes} adapter operations left"
         )
+    if findings.tuned is False:
+        say(f"not tuned: {NOT_TUNED}")
     if findings.evaluation and findings.evaluation.recovered_gap is not None:
+        gap = with_interval(findings.evaluation.recovered_gap, findings.evaluation.recovered_gap_ci95, ".0%")
         encoder = findings.evaluation.conditions["encoder"]
         say(
-            f"tuning took away {findings.evaluation.recovered_gap:.0%} of the divergence that rounding had caused; "
-            f"similarity by the encoder {encoder}"
+            f"tuning took away {gap} of the divergence that rounding had caused (95 % interval); similarity by the "
+            f"encoder {encoder}"
         )

@@ -46,12 +46,14 @@ def runtime(
 
 def show_settings(report: "SettingsReport") -> None:
     """What was tried, what was chosen, and what the IR carries of it."""
+    from ovexport.numbers import written
+
     rows = [
         (
             _text(trial.settings),
             _ratio(trial.time_per_output_token),
             _ratio(trial.time_to_first_token),
-            "–" if trial.kl_mean_nats is None else f"{trial.kl_mean_nats:.6f}",
+            "–" if trial.kl_mean_nats is None else written(trial.kl_mean_nats, ".6f"),
             "kept" if trial.kept else str(trial.reason),
         )
         for trial in report.trials
@@ -82,6 +84,6 @@ def _text(settings: dict[str, str]) -> str:
 
 
 def _ratio(ratio: "Ratio | None") -> str:
-    from ovexport.report.table import with_interval
+    from ovexport.numbers import with_interval
 
     return "–" if ratio is None else with_interval(ratio.median, ratio.ci95, ".3f")

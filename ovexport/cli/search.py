@@ -44,6 +44,7 @@ def search(
 
     from ovexport import pipeline
     from ovexport.artifacts import RunFolder, read_record
+    from ovexport.numbers import written
     from ovexport.reports import SearchReport
 
     set_up_logging(quiet=quiet or as_json)
@@ -65,8 +66,8 @@ def search(
             (
                 " ".join(map(str, row.ranks)) + (" (chosen)" if row.ranks == report.chosen else ""),
                 row.source,
-                f"{row.sample_nll_nats:.5f}",
-                "–" if row.validation_nll_nats is None else f"{row.validation_nll_nats:.5f}",
+                written(row.sample_nll_nats, ".5f"),
+                "–" if row.validation_nll_nats is None else written(row.validation_nll_nats, ".5f"),
             )
             for row in report.scores[:_SHOWN]
         ]
@@ -85,4 +86,6 @@ def search(
 
 def _figure(figures: dict[str, float], name: str) -> str:
     error = figures.get(f"{name}_stderr")
-    return f"{figures[name]:g}" if error is None else f"{figures[name]:.4f} ± {error:.4f}"
+    from ovexport.numbers import number, written
+
+    return number(figures[name]) if error is None else f"{written(figures[name], '.4f')} ± {written(error, '.4f')}"

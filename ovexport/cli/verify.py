@@ -94,8 +94,8 @@ def _evidence(report: "VerificationReport") -> Iterator[str]:
             f"{summary.zero_point_mismatches} zero points differ from those computed anew"
         )
     for check in report.checks:
-        if check.name == "logits as the tuned model's" and check.passed:
-            yield f"behaviour   logits are the tuned model's to {check.value:.1e} of their range, ≤ {check.limit:.1e}"
+        if check.name == "logits as the checkpoint's" and check.passed:
+            yield f"behaviour   logits are the checkpoint's to {check.value:.1e} of their range, ≤ {check.limit:.1e}"
     if summary.runtime_packed_linears is not None:
         packed = summary.packed_int4 + summary.packed_int8
         yield f"runtime     {summary.runtime_packed_linears} of {packed} packed Linears run on packed weights"

@@ -1,6 +1,7 @@
 """What would stop the stage, found before any work: the encoder, the prompts, and answers that are too long."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from transformers import PreTrainedTokenizerBase
 
@@ -49,5 +50,6 @@ def _length(text: str, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -
     """Tokens of a prompt as the models are asked it."""
     if templated and tokenizer.chat_template:
         message = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+        with suppress(Exception):  # a template is code of the model's; what it can't do is found where it is applied
+            text = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
     return len(tokenizer(text, add_special_tokens=not templated, verbose=False)["input_ids"])

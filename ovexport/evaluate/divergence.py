@@ -3,6 +3,8 @@
 The models run in lockstep on the same tokens; of a batch only per-token figures are kept.
 """
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,14 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ovexport.bootstrap import too_few
 from ovexport.comparator import Comparator, Floats
 from ovexport.errors import ArtifactError
 from ovexport.progress import Listener, Progress
-from ovexport.reports import Comparison, Divergence, Estimate
+from ovexport.reports import Comparison, Divergence, Estimate, Interval
 from ovexport.runtime import LogitsRunner
 
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
 _LARGEST_LOGITS = 2**26
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _FEWEST_DOCUMENTS = 10
 _RESAMPLED_AT_ONCE = 100
 
@@ -134,6 +138,16 @@ class Resampling:
     seed: int
     resamples: int = 2000
 
+    @property
+    def count(self) -> int:
+        """How many units there are to draw from."""
+        return int(self.units.max()) + 1
+
+    @property
+    def too_few(self) -> str | None:
+        """Why there are no intervals; None where there are."""
+        return too_few(self.count, self.name)
+
     @classmethod
     def of(cls, documents: NDArray[np.int32] | None, scored: tuple[int, int], seed: int) -> "Resampling":
         """By the document of each token (sequences, length), where there are enough of them."""
@@ -145,7 +159,7 @@ class Resampling:
 
     def means(self, *figures: Floats) -> Floats:
         """Means of the figures, each (sequences, length - 1), in every resample: (resamples, figures)."""
-        count = int(self.units.max()) + 1
+        count = self.count
         columns = [np.ones(self.units.size), *(figure.reshape(-1) for figure in figures)]
         sums = np.stack([np.bincount(self.units.reshape(-1), column, count) for column in columns], axis=1)
         generator = np.random.default_rng(self.seed)
@@ -158,15 +172,21 @@ class Resampling:
         means: Floats = totals[:, 1:] / totals[:, :1]
         return means
 
+    def interval(self, resampled: Floats) -> Interval | None:
+        """The 95 % percentile interval; None where there are too few values."""
+        return None if self.too_few else interval(resampled)
 
-def interval(resampled: Floats) -> tuple[float, float]:
+
+def interval(resampled: Floats) -> Interval:
     """The 95 % percentile interval."""
     low, high = np.percentile(resampled, [2.5, 97.5])
     return float(low), float(high)
 
 
-def verdict(ci95: tuple[float, float], nothing: float) -> Verdict:
-    """Where the interval lies; a tie, where it holds the value at which nothing differs."""
+def verdict(ci95: Interval | None, nothing: float) -> Verdict | None:
+    """Where the interval lies; a tie, where it holds the value at which nothing differs; None without one."""
+    if ci95 is None:
+        return None
     if ci95[0] > nothing:
         return "higher"
     return "lower" if ci95[1] < nothing else "tie"
@@ -183,8 +203,8 @@ def summarize(
     p90, p95, p99, p999 = np.percentile(kl, [90, 95, 99, 99.9])
     inside = np.clip(kl, HISTOGRAM_EDGES_NATS[0], HISTOGRAM_EDGES_NATS[-1])
     own, other = figures.joined("nll"), reference.joined("nll")
-    resampled = resampling.means(per_token, own - other)
-    ratio = Estimate(value=float(np.exp((own - other).mean())), ci95=interval(np.exp(resampled[:, 1])))
+    resampled = resampling.means(per_token, own - other, same)
+    ratio = _ratio(own - other, resampled[:, 1], resampling)
     return (
         Divergence(
             kl_mean_nats=float(kl.mean()),
@@ -195,11 +215,14 @@ def summarize(
             kl_p999_nats=float(p999),
             kl_maximum_nats=float(kl.max()),
             kl_standard_error_nats=float(kl.std(ddof=1) / np.sqrt(len(kl))),
-            kl_mean_ci95=interval(resampled[:, 0]),
+            kl_mean_ci95=resampling.interval(resampled[:, 0]),
             same_top1=float(same.mean()),
+            same_top1_ci95=resampling.interval(resampled[:, 2]),
             same_top1_standard_error=float(np.sqrt(same.mean() * (1 - same.mean()) / (same.size - 1))),
             perplexity_ratio=ratio,
-            perplexity_verdict=verdict(ratio.ci95, 1.0),
+            perplexity_verdict=verdict(ratio.ci95, 1.0)
+            if ratio
+            else verdict(resampling.interval(resampled[:, 1]), 0.0),
             true_token_probability_change_mean=float(change.mean()),
             true_token_probability_change_rms=float(np.sqrt((change**2).mean())),
         ),
@@ -207,12 +230,20 @@ def summarize(
     )
 
 
+def _ratio(differences: Floats, resampled: Floats, resampling: Resampling) -> Estimate | None:
+    """Of two perplexities, from the differences of log-likelihoods; None where it is more than a float holds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        value, ci95 = float(np.exp(differences.mean())), resampling.interval(np.exp(resampled))
+    return Estimate(value=value, ci95=ci95) if np.isfinite((value, *(ci95 or ()))).all() else None
+
+
 def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling) -> Comparison:
     """The first model's figures less the second's."""
     differences = [first.joined(name) - second.joined(name) for name in ("kl", "nll")]
     resampled = resampling.means(*differences)
     estimates = [
-        Estimate(value=float(one.mean()), ci95=interval(resampled[:, index])) for index, one in enumerate(differences)
+        Estimate(value=float(one.mean()), ci95=resampling.interval(resampled[:, index]))
+        for index, one in enumerate(differences)
     ]
     return Comparison(
         kl_mean_nats=estimates[0],
@@ -222,22 +253,28 @@ def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling
     )
 
 
-def perplexity(figures: TokenFigures) -> float:
-    """exp of the mean negative log-likelihood per token."""
-    return float(np.exp(figures.joined("nll").mean()))
+def perplexity(figures: TokenFigures) -> float | None:
+    """exp of the mean negative log-likelihood per token; None where that is more than a float holds."""
+    return _exponential(figures.joined("nll").mean())
 
 
 def word_perplexity(figures: TokenFigures, length: int, words: int) -> float | None:
     """exp(total negative log-likelihood / words), as lm-evaluation-harness's wikitext has it.
 
-    The first token of a sequence has no prediction; it is counted with the mean of the others.
+    The first token of a sequence has no prediction; it is counted with the mean of the others. None where there are no
+    words, or the figure is more than a float holds.
     """
     nll = figures.joined("nll")
-    return float(np.exp(nll.mean() * nll.shape[0] * length / words)) if words else None
+    return _exponential(nll.mean() * nll.shape[0] * length / words) if words else None
 
 
-def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, tuple[float, float]]:
+def _exponential(exponent: float) -> float | None:
+    """exp, or None where it is more than a float holds."""
+    return math.exp(exponent) if exponent < _LARGEST_EXPONENT else None
+
+
+def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, Interval | None]:
     """1 - KL(tuned) / KL(twin), and its 95 % interval by bootstrap, pair by pair."""
     before, after = twin.joined("kl"), tuned.joined("kl")
     resampled = resampling.means(before, after)
-    return float(1 - after.mean() / before.mean()), interval(1 - resampled[:, 1] / resampled[:, 0])
+    return float(1 - after.mean() / before.mean()), resampling.interval(1 - resampled[:, 1] / resampled[:, 0])

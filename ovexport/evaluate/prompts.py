@@ -12,7 +12,7 @@ from ovexport.recipe import ROW_SUFFIXES, EvaluateSpec, SourceSpec, section
 
 _LONG_CHARACTERS = 1000
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
         found = _read(spec.prompts, spec)
     distinct = tuple(dict.fromkeys(found.texts))
     if len(distinct) < len(found.texts):
-        _log.info("prompts of %s: %d repeat others and are left out", found.name, len(found.texts) - len(distinct))
+        logger.info("prompts of %s: %d repeat others and are left out", found.name, len(found.texts) - len(distinct))
     return replace(found, texts=distinct[: spec.prompt_count])
 
 

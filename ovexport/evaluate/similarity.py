@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from ovexport.bootstrap import too_few
+from ovexport.evaluate.divergence import interval
 from ovexport.reports import Similarity, WorstAnswer
 
 Mode = Literal["wwb", "strict"]
@@ -138,14 +139,10 @@ def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamp
     fdt = float(np.mean([row.fdt for row in rows]))
     of_all = _over(fdt, float(np.mean([row.reference_tokens for row in rows])))
     fdt_norm = of_all if mode == "wwb" else float(np.mean([row.fdt_norm for row in rows]))
-    interval = None
-    if not too_few(len(rows), "prompts"):
-        chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
-        low, high = np.percentile(similarities[chosen].mean(axis=1), [2.5, 97.5])
-        interval = float(low), float(high)
+    chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
     return Similarity(
         similarity=float(similarities.mean()),
-        similarity_ci95=interval,
+        similarity_ci95=None if too_few(len(rows), "prompts") else interval(similarities[chosen].mean(axis=1)),
         fdt=fdt,
         fdt_norm=None if np.isnan(fdt_norm) else fdt_norm,
         sdt=float(np.mean([row.sdt for row in rows])),

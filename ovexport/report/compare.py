@@ -8,8 +8,9 @@ from ovexport.artifacts import RunFolder, write_text
 from ovexport.errors import RecipeError
 from ovexport.report import plots
 from ovexport.report.conditions import differing_conditions
+from ovexport.report.names import PRODUCT
 from ovexport.report.page import require_findings
-from ovexport.report.table import PRODUCT, Column, Findings, columns_of, comparison_rows
+from ovexport.report.table import Column, Findings, columns_of, comparison_rows
 from ovexport.report.templating import environment
 from ovexport.report.verdict import verdict
 

@@ -1,6 +1,7 @@
 """Whether a model is as fast as its bytes promise."""
 
-from ovexport.report.table import TITLES, with_interval
+from ovexport.numbers import with_interval, written
+from ovexport.report.names import titles
 from ovexport.reports import BenchmarkReport
 
 
@@ -9,7 +10,7 @@ def promises(benchmark: BenchmarkReport) -> tuple[str, ...]:
     measured."""
     reference = next(iter(benchmark.models))
     base = benchmark.models[reference].limit
-    told = []
+    called, told = titles(benchmark), []
     for name, model in benchmark.models.items():
         ratios = benchmark.ratios.get(f"{name}/{reference}")
         if base is None or model.limit is None or ratios is None or model.limit.bytes_per_token >= base.bytes_per_token:
@@ -21,8 +22,8 @@ def promises(benchmark: BenchmarkReport) -> tuple[str, ...]:
             slower = ratio.ci95[0] > share
             verdict = "slower than its bytes promise" if slower else "as fast as its bytes promise, or faster"
         told.append(
-            f"For each token {TITLES.get(name, name)} reads {share:.2f} of the bytes that "
-            f"{TITLES.get(reference, reference)} reads, and takes {with_interval(ratio.median, ratio.ci95, '.2f')} of "
+            f"For each token {called[name]} reads {written(share, '.2f')} of the bytes that "
+            f"{called[reference]} reads, and takes {with_interval(ratio.median, ratio.ci95, '.2f')} of "
             f"its time: {verdict}."
         )
     return tuple(told)

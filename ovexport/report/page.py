@@ -14,10 +14,12 @@ from ovexport.report.card import model_card
 from ovexport.report.conditions import conditions_of
 from ovexport.report.drawing import Plot
 from ovexport.report.limits import promises
+from ovexport.report.names import PRODUCT
 from ovexport.report.proof import proof_rows
-from ovexport.report.table import PRODUCT, Column, Findings, columns_of, comparison, read_findings
+from ovexport.report.table import Column, Findings, columns_of, comparison, read_findings
 from ovexport.report.templating import environment
 from ovexport.report.verdict import headlines, verdict
+from ovexport.textfile import read_text
 from ovexport.versions import stack_versions
 
 
@@ -59,7 +61,7 @@ def _values(folder: RunFolder, recipe: Recipe, findings: Findings) -> dict[str, 
         "title": Path(recipe.model.id).name,
         "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         "recipe": recipe,
-        "recipe_text": folder.recipe.read_text(encoding="utf-8"),
+        "recipe_text": read_text(folder.recipe),
         "findings": findings,
         "models": models,
         "rows": rows,
@@ -105,7 +107,7 @@ def _plots(folder: RunFolder, findings: Findings, columns: tuple[Column, ...]) -
         plots.divergence_distribution(columns),
         plots.tuning_curve(folder.logs / "tuning.jsonl"),
         plots.search_scatter(findings.search) if findings.search else None,
-        plots.weight_errors(proof) if proof else None,
+        plots.weight_errors(proof, findings.titles) if proof else None,
         plots.isolation(columns),
         plots.memory(benchmark) if benchmark else None,
         plots.grid(benchmark) if benchmark else None,

@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ovexport.artifacts import read_json_lines
+from ovexport.numbers import with_interval, written
 from ovexport.report.drawing import FAINT, INK, SERIES, SOFT, Plot, colour_of, logarithmic, sheet, style, svg
-from ovexport.report.table import PRODUCT, TITLES, Column, with_interval
+from ovexport.report.names import PRODUCT, TWIN, Titles, titles
+from ovexport.report.table import Column
 from ovexport.reports import (
     BenchmarkReport,
     ModelBenchmark,
@@ -21,7 +23,7 @@ from ovexport.reports import (
 )
 
 _VALIDATED = {
-    "validation_kl_nats": "KL from BF16, nats",
+    "validation_kl_nats": "KL from the uncompressed model, nats",
     "validation_nll_nats": "-log p of a token, nats",
 }
 _LATENCIES = (
@@ -117,8 +119,12 @@ def _one_run(columns: Sequence[Column]) -> bool:
     return all(column.findings is columns[0].findings for column in columns)
 
 
-def weight_errors(proof: VerificationReport) -> Plot | None:
-    """The relative error of each weight matrix, first to last, of the product and its twin."""
+def weight_errors(proof: VerificationReport, called: Titles) -> Plot | None:
+    """The relative error of each weight matrix, first to last, of the product and its twin.
+
+    Args:
+        called: what the models are called.
+    """
     rows = [(number, layer) for number, layer in enumerate(proof.layers, start=1) if layer.weight_error is not None]
     if not rows:
         return None
@@ -129,8 +135,8 @@ def weight_errors(proof: VerificationReport) -> Plot | None:
     with style():
         figure, (axes,) = sheet()
         if twins:
-            axes.plot(*zip(*twins, strict=True), ".", markersize=6, color=SERIES[1], label=TITLES["plain"])
-        axes.plot(*zip(*errors, strict=True), ".", markersize=6, color=SERIES[0], label=TITLES[PRODUCT])
+            axes.plot(*zip(*twins, strict=True), ".", markersize=6, color=SERIES[1], label=called[TWIN])
+        axes.plot(*zip(*errors, strict=True), ".", markersize=6, color=SERIES[0], label=called[PRODUCT])
         axes.set(xlabel="weight matrix, first to last", title="share of the weights' norm")
         axes.set_ylim(0, 1.25 * max(error for _, error in (*twins, *errors)))
         axes.grid(axis="y")
@@ -151,19 +157,20 @@ def latencies(benchmark: BenchmarkReport) -> Plot:
     """Median latencies with a whisker to the 90th percentile, and each ratio with its interval."""
     title = "Latency"
     names = list(benchmark.models)
-    first = names[0]
+    first, called = names[0], titles(benchmark)
     limited = any(model.limit for model in benchmark.models.values())
     with style():
         figure, panels = sheet(height_inches=2 * (_FRAME_INCHES + _BAR_INCHES * len(names)), panels=2)
         for axes, (field, ratio_field, label) in zip(panels, _LATENCIES, strict=True):
             samples: list[Samples] = [getattr(benchmark.models[name], field) for name in names]
             _bars(axes, names, [one.median for one in samples], [one.p90 for one in samples])
+            _name_rows(axes, [called[name] for name in names])
             for place, (name, one) in enumerate(zip(names, samples, strict=True)):
                 ratios = benchmark.ratios.get(f"{name}/{first}")
-                text = f"{one.median:.2f} ms"
+                text = f"{written(one.median, '.2f')} ms"
                 if ratios:
                     ratio = getattr(ratios, ratio_field)
-                    text += f" · {with_interval(ratio.median, ratio.ci95, '.2f')} × {TITLES.get(first, first)}"
+                    text += f" · {with_interval(ratio.median, ratio.ci95, '.2f')} × {called[first]}"
                 axes.annotate(
                     text, (one.p90, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8
                 )
@@ -186,7 +193,6 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], ends: Seque
     whiskers = [[0.0] * len(names), [end - value for value, end in zip(values, ends, strict=True)]]
     axes.barh(places, values, height=0.6, color=colours, alpha=0.85)
     axes.errorbar(values, places, xerr=whiskers, fmt="none", ecolor=SOFT, elinewidth=1, capsize=3)
-    _name_rows(axes, [TITLES.get(name, name) for name in names])
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -266,10 +272,9 @@ def isolation(columns: Sequence[Column]) -> Plot | None:
 
 def memory(benchmark: BenchmarkReport) -> Plot | None:
     """Anonymous and file-backed peaks of load and generation."""
+    called = titles(benchmark)
     rows = [
-        (f"{TITLES.get(name, name)}, {phase}", peak)
-        for name, model in benchmark.models.items()
-        for phase, peak in _phases(model)
+        (f"{called[name]}, {phase}", peak) for name, model in benchmark.models.items() for phase, peak in _phases(model)
     ]
     if not rows:
         return None
@@ -301,7 +306,7 @@ def grid(benchmark: BenchmarkReport) -> Plot | None:
     """The ratio of time per output token with its interval, at every point of the grid."""
     if len(benchmark.grid) < 2:
         return None
-    first = next(iter(benchmark.models))
+    first, called = next(iter(benchmark.models)), titles(benchmark)
     names = [name for name in benchmark.models if name != first]
     rows = [
         (point, name, point.ratios[f"{name}/{first}"].time_per_output_token)
@@ -332,11 +337,11 @@ def grid(benchmark: BenchmarkReport) -> Plot | None:
                 markersize=4.5,
                 capsize=3,
                 color=colour_of(name, number),
-                label=TITLES.get(name, name),
+                label=called[name],
             )
         axes.axvline(1, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         _name_rows(axes, labels)
-        axes.set(title=f"time per output token over {TITLES.get(first, first)}'s")
+        axes.set(title=f"time per output token over {called[first]}'s")
         axes.grid(axis="x")
         figure.legend(loc="outside lower center", ncols=3)
         return Plot(title, "Left of the dashed line is faster; with 95 % intervals.", svg(figure, title))

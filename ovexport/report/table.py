@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ovexport.artifacts import RunFolder, read_record
+from ovexport.numbers import with_interval, written
+from ovexport.report.names import PRODUCT, TWIN, Titles, titles, tuned
 from ovexport.reports import (
     BenchmarkReport,
     EvaluationReport,
@@ -17,10 +19,7 @@ from ovexport.reports import (
     VerificationReport,
 )
 
-TITLES = {"bf16": "BF16", "plain": "INT4, not tuned", "int4": "INT4, tuned", "torch": "tuned, in torch"}
-PRODUCT = "int4"
 NOT_MEASURED = "–"
-_TWIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,16 @@ class Findings:
     benchmark: BenchmarkReport | None
     search: SearchReport | None = None
     gates: GateReport | None = None
+
+    @property
+    def titles(self) -> Titles:
+        """What the models are called."""
+        return titles(self.evaluation, self.benchmark)
+
+    @property
+    def tuned(self) -> bool | None:
+        """Whether tuning is in the product's weights; None where it is not known."""
+        return tuned(self.evaluation, self.benchmark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,8 @@ def columns_of(findings: Findings) -> tuple[Column, ...]:
     """A column for each model that was evaluated or benched."""
     evaluated = findings.evaluation.models if findings.evaluation else {}
     benched = findings.benchmark.models if findings.benchmark else {}
-    return tuple(Column(TITLES.get(name, name), name, findings) for name in dict.fromkeys((*evaluated, *benched)))
+    called = findings.titles
+    return tuple(Column(called[name], name, findings) for name in dict.fromkeys((*evaluated, *benched)))
 
 
 def comparison(findings: Findings) -> tuple[tuple[str, ...], tuple[ComparisonRow, ...]]:
@@ -114,18 +124,6 @@ def comparison_rows(columns: Sequence[Column]) -> tuple[ComparisonRow, ...]:
     return tuple(row for row in rows if any(value != NOT_MEASURED for value in row.values))
 
 
-def with_interval(value: float, interval: tuple[float, float] | None, form: str) -> str:
-    """A figure and its 95 % interval, where there is one, such as "0.61 (0.59–0.64)"."""
-    if interval is None:
-        return _number(value, form)
-    between = " to " if interval[0] < 0 else "–"
-    return f"{_number(value, form)} ({_number(interval[0], form)}{between}{_number(interval[1], form)})"
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "−") if value < 0 else format(value, form)
-
-
 def _row(title: str, columns: Sequence[Column], text: Callable[[Column], str | None]) -> ComparisonRow:
     return ComparisonRow(title, tuple(text(column) or NOT_MEASURED for column in columns))
 
@@ -139,12 +137,21 @@ def _together(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _titles(columns: Sequence[Column]) -> Titles:
+    """What the models of all the columns' runs are called; a model that runs call differently, by all those names."""
+    every: dict[str, list[str]] = {}
+    for findings in (column.findings for column in columns):
+        for name, title in findings.titles.items():
+            every.setdefault(name, []).append(title)
+    return Titles({name: " or ".join(_together(called)) for name, called in every.items()})
+
+
 def _quality_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
     reports = [column.findings.evaluation for column in columns if column.findings.evaluation]
     modes = _together(str(report.conditions["similarity_mode"]) for report in reports if _has_mode(report))
     similarity = "similarity of answers" + (f", {' and '.join(modes)} mode" if modes else "")
-    references = [TITLES.get(name, name) for name in _together(report.reference for report in reports)]
-    source = " or ".join(references)
+    called = _titles(columns)
+    source = " or ".join(called[name] for name in _together(report.reference for report in reports))
 
     def figure(title: str, field: str, form: str, interval: str = "") -> ComparisonRow:
         return _row(title, columns, lambda column: _figure(column.evaluation, field, form, interval))
@@ -156,13 +163,11 @@ def _quality_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
         figure("perplexity per token", "perplexity", ".3f"),
         _row(f"  over {source} (95 % interval)", columns, _perplexity_ratio),
         figure(f"KL from {source}, mean, nats", "kl_mean_nats", ".5f", "kl_mean_ci95"),
-        *(
-            _row(f"  less {TITLES.get(other, other)} (95 % interval)", columns, partial(_less, other=other))
-            for other in others
-        ),
+        *(_row(f"  less {called[other]} (95 % interval)", columns, partial(_less, other=other)) for other in others),
         figure(f"KL from {source}, 99 %, nats", "kl_p99_nats", ".5f"),
-        figure("same likeliest token", "same_top1", ".2%"),
+        figure("same likeliest token", "same_top1", ".2%", "same_top1_ci95"),
         figure(similarity, "similarity", ".4f", "similarity_ci95"),
+        _row("  different answers to the prompts", columns, _different_answers),
         figure("first divergent token (FDT)", "fdt", ".1f"),
         figure("share of divergent tokens (SDT norm)", "sdt_norm", ".2%"),
     ]
@@ -175,6 +180,13 @@ def _has_mode(report: EvaluationReport) -> bool:
 def _figure(model: ModelEvaluation | None, field: str, form: str, interval: str) -> str | None:
     value = getattr(model, field) if model else None
     return None if value is None else with_interval(value, getattr(model, interval) if interval else None, form)
+
+
+def _different_answers(column: Column) -> str | None:
+    report, model = column.findings.evaluation, column.evaluation
+    if report is None or model is None or model.different_answers is None:
+        return None
+    return f"{model.different_answers} of {report.conditions.get('prompts', '?')}"
 
 
 def _perplexity_ratio(column: Column) -> str | None:
@@ -212,47 +224,51 @@ def _with_error(column: Column, task: str, name: str) -> str | None:
     if name not in figures:
         return None
     error = figures.get(f"{name}_stderr")
-    return f"{figures[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return written(figures[name], ".4f") + ("" if error is None else f" ± {written(error, '.4f')}")
 
 
 def _latency_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
     def median(field: str) -> Callable[[Column], str | None]:
-        return lambda column: _benched(column, lambda one: f"{getattr(one, field).median:.2f}")
+        return lambda column: _benched(column, lambda one: written(getattr(one, field).median, ".2f"))
+
+    def whole(title: str, field: str) -> ComparisonRow:
+        return _row(title, columns, lambda column: _benched(column, lambda one: written(getattr(one, field), ".0f")))
 
     def over(field: str) -> list[ComparisonRow]:
         return [
             _row(
-                f"  over {TITLES.get(reference, reference)} (95 % interval)",
+                f"  over {called[reference]} (95 % interval)",
                 columns,
                 partial(_ratio, reference=reference, field=field),
             )
             for reference in references
         ]
 
+    called = _titles(columns)
     firsts = [next(iter(column.findings.benchmark.models)) for column in columns if column.findings.benchmark]
-    references = _together((*firsts, _TWIN))
+    references = _together((*firsts, TWIN))
     return [
         _row("time to first token, ms", columns, median("time_to_first_token_ms")),
         *over("time_to_first_token"),
         _row("time per output token, ms", columns, median("time_per_output_token_ms")),
         *over("time_per_output_token"),
         _row("  share of the memory bandwidth", columns, lambda column: _benched(column, _share_of_bandwidth)),
-        _row("tokens per second", columns, lambda one: _benched(one, lambda it: f"{it.throughput_tokens_per_s:.0f}")),
-        _row("load time, ms", columns, lambda one: _benched(one, lambda it: f"{it.load_time_ms:.0f}")),
+        whole("tokens per second", "throughput_tokens_per_s"),
+        whole("load time, ms", "load_time_ms"),
         _row("peak memory, MB", columns, lambda column: _benched(column, _peak)),
     ]
 
 
 def _share_of_bandwidth(model: ModelBenchmark) -> str | None:
-    return f"{model.limit.share_of_bandwidth:.0%}" if model.limit else None
+    return written(model.limit.share_of_bandwidth, ".0%") if model.limit else None
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f}"
+    return written(count / 1e6, ".2f")
 
 
 def _peak(model: ModelBenchmark) -> str | None:
-    return None if model.peak_rss_bytes is None else f"{model.peak_rss_bytes / 1e6:.0f}"
+    return None if model.peak_rss_bytes is None else written(model.peak_rss_bytes / 1e6, ".0f")
 
 
 def _ratio(column: Column, reference: str, field: str) -> str | None:

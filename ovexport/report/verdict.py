@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ovexport.report.table import PRODUCT, TITLES, Findings, holds_one
+from ovexport.numbers import between, written
+from ovexport.report.names import NOT_TUNED, PRODUCT, Titles
+from ovexport.report.table import Findings, holds_one
 from ovexport.reports import BenchmarkReport, EvaluationReport
 
 Standing = Literal["good", "bad", "open"]
@@ -14,7 +16,7 @@ class Verdict:
     """Whether the product may ship.
 
     Attributes:
-        standing: "open" where the proof or the gates are not there to say, or the proof is partial.
+        standing: "open" where proof or gates are not there to say, the proof is partial, or a gate is undecided.
     """
 
     standing: Standing
@@ -39,19 +41,23 @@ class Headline:
 
 def verdict(findings: Findings) -> Verdict:
     """What the proof and the gates say together."""
+    reasons = (_proof_reason(findings), *_tuning_reason(findings), _gates_reason(findings))
+    return Verdict(*_standing(findings), reasons)
+
+
+def _standing(findings: Findings) -> tuple[Standing, str]:
+    """Whether the product may ship, and the headline: the first of these that is so."""
     proof, gates = findings.verification, findings.gates
-    reasons = [_proof_reason(findings), _gates_reason(findings)]
-    if proof and not proof.passed:
-        return Verdict("bad", "Not fit to ship: the proof failed", tuple(reasons))
-    if gates and not gates.passed:
-        return Verdict("bad", "Not fit to ship: a gate failed", tuple(reasons))
-    if proof and proof.verdict != "proven":
-        return Verdict("open", "Partly proven", tuple(reasons))
-    if proof and gates:
-        return Verdict("good", "Fit to ship: proven, and every gate passed", tuple(reasons))
-    if proof:
-        return Verdict("good", "Verified: it is the model that was tuned", tuple(reasons))
-    return Verdict("open", "Not proven yet", tuple(reasons))
+    cases: tuple[tuple[object, Standing, str], ...] = (
+        (proof and not proof.passed, "bad", "Not fit to ship: the proof failed"),
+        (gates and any(gate.status == "failed" for gate in gates.gates), "bad", "Not fit to ship: a gate failed"),
+        (not proof, "open", "Not proven yet"),
+        (proof and proof.verdict != "proven", "open", "Partly proven"),
+        (not gates, "open", "Conversion verified, quality not judged"),
+        (gates and not gates.passed, "open", "Conversion verified, quality undecided"),
+    )
+    found = ((standing, headline) for holds, standing, headline in cases if holds)
+    return next(found, ("good", "Fit to ship: proven, and every gate passed"))
 
 
 def _proof_reason(findings: Findings) -> str:
@@ -61,63 +67,73 @@ def _proof_reason(findings: Findings) -> str:
     return f"Proof: {proof.told}."
 
 
+def _tuning_reason(findings: Findings) -> tuple[str, ...]:
+    if findings.tuned is not False:
+        return ()
+    return (f"Tuning: none is in this model: {NOT_TUNED}.",)
+
+
 def _gates_reason(findings: Findings) -> str:
     if findings.gates is None:
-        return "Gates: none were set."
+        return "Gates: none were set, so nothing says whether the quality is enough; set limits in [gates]."
     gates = findings.gates.gates
-    return f"Gates: {sum(gate.passed for gate in gates)} of {len(gates)} passed."
+    undecided = sum(gate.undecided for gate in gates)
+    passed = f"Gates: {sum(gate.passed for gate in gates)} of {len(gates)} passed"
+    return f"{passed}, {undecided} undecided: too little was measured." if undecided else f"{passed}."
 
 
 def headlines(findings: Findings) -> tuple[Headline, ...]:
     """Size, quality and speed of the product against the uncompressed model, those that were measured."""
-    evaluation, benchmark = findings.evaluation, findings.benchmark
+    evaluation, benchmark, called = findings.evaluation, findings.benchmark, findings.titles
     return (
-        *(_of_benchmark(benchmark) if benchmark else ()),
-        *(_of_evaluation(evaluation) if evaluation else ()),
+        *(_of_benchmark(benchmark, called) if benchmark else ()),
+        *(_of_evaluation(evaluation, called) if evaluation else ()),
     )
 
 
-def _of_benchmark(benchmark: BenchmarkReport) -> tuple[Headline, ...]:
+def _of_benchmark(benchmark: BenchmarkReport, called: Titles) -> tuple[Headline, ...]:
     reference = next(iter(benchmark.models))
     ratios = benchmark.ratios.get(f"{PRODUCT}/{reference}")
     if ratios is None:
         return ()
     product, base = benchmark.models[PRODUCT].weight_bytes, benchmark.models[reference].weight_bytes
-    title = TITLES.get(reference, reference)
+    title = called[reference]
     ratio = ratios.time_per_output_token
-    between = f"95 % interval {1 / ratio.ci95[1]:.2f} to {1 / ratio.ci95[0]:.2f}" if ratio.ci95 else str(ratio.reason)
+    between_ends = str(ratio.reason)
+    if ratio.ci95 is not None:
+        between_ends = "95 % interval " + between(*(written(1 / end, ".2f") for end in reversed(ratio.ci95)))
     speed = Headline(
-        f"{1 / ratio.median:.2f}×",
+        f"{written(1 / ratio.median, '.2f')}×",
         f"as fast as {title} per token" + (", a tie" if holds_one(ratio.ci95) else ""),
-        f"{between}; first token {1 / ratios.time_to_first_token.median:.2f}×",
+        f"{between_ends}; first token {written(1 / ratios.time_to_first_token.median, '.2f')}×",
     )
     size = Headline(
-        f"{base / product:.1f}×",
+        f"{written(base / product, '.1f')}×",
         "smaller on disk" if product < base else "the size on disk",
-        f"{product / 1e6:.2f} MB of weights instead of {base / 1e6:.2f}",
+        f"{written(product / 1e6, '.2f')} MB of weights instead of {written(base / 1e6, '.2f')}",
     )
     return size, speed
 
 
-def _of_evaluation(evaluation: EvaluationReport) -> tuple[Headline, ...]:
+def _of_evaluation(evaluation: EvaluationReport, called: Titles) -> tuple[Headline, ...]:
     model = evaluation.models.get(PRODUCT)
     if model is None or model.same_top1 is None:
         return ()
-    title = TITLES.get(evaluation.reference, evaluation.reference)
+    title = called[evaluation.reference]
     reference = evaluation.models[evaluation.reference].perplexity
     perplexities = (
-        f"perplexity {model.perplexity:.2f} instead of {reference:.2f}"
+        f"perplexity {written(model.perplexity, '.2f')} instead of {written(reference, '.2f')}"
         if model.perplexity is not None and reference is not None
         else ""
     )
-    found = [Headline(f"{model.same_top1:.1%}", f"of tokens chosen as {title} does", perplexities)]
+    found = [Headline(written(model.same_top1, ".1%"), f"of tokens chosen as {title} does", perplexities)]
     if evaluation.recovered_gap is not None:
         interval = evaluation.recovered_gap_ci95
         found.append(
             Headline(
-                f"{evaluation.recovered_gap:.0%}",
+                written(evaluation.recovered_gap, ".0%"),
                 "of the rounding's divergence tuned away",
-                f"95 % interval {interval[0]:.0%} to {interval[1]:.0%}" if interval else "",
+                f"95 % interval {between(*(written(end, '.0%') for end in interval))}" if interval else "",
             )
         )
     return tuple(found)

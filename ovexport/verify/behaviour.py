@@ -62,14 +62,14 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
         elsewhere += len(wrong)
     return [
         Check(
-            name="logits as the tuned model's",
+            name="logits as the checkpoint's",
             subject="largest relative error",
             value=worst,
             limit=limit,
             passed=bool(worst <= limit),
             detail="" if worst <= limit else "more than float32 rounding can explain",
         ),
-        zero("likeliest token as the tuned model's", f"{tokens.size} positions", elsewhere, first),
+        zero("likeliest token as the checkpoint's", f"{tokens.size} positions", elsewhere, first),
     ]
 
 
@@ -92,7 +92,7 @@ def _checked(reference: TensorFile) -> tuple[NDArray[np.integer[Any]], NDArray[n
 def _not_run(error: RuntimeError) -> Check:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     detail = lines[-1] if lines else "the runtime gives no reason"
-    return equal("logits as the tuned model's", "the model runs", False, True, detail)
+    return equal("logits as the checkpoint's", "the model runs", False, True, detail)
 
 
 def rounding_limit(found: tuple[Weight, ...]) -> float:

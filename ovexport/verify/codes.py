@@ -36,7 +36,7 @@ def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> li
     by_name = readings(found)
     return [
         equal(
-            "as the last tuning step used it",
+            "as the checkpoint recorded it",
             subject.replace(layer.name, f"{layer.name} {part}", 1),
             bytes_digest(np.ascontiguousarray(unpacked(node))),
             getattr(manifest.digests[layer.name], part),

@@ -101,14 +101,14 @@ def symbolic_links(folder: Path) -> list[str]:
     ]
 
 
-def companions(ir: IR, twin: IR) -> Check:
-    """Tokenizer, templates and configurations are the twin's."""
+def companions(ir: IR, other: IR, name: str) -> Check:
+    """Tokenizer, templates and configurations are the other IR's, in folders too."""
     differing = [
-        name
-        for name in sorted({name for folder in (ir.path, twin.path) for name in _names_in(folder)})
-        if name not in _NOT_COMPANIONS and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
+        file
+        for file in sorted({file for folder in (ir.path, other.path) for file in _names_in(folder)})
+        if file not in _NOT_COMPANIONS and _digest_or_none(ir.path / file) != _digest_or_none(other.path / file)
     ]
-    return zero("tokenizer and configurations as the twin's", "files", len(differing), ", ".join(differing))
+    return zero(f"tokenizer and configurations as the {name}'s", "files", len(differing), ", ".join(differing))
 
 
 def same_document(ir: IR, twin: IR) -> Check:

@@ -123,8 +123,8 @@ def _gathered(
     )
     if twin and other:
         _against_twin(evidence, ir, graph, found, twin, other, others)
-    else:
-        evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
+    elif base is None:
+        evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     if runtime:
         _executed(evidence, ir, graph, found, checkpoint)
     else:
@@ -184,7 +184,7 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
-        evidence.checks.append(same_options(ir, graph, original, "base IR"))
+        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
         evidence.errors = weight_errors(found, manifest, matrices)
         evidence.twin_errors = weight_errors(others, manifest, matrices)
     evidence.checks.append(packed_bytes(found, manifest))
@@ -207,7 +207,7 @@ def _against_twin(
     evidence.checks += same_operations(
         operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(others)), "twin"
     )
-    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin), same_document(ir, twin)]
+    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 
 
 def _executed(

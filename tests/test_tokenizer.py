@@ -13,10 +13,11 @@ from transformers import AddedToken, LlamaConfig, PreTrainedTokenizerFast
 from ovexport import recipe
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import ArtifactError, UnsupportedModelError
-from ovexport.evaluate.answers import PromptTokenizer, common_template
+from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.model import load_tokenizer
 from ovexport.plan import plan
 from ovexport.prepare import prepare
+from ovexport.progress import silent
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec
 from ovexport.tokenizer import check_tokenizer
 
@@ -171,3 +172,11 @@ def test_what_openvino_genai_would_say_late_is_said_when_an_ir_is_opened(run_cop
     (ir.path / "openvino_detokenizer.xml").unlink()
     with pytest.raises(ArtifactError, match=r"openvino_detokenizer\.xml: missing; convert the model again"):
         PromptTokenizer(IR(ir.path))
+
+
+def test_an_ir_that_openvino_genai_cant_answer_with_is_said(run_copy: RunFolder) -> None:
+    ir = run_copy.ir("int4")
+    path = ir.path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [-1, 5]}))
+    with pytest.raises(UnsupportedModelError, match=r"can't answer with it .* has an id below 0"):
+        generate("int4", ir, ["Once"], templated=False, max_new_tokens=2, listener=silent)

@@ -20,7 +20,7 @@ from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 from ovexport.tensorfile import write_tensors
 from ovexport.tokenizer import check_tokenizer
 
-_CHECKED_DOCUMENTS = 16
+_CHECKED_DOCUMENTS = 64
 
 PLAIN_TEXT = (".txt", ".raw")
 

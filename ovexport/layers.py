@@ -113,7 +113,7 @@ def check_group_sizes(layers: Iterable[LayerFormat], origin: str) -> None:
         if layer.mode in ("int4_asym", "int4_sym") and not computed_rightly(layer.group_size, layer.in_features)
     ]
     if wrong:
-        first, more = wrong[0], f" and {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
+        first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UnsupportedModelError(
             f"{origin}: has group size {first.group_size} in {first.name.removesuffix('.weight')}{more}, and {_WRONG}; "
             "tune it with another one"

@@ -129,7 +129,7 @@ def check_kept(model: ModelSpec, tokenizer: PreTrainedTokenizerBase, folder: Pat
     written = ModelSpec(id=str(folder), trust_remote_code=model.trust_remote_code)
     source = load_config(model)
     stated = PreTrainedConfig.get_config_dict(model.id, revision=model.revision)[0]
-    changed = _differing(source, load_config(written), "config.json", stated)
+    changed = _differing(source, type(source).from_pretrained(folder), "config.json", stated)
     changed += _differing(load_generation_config(model), load_generation_config(written), "generation_config.json")
     copy = load_tokenizer(written, source.get_text_config().vocab_size)
     changed += [

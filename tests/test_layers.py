@@ -134,5 +134,5 @@ def test_a_checkpoint_with_a_group_size_that_is_computed_wrongly_is_refused_by_n
         [fine, fine.model_copy(update={"mode": "int8_asym", "group_size": 96, "in_features": 195})], "old"
     )
     wrong = [fine.model_copy(update={"name": f"{name}.weight", "group_size": 48}) for name in "bc"]
-    with pytest.raises(UnsupportedModelError, match="old: has group size 48 in b and 1 more layers"):
+    with pytest.raises(UnsupportedModelError, match="old: has group size 48 in b and 1 more, and the CPU"):
         check_group_sizes([fine, *wrong], "old")

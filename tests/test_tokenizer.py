@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMON, REPOSITORY, STORYTELLER, tiny_values
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, LlamaConfig, PreTrainedTokenizerFast
 
 from ovexport import recipe
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import ArtifactError, UnsupportedModelError
-from ovexport.evaluate.answers import PromptTokenizer, common_template
+from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.model import load_tokenizer
 from ovexport.plan import plan
 from ovexport.prepare import prepare
+from ovexport.progress import silent
+from ovexport.prompt_sets import packaged_prompts
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec
 from ovexport.tokenizer import check_tokenizer
 
@@ -76,6 +78,22 @@ def test_text_of_the_run_counts_too(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps({"text": f"These {index} quxes are none."}) + "\n" for index in range(40)))
     with pytest.raises(UnsupportedModelError, match=r"encodes '.*quxes.*' as"):
         prepare(model, DataSpec(train=SourceSpec(path=str(rows)), sequence_length=8), tmp_path / "data")
+
+
+def test_double_blanks_that_are_encoded_otherwise_are_refused_in_text_of_the_run_only(tmp_path: Path, caplog) -> None:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = {"unk_token": "<unk>", "eos_token": "</s>"}
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=list(special.values()), unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(packaged_prompts("long"), trainer)
+    model = a_model(tmp_path, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
+    with caplog.at_level(logging.WARNING, logger="ovexport"):
+        check_tokenizer(model, ["One blank each."])
+    assert "text of a run that holds such a difference is refused" in caplog.text
+    with pytest.raises(UnsupportedModelError, match=r"encodes '.*blanks.*' as"):
+        check_tokenizer(model, ["Two  blanks."])
 
 
 @pytest.mark.parametrize("kind", ["words", "bytes", "added"])
@@ -171,3 +189,11 @@ def test_what_openvino_genai_would_say_late_is_said_when_an_ir_is_opened(run_cop
     (ir.path / "openvino_detokenizer.xml").unlink()
     with pytest.raises(ArtifactError, match=r"openvino_detokenizer\.xml: missing; convert the model again"):
         PromptTokenizer(IR(ir.path))
+
+
+def test_an_ir_that_openvino_genai_cant_answer_with_is_said(run_copy: RunFolder) -> None:
+    ir = run_copy.ir("int4")
+    path = ir.path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [-1, 5]}))
+    with pytest.raises(UnsupportedModelError, match=r"can't answer with it .* has an id below 0"):
+        generate("int4", ir, ["Once"], templated=False, max_new_tokens=2, listener=silent)

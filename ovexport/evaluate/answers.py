@@ -74,7 +74,10 @@ def generate(
     for index, prompt in enumerate(prompts):
         wrapped = apply_template(tokenizer, prompt, name) if templated else prompt
         inputs = tokenizer.encode(wrapped, add_special_tokens=not templated)
-        tokens = [int(token) for token in pipeline.generate(inputs, config).tokens[0]]
+        try:
+            tokens = [int(token) for token in pipeline.generate(inputs, config).tokens[0]]
+        except RuntimeError as error:
+            raise UnsupportedModelError(f"{ir.path}: openvino-genai can't answer with it ({told(error)})") from error
         generated.append(tuple(tokens))
         texts.append(str(tokenizer.decode(np.array([tokens], dtype=np.int64))[0]) if tokens else "")
         listener(Progress(task=f"answers of {name}", done=index + 1, total=len(prompts)))

@@ -33,6 +33,7 @@ from ovexport.reports import (
     VerificationSummary,
 )
 from ovexport.versions import stack_versions
+from ovexport.wording import printable
 
 AnyReport = VerificationReport | EvaluationReport | BenchmarkReport
 Keys = Mapping[str, Sequence[str]]
@@ -183,12 +184,12 @@ def write_junit(report: GateReport, command: str, path: Path) -> None:
     for name, version in stack_versions().items():
         ElementTree.SubElement(properties, "property", name=name, value=version)
     for result in report.gates:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"ovexport.{command}", name=result.gate, time="0")
+        name, told = printable(result.gate), printable(describe(result))  # XML has no place for control characters
+        case = ElementTree.SubElement(suite, "testcase", classname=f"ovexport.{command}", name=name, time="0")
         if result.passed:
-            ElementTree.SubElement(case, "system-out").text = describe(result)
+            ElementTree.SubElement(case, "system-out").text = told
         else:
-            failure = ElementTree.SubElement(case, "failure", message=describe(result), type="GateFailed")
-            failure.text = describe(result)
+            ElementTree.SubElement(case, "failure", message=told, type="GateFailed").text = told
     ElementTree.indent(root)
     write_text(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n", path)
 

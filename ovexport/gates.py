@@ -184,14 +184,15 @@ def write_junit(report: GateReport, command: str, path: Path) -> None:
     for name, version in stack_versions().items():
         ElementTree.SubElement(properties, "property", name=name, value=version)
     for result in report.gates:
-        name, told = printable(result.gate), printable(describe(result))  # XML has no place for control characters
-        case = ElementTree.SubElement(suite, "testcase", classname=f"ovexport.{command}", name=name, time="0")
+        case = ElementTree.SubElement(suite, "testcase", classname=f"ovexport.{command}", name=result.gate, time="0")
         if result.passed:
-            ElementTree.SubElement(case, "system-out").text = told
+            ElementTree.SubElement(case, "system-out").text = describe(result)
         else:
-            ElementTree.SubElement(case, "failure", message=told, type="GateFailed").text = told
+            failure = ElementTree.SubElement(case, "failure", message=describe(result), type="GateFailed")
+            failure.text = describe(result)
     ElementTree.indent(root)
-    write_text(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n", path)
+    text = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode()
+    write_text("".join(f"{printable(line)}\n" for line in text.split("\n")), path)  # XML has no control characters
 
 
 def _judge_one(gate: Gate, figure: Figure | None) -> GateResult:

@@ -91,7 +91,7 @@ TABLE = (
     Row("xml.parsers.expat.ExpatError", "", ArtifactError, "no XML ({said})", "make it again"),
     Row("filelock.", "", ArtifactError, "its lock can't be had ({said})", "wait, or choose another --out"),
     Row("nncf.errors.", "", Unsupported, "NNCF can't do it ({said})", "set compress.awq = false"),
-    Row("openvino.frontend.", "", Unsupported, "OpenVINO can't do it ({said})", _OTHER_MODEL),
+    Row("openvino._pyopenvino.", "", Unsupported, "OpenVINO can't do it ({said})", _OTHER_MODEL),
     Row(
         "builtins.RuntimeError", "Exception from src", Unsupported, "OpenVINO can't do it ({said})", "make the IR again"
     ),

@@ -91,7 +91,6 @@ TABLE = (
     Row("xml.parsers.expat.ExpatError", "", ArtifactError, "no XML ({said})", "make it again"),
     Row("filelock.", "", ArtifactError, "its lock can't be had ({said})", "wait, or choose another --out"),
     Row("nncf.errors.", "", Unsupported, "NNCF can't do it ({said})", "set compress.awq = false"),
-    Row("openvino.frontend.", "", Unsupported, "OpenVINO can't do it ({said})", _OTHER_MODEL),
     Row("openvino._pyopenvino.", "", Unsupported, "OpenVINO can't do it ({said})", _OTHER_MODEL),
     Row(
         "builtins.RuntimeError", "Exception from src", Unsupported, "OpenVINO can't do it ({said})", "make the IR again"
@@ -99,6 +98,7 @@ TABLE = (
     Row("builtins.ImportError", "", MissingDependencyError, "a package is missing ({said})", "see ovexport doctor"),
 )
 
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _OF_SYSTEM = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -129,7 +129,7 @@ def translate(error: BaseException, subject: str = "") -> OvexportError | None:
 def exhausted(error: BaseException, subject: str = "") -> OvexportError | None:
     """The error as one of ours where memory or disk gave out, whatever library says so and however it is wrapped."""
     for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if isinstance(cause, OSError) and cause.errno in _OF_DISK:
             return _of_system(cause, subject)
         if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return OutOfMemory(_line(subject, f"out of memory ({said(cause)})", _LESS_MEMORY))
@@ -182,7 +182,7 @@ def _own_words(error: BaseException) -> str:
 
 
 def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> OvexportError | None:
-    if isinstance(error, OSError) and not isinstance(error, ImportError) and type(error).__module__ == "builtins":
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
         return None
     message = str(error)
     types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
@@ -199,7 +199,8 @@ def _of_system(error: BaseException, subject: str) -> OvexportError | None:
         return None
     reason = error.strerror or said(error)
     problem, cure = _OF_SYSTEM.get(error.errno or 0, ("can't be read or written ({said})", "look at it and its folder"))
-    named = subject or ("" if error.filename is None else str(error.filename))
+    file = "" if error.filename is None else str(error.filename)
+    named = subject or file if error.errno in _OF_DISK else ": ".join(filter(None, (subject, file)))
     return ArtifactError(_line(named, problem.format(said=reason), cure))
 
 

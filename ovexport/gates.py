@@ -19,6 +19,7 @@ from ovexport.numbers import number, number_with_interval
 from ovexport.recipe import Gate, Recipe, list_gates
 from ovexport.reports import GateReport, GateResult
 from ovexport.versions import stack_versions
+from ovexport.wording import printable
 
 _MADE_BY = {"verification": "ovexport verify", "evaluation": "ovexport evaluate", "benchmark": "ovexport bench"}
 _COMPARE = {"<": operator.lt, "<=": operator.le, "==": operator.eq, ">=": operator.ge, ">": operator.gt}
@@ -108,7 +109,8 @@ def write_junit(report: GateReport, command: str, path: Path) -> None:
             failure = ElementTree.SubElement(case, "failure", message=describe(result), type=kind)
             failure.text = describe(result)
     ElementTree.indent(root)
-    write_text(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n", path)
+    text = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode()
+    write_text("".join(f"{printable(line)}\n" for line in text.split("\n")), path)  # XML has no control characters
 
 
 def _judge_one(gate: Gate, figure: Figure | None) -> GateResult:

@@ -93,6 +93,12 @@ def test_a_disk_that_gives_out_is_one_line_whoever_says_so(error: Exception, tex
         raise error
 
 
+def test_a_file_that_the_system_can_not_open_is_named_with_what_it_was_for() -> None:
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone")
+    assert str(translate(error, "stage bench")) == "stage bench: /gone: no such file or folder; look at its name"
+    assert str(translate(error)) == "/gone: no such file or folder; look at its name"
+
+
 def test_what_gave_out_is_found_behind_other_errors() -> None:
     error = ValueError("An error occurred while generating the dataset")
     error.__cause__ = RuntimeError("elsewhere")

@@ -3,16 +3,22 @@
 import ast
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import REPOSITORY
 
+from ovexport.artifacts import RunFolder
 from ovexport.cli import output
 from ovexport.cli.output import print_block, print_json, print_table, progress, reports_errors, say, set_up_logging
 from ovexport.errors import ArtifactError
+from ovexport.gates import write_junit
 from ovexport.progress import Progress
+from ovexport.report import write_comparison, write_report
+from ovexport.reports import GateReport, GateResult
 from ovexport.wording import byte_size, inert_markdown, printable
 
 PAINTED = "in[red]t4\x1b[2J\x1b[32mPROVEN\x9b31m\u202e\n\r\u2028\x07"
@@ -96,3 +102,16 @@ def test_a_name_adds_no_markdown() -> None:
     assert inert_markdown("<script>x</script>\n# Title") == r"&lt;script>x&lt;/script>\n# Title"
     assert "](" not in inert_markdown("![x](https://elsewhere)")
     assert inert_markdown("kl_mean_nats<0.1") == "kl_mean_nats<0.1"
+
+
+def test_runs_with_odd_names_are_compared(finished_run: RunFolder, tmp_path: Path) -> None:
+    names = ("a$\\frac{$", "<b>\x1b[31m\n")
+    folders = [RunFolder(shutil.copytree(finished_run.path, tmp_path / name)) for name in names]
+    page = write_comparison(folders, tmp_path / "compare.html").read_text()
+    assert "<b>\x1b" not in page
+    for folder in folders:
+        assert "report.html" in str(write_report(folder))
+    named = {"gate": "similarity\x1b>=0.9", "metric": "similarity\x1b", "operator": ">=", "limit": 0.9}
+    gate = GateResult(**named, value=0.5, margin=-0.4, passed=False)
+    write_junit(GateReport(passed=False, gates=(gate,)), "run", tmp_path / "junit.xml")
+    ElementTree.parse(tmp_path / "junit.xml")

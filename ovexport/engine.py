@@ -209,7 +209,8 @@ def _is_empty(folder: RunFolder) -> bool:
         return not folder.path.exists()
     names = {path.name for path in folder.path.iterdir()}
     if folder.stages.is_dir():
-        return _LOCK in names and names <= _FIRST_FILES and not any(folder.stages.iterdir())
+        unfinished = all(path.name.endswith(PARTIAL) for path in folder.stages.iterdir())
+        return unfinished and _LOCK in names and names <= _FIRST_FILES
     return not names
 
 

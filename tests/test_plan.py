@@ -231,6 +231,7 @@ def test_a_run_killed_in_its_first_stage_is_begun_anew_by_the_same_command(value
     out.recipe.write_text("[model")
     (out.path / ".lock").touch()
     (out.path / ".data.partial").mkdir()
+    (out.stages / ".prepare.json.partial").write_text("{")
     pipeline.run(parsed(values), out.path, until="prepare")
     assert not (out.path / ".data.partial").exists()
 

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+from provenance import provenance
 from tables import MEASURED, RESULTS
 
 from ovexport.artifacts import write_text
@@ -23,12 +26,20 @@ def parser(description: str | None, name: str, quick: str) -> argparse.ArgumentP
     return made
 
 
-def publish(document: dict[str, Any], name: str, options: argparse.Namespace, case: str | None = None) -> None:
-    """Save the document where that was asked for, and print it or its table.
+def publish(
+    document: dict[str, Any],
+    name: str,
+    options: argparse.Namespace,
+    case: str | None = None,
+    recipe: Path | None = None,
+) -> None:
+    """Save the document with its provenance where that was asked for, and print it or its table.
 
     Args:
         case: what was measured, where a benchmark has a file for each.
+        recipe: that was carried out, where one was.
     """
+    document = document | {"provenance": provenance(Path(sys.argv[0]), recipe, quick=options.quick)}
     text = json.dumps(document, indent=2)
     if options.save:
         write_text(text + "\n", RESULTS / (f"{name}-{case}.json" if case else f"{name}.json"))

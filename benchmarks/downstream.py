@@ -79,7 +79,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
         seeds = tuple(range(1 if options.quick else options.seeds))
         document = Comparison(recipe, Path(scratch), seeds, rate).document()
-    command.publish(document, "downstream", options, case=options.recipe.stem)
+    command.publish(document, "downstream", options, case=options.recipe.stem, recipe=options.recipe)
 
 
 class Comparison:

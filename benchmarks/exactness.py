@@ -19,7 +19,8 @@ import torch
 from shapes import REPOSITORY, convert_moved
 
 from ovexport.artifacts import BITS, IR, RunFolder
-from ovexport.graph import matrices_by_digest, nibbles, read_graph, weights
+from ovexport.graph import nibbles, read_graph, weights
+from ovexport.matrices import layer_matrices
 from ovexport.model import load_model, matrix, parameter_of_hook
 from ovexport.progress import silent
 from ovexport.quantization import load_quantizer
@@ -62,7 +63,7 @@ def differences(folder: Path) -> dict[str, float]:
     run = convert_moved(ModelSpec(id=str(MODEL)), folder, spec)
     manifest = run.checkpoint.manifest
     found = weights(read_graph(run.ir("int4")))
-    matrices = matrices_by_digest(read_graph(run.ir("bf16")), manifest.layers)
+    matrices = layer_matrices(read_graph(run.ir("bf16")), manifest)
     mismatches = arithmetic(found, run.checkpoint, manifest, matrices, silent)
     shares = {}
     for bits in (4, 8):

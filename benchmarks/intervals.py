@@ -1,10 +1,16 @@
-"""Means, differences and ratios with 95 % intervals, bootstrapped over seeds and items that all rows share."""
+"""Means, differences and ratios of means with 95 % intervals, bootstrapped over seeds and items that all rows share.
+
+A handful of seeds says little of what another seed would give: the interval is of these seeds, with what they differ by
+in it.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ovexport.bootstrap import too_few
 
 RESAMPLES = 2000
 
@@ -21,15 +27,15 @@ def resampled(samples: Samples) -> NDArray[np.float64]:
     return np.asarray(samples[seed, item].mean((1, 2)))
 
 
-def interval(samples: Samples, of: Callable[[Any], Any] = lambda drawn: drawn) -> list[float]:
-    """The 95 % interval of a function of the mean."""
-    return np.percentile(of(resampled(samples)), [2.5, 97.5]).tolist()
+def interval(samples: Samples, of: Callable[[Any], Any] = lambda drawn: drawn) -> list[float] | None:
+    """The 95 % interval of a function of the mean; None where the items are too few."""
+    return _percentiles(of(resampled(samples)), samples.shape[1])
 
 
 def ratio(ours: Samples, theirs: Samples) -> dict[str, Any]:
-    """Ours over theirs, item by item."""
+    """The mean of ours over the mean of theirs, of the same items."""
     drawn = resampled(ours) / resampled(theirs)
-    return {"median": float(ours.mean() / theirs.mean()), "ci95": np.percentile(drawn, [2.5, 97.5]).tolist()}
+    return {"ratio_of_means": float(ours.mean() / theirs.mean()), "ci95": _percentiles(drawn, ours.shape[1])}
 
 
 def difference(ours: Samples, theirs: Samples) -> dict[str, Any]:
@@ -38,5 +44,9 @@ def difference(ours: Samples, theirs: Samples) -> dict[str, Any]:
     return {
         "mean": float(ours.mean() - theirs.mean()),
         "standard_error": float(drawn.std(ddof=1)),
-        "ci95": np.percentile(drawn, [2.5, 97.5]).tolist(),
+        "ci95": _percentiles(drawn, ours.shape[1]),
     }
+
+
+def _percentiles(drawn: Any, items: int) -> list[float] | None:
+    return None if too_few(items, "items") else np.percentile(drawn, [2.5, 97.5]).tolist()

@@ -30,8 +30,8 @@ from ovexport.recipe import BenchSpec, CompressSpec
 from ovexport.reports import BenchmarkReport, LatencyRatios
 
 FIGURES = ("time_to_first_token", "time_per_output_token")
-FULL = BenchSpec(output_tokens=32, sessions=12, pairs=24)
-QUICK = BenchSpec(output_tokens=32, sessions=24, pairs=96)
+FULL = BenchSpec(output_tokens=32, sessions=12, pairs=24, time_limit_s=3600)
+QUICK = BenchSpec(output_tokens=32, sessions=24, pairs=96, time_limit_s=240)
 
 
 def measure(shape: Shape, bench_spec: BenchSpec, compress_spec: CompressSpec) -> BenchmarkReport:

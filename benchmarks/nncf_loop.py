@@ -1,9 +1,10 @@
 """The documented way to tune: NNCF's modules in the order of work, and with the defaults, of its distillation example.
 
 Every microbatch fake-quantizes all weights, makes logits of the whole batch twice, and goes back through the
-quantizers; the teacher's hidden states of all sequences are in memory; the learning rate is constant. Written anew from
-the description in NNCF's documentation (https://github.com/openvinotoolkit/nncf,
-examples/llm_compression/torch/distillation_qat_with_lora), with one addition: it stops when its time is up.
+quantizers; the teacher's hidden states of all sequences are in memory; the learning rate is constant. This is our own
+writing of what NNCF's documentation describes (https://github.com/openvinotoolkit/nncf,
+examples/llm_compression/torch/distillation_qat_with_lora), not its code, with two additions: it stops when its time is
+up, and it can begin from a starting point of ours.
 """
 
 import time
@@ -18,6 +19,9 @@ from nncf.torch.quantization.layers import AsymmetricLoraQuantizer, SymmetricLor
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+
+from ovexport.artifacts import Checkpoint
+from ovexport.model import parameter_of_hook
 
 LEARNING_RATE = 1e-4
 QuantizerTypes = (AsymmetricLoraQuantizer, SymmetricLoraQuantizer)
@@ -44,8 +48,22 @@ class Settings:
 class NncfLoop:
     """A model compressed in the FQ_LORA format, and what teaches it."""
 
-    def __init__(self, model: Path, tokens: Tensor, validation: Tensor, settings: Settings, seed: int = 0) -> None:
-        """Arguments: tokens, validation: (sequences, length)."""
+    def __init__(
+        self,
+        model: Path,
+        tokens: Tensor,
+        validation: Tensor,
+        settings: Settings,
+        seed: int = 0,
+        start: Checkpoint | None = None,
+    ) -> None:
+        """Compress the model and let the uncompressed one read the text.
+
+        Args:
+            tokens, validation: (sequences, length).
+            start: gives the weights and ranges to begin from, in place of rounding to nearest; weights are rounded to
+                the settings' dtype.
+        """
         if len(tokens) < settings.batch_size:
             raise ValueError(f"{len(tokens)} sequences are no batch of {settings.batch_size}")
         torch.manual_seed(seed)
@@ -56,6 +74,9 @@ class NncfLoop:
         with torch.no_grad():
             self._taught = [network.model(**_inputs(row[None])).last_hidden_state for row in tokens]
             self._expected = [network.model(**_inputs(row[None])).last_hidden_state for row in validation]
+        self._starts_elsewhere = start is not None
+        if start is not None:
+            _load_weights(network, start)
         self.network = nncf.compress_weights(
             network,
             mode=nncf.CompressWeightsMode(settings.mode),
@@ -64,6 +85,8 @@ class NncfLoop:
             compression_format=nncf.CompressionFormat.FQ_LORA,
             advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=settings.rank),
         )
+        if start is not None:
+            _load_ranges(self.network, start)
         self._optimizer = self._made_optimizer()
         self._loss(tokens[:1], self._taught[0]).backward()  # compiles NNCF's extension, in no one's time
         self._optimizer.zero_grad()
@@ -140,12 +163,36 @@ class NncfLoop:
         return float(torch.stack(losses).double().mean())
 
     def save(self, path: Path) -> None:
-        """The checkpoint that the example writes."""
+        """The checkpoint that the example writes, with the weights where they are not the base model's."""
         state = {
             "nncf_state_dict": get_hook_storage(self.network).state_dict(),
             "nncf_config": nncf.torch.get_config(self.network),
         }
+        if self._starts_elsewhere:
+            state["model_state"] = self.network.state_dict()
         torch.save(state, path)
+
+
+@torch.no_grad()
+def _load_weights(network: nn.Module, start: Checkpoint) -> None:
+    """The weights that the starting point changed, in the network's type."""
+    weights = start.weights
+    for name in start.manifest.changed:
+        network.get_parameter(name).copy_(torch.from_numpy(weights.require(name)))
+
+
+@torch.no_grad()
+def _load_ranges(network: nn.Module, start: Checkpoint) -> None:
+    """The starting point's ranges of every 4-bit layer."""
+    ranges = start.adapters
+    for hook, module in get_hook_storage(network).named_hooks():
+        if isinstance(module, QuantizerTypes) and module.num_bits == 4:
+            layer = parameter_of_hook(hook)
+            own = module.get_adapters()
+            for name, parameter in module.get_trainable_params().items():
+                if name not in own:
+                    given = torch.from_numpy(ranges.require(f"{layer}.{name}"))
+                    parameter.copy_(given.reshape(parameter.shape))
 
 
 def _inputs(ids: Tensor) -> dict[str, Tensor]:

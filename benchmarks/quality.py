@@ -1,22 +1,28 @@
 """What tuning recovers: post-training quantization, the documented NNCF loop, and ours, on one test text.
 
-python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--quick] [--json] [--save]
+python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--work FOLDER] [--quick] [--json] [--save]
 
 Every row is an IR, measured by the same code on the same tokens, in float32, against the BF16 IR:
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
-- the documented NNCF loop (nncf_loop.py) with its defaults and the recipe's rank, given the seconds that our tuning
-  took (its compression, hidden states and validation are not counted), its best checkpoint by validation;
+- the documented NNCF loop, in our own writing of it (nncf_loop.py), with its defaults and the recipe's rank, given the
+  seconds that our tuning took (its compression, hidden states and validation are not counted), its best checkpoint by
+  validation; the same with our learning rate, with our starting point, and with both;
 - our starting point, and our tuning of the recipe.
 
-The two tunings run with each seed; their figures are means over the seeds, and intervals are bootstrapped over seeds
-and sequences. `recovered_gap` is 1 - KL / KL(rounding to nearest).
+Our tuning and the loop with its defaults run with each seed; their figures are means over the seeds, and intervals are
+bootstrapped over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
+1 - KL / KL(rounding to nearest). With --work, what is made stays in a folder, and the same command goes on from there.
 """
 
+import json
+import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,14 +32,15 @@ import numpy as np
 import openvino as ov
 import torch
 from intervals import interval, ratio
-from nncf_loop import NncfLoop, Settings
+from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
+from provenance import revision
 from ptq import post_training
 
 from ovexport import pipeline
 from ovexport import recipe as recipes
 from ovexport.adopt import adopt
-from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_record
+from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_record, write_text
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
@@ -50,7 +57,24 @@ from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
-OURS, THEIRS, START, ROUNDING = "ovexport, tuned", "documented NNCF loop", "ovexport, not tuned", "rounding to nearest"
+OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
+THEIRS = "documented NNCF loop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What the documented loop is given of ours."""
+
+    learning_rate: bool = False
+    start: bool = False
+
+
+LOOPS = {
+    THEIRS: Loop(),
+    f"{THEIRS}, our learning rate": Loop(learning_rate=True),
+    f"{THEIRS}, our starting point": Loop(start=True),
+    f"{THEIRS}, both of ours": Loop(learning_rate=True, start=True),
+}
 PTQ = {
     ROUNDING: {},
     "AWQ": {"awq": True},
@@ -67,31 +91,29 @@ def main() -> None:
     parser = command.parser(__doc__, "quality", "one seed, 20 steps, and GPTQ alone beside rounding to nearest")
     parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there, and go on from it")
     options = parser.parse_args()
     quick = ["tune.steps=20"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, *quick])
     seeds = SEEDS[:1] if options.quick else SEEDS
-    with TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
+    folder = nullcontext(options.work) if options.work else TemporaryDirectory()
+    with folder as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
         document = measured(recipe, Path(scratch), seeds, quick=options.quick)
-    command.publish(document, "quality", options, case=options.recipe.stem)
+    command.publish(document, "quality", options, case=options.recipe.stem, recipe=options.recipe)
 
 
 def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
     """The document: rows, ratios, conditions."""
-    run = pipeline.run(recipe, scratch / "run", until="tune")
+    maker = Maker(recipe, scratch)
+    made: dict[str, list[IR]] = {}
+    seconds: dict[str, list[float]] = {}
+    made[OURS], seconds[OURS] = maker.ours(seeds)
+    made[START] = [maker.start]
+    for name, loop in LOOPS.items():
+        of = seeds if name == THEIRS else seeds[:1]
+        made[name], seconds[name] = maker.documented(name, loop, list(zip(of, seconds[OURS], strict=False)))
+    run = maker.run
     base, tokens = run.ir("bf16"), run.data.tokens("train")
-    made: dict[str, list[IR]] = {OURS: [], THEIRS: [], START: []}
-    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    for seed in seeds:
-        seeded = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"seed": seed})})
-        folder = pipeline.run(seeded, scratch / "run", resume=True, until="tune")
-        seconds[OURS].append(_stage_seconds(folder))
-        made[OURS].append(_converted(folder.checkpoint, base, scratch / f"ours-{seed}"))
-        if seed == seeds[0]:
-            made[START].append(_converted(folder.compressed, base, scratch / "start"))
-        used, checkpoint = _documented(recipe, folder, seed, seconds[OURS][-1], scratch / f"nncf-{seed}.pth")
-        seconds[THEIRS].append(used)
-        made[THEIRS].append(_adopted(checkpoint, recipe, base, scratch / f"theirs-{seed}"))
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
         made[name] = [_post_training(name, flags, recipe, run, tokens, scratch)]
@@ -101,6 +123,7 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
         "ratios": {f"kl {OURS} / {other}": ratio(samples[OURS], samples[other]) for other in made if other != OURS},
         "seconds": seconds,
         "conditions": {
+            "tuned_at": sorted(maker.revisions),
             "model": Path(recipe.model.id).name,
             "seeds": list(seeds),
             "compress": recipe.compress.model_dump(mode="json"),
@@ -118,33 +141,96 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
     }
 
 
-def _stage_seconds(folder: RunFolder) -> float:
-    return read_record(folder.stage_record("tune"), StageRecord).seconds
+class Maker:
+    """Makes the rows that are tuned, each once.
+
+    Attributes:
+        run: the recipe's run, up to the tuning of the last seed.
+        start: the IR of its starting point.
+        revisions: of git, at which each row was tuned.
+    """
+
+    def __init__(self, recipe: Recipe, scratch: Path) -> None:
+        self._recipe = recipe
+        self._scratch = scratch
+        self.revisions: set[str] = set()
+        resume = (scratch / "run").is_dir()
+        self.run = pipeline.run(recipe, scratch / "run", resume=resume, until="compress")
+        self.start = self._converted(self.run.compressed, "start")
+
+    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[float]]:
+        """The IR of our tuning for each seed, and the seconds that it took."""
+
+        def tuned(seed: int, folder: Path) -> float:
+            tune = self._recipe.tune.model_copy(update={"seed": seed})
+            recipe = self._recipe.model_copy(update={"tune": tune})
+            run = pipeline.run(recipe, self._scratch / "run", resume=True, until="tune")
+            shutil.copytree(run.checkpoint.path, folder / "checkpoint")
+            return read_record(run.stage_record("tune"), StageRecord).seconds
+
+        folders = [self._once(f"ours-{seed}", partial(tuned, seed)) for seed in seeds]
+        made = [self._converted(Checkpoint(folder / "checkpoint"), f"{folder.name}-ir") for folder, _ in folders]
+        return made, [seconds for _, seconds in folders]
+
+    def documented(self, name: str, loop: Loop, seeds: list[tuple[int, float]]) -> tuple[list[IR], list[float]]:
+        """The IR of the loop's best checkpoint for each seed and its seconds, and the seconds that it took."""
+        short = name.replace(",", "").replace(" ", "-")
+
+        def tuned(seed: int, allowed: float, folder: Path) -> float:
+            return self._loop(loop, seed, allowed, folder / "nncf.pth")
+
+        folders = [self._once(f"{short}-{seed}", partial(tuned, seed, allowed)) for seed, allowed in seeds]
+        made = [self._adopted(folder / "nncf.pth", folder.name) for folder, _ in folders]
+        return made, [seconds for _, seconds in folders]
+
+    def _once(self, name: str, make: Callable[[Path], float]) -> tuple[Path, float]:
+        """A folder that `make` filled, now or before, and the seconds that it counted."""
+        done = self._scratch / name
+        if not (done / "made.json").is_file():
+            shutil.rmtree(done, ignore_errors=True)
+            done.mkdir()
+            note = {"seconds": make(done), "revision": revision()}
+            write_text(json.dumps(note), done / "made.json")
+        note = json.loads((done / "made.json").read_text(encoding="utf-8"))
+        self.revisions.add(note["revision"])
+        return done, note["seconds"]
+
+    def _loop(self, loop: Loop, seed: int, allowed: float, path: Path) -> float:
+        """The seconds that the loop used; it leaves its best checkpoint by the divergence on the validation text."""
+        recipe, run = self._recipe, self.run
+        tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
+        settings = Settings(
+            group_size=recipe.compress.group_size,
+            rank=min(layer.rank for layer in run.compressed.manifest.layers if layer.rank),
+            mode=recipe.compress.mode,
+            learning_rate=recipe.tune.learning_rate if loop.learning_rate else LEARNING_RATE,
+        )
+        start = run.compressed if loop.start else None
+        tuning = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed, start)
+        best = [float("inf")]
+
+        def keep() -> None:
+            divergence = tuning.validate()
+            if divergence < best[0]:
+                best[0] = divergence
+                tuning.save(path)
+
+        if loop.start:
+            keep()  # what it begins from is good already, and may be better than what it comes to
+        return tuning.tune_for(allowed, keep)
+
+    def _adopted(self, path: Path, name: str) -> IR:
+        out = self._scratch / f"{name}-adopted"
+        shutil.rmtree(out, ignore_errors=True)
+        return self._converted(adopt(path, self._recipe.model, out), f"{name}-ir")
+
+    def _converted(self, checkpoint: Checkpoint, name: str) -> IR:
+        return _converted(checkpoint, self.run.ir("bf16"), self._scratch / name)
 
 
 def _converted(checkpoint: Checkpoint, base: IR, out: Path) -> IR:
+    shutil.rmtree(out, ignore_errors=True)
     return convert(base, strip(checkpoint, base, out / "packed"), out / "ir")
-
-
-def _documented(recipe: Recipe, run: RunFolder, seed: int, seconds: float, path: Path) -> tuple[float, Path]:
-    """The loop's seconds, and its best checkpoint by the divergence on the validation text."""
-    tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
-    rank = min(layer.rank for layer in run.compressed.manifest.layers if layer.rank)
-    settings = Settings(group_size=recipe.compress.group_size, rank=rank, mode=recipe.compress.mode)
-    loop = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed)
-    best = [float("inf")]
-
-    def keep() -> None:
-        divergence = loop.validate()
-        if divergence < best[0]:
-            best[0] = divergence
-            loop.save(path)
-
-    return loop.tune_for(seconds, keep), path
-
-
-def _adopted(path: Path, recipe: Recipe, base: IR, out: Path) -> IR:
-    return _converted(adopt(path, recipe.model, out / "checkpoint"), base, out)
 
 
 def _post_training(
@@ -155,6 +241,7 @@ def _post_training(
         plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "gptq": False})
         checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
         return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
+    shutil.rmtree(scratch / name, ignore_errors=True)
     return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
 
 
@@ -188,8 +275,8 @@ def _evaluated(
             "kl_mean_nats": float(samples[name].mean()),
             "kl_ci95": interval(samples[name]),
             "kl_by_seed": samples[name].mean(1).tolist(),
-            "recovered_gap": 1 - gap["median"],
-            "recovered_gap_ci95": [1 - gap["ci95"][1], 1 - gap["ci95"][0]],
+            "recovered_gap": 1 - gap["ratio_of_means"],
+            "recovered_gap_ci95": gap["ci95"] and [1 - end for end in reversed(gap["ci95"])],
             "perplexity": float(np.mean([perplexity(one) for one in found])),
             "same_top1": float(np.mean([one.joined("same_top1").mean() for one in found])),
             "similarity": similarity[name],

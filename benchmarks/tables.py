@@ -1,64 +1,68 @@
-"""The README's tables, from the committed results: what a run measured is copied here, never typed.
+"""The README's tables, from the committed results: what a benchmark measured is copied here, never typed.
 
-python benchmarks/tables.py                    rewrite the tables in README.md
-python benchmarks/tables.py --check            exit 1 when README.md does not show the committed results
-python benchmarks/tables.py --add NAME RUN     commit a run's results under benchmarks/results/NAME first
+python benchmarks/tables.py            rewrite the tables in README.md
+python benchmarks/tables.py --check    exit 1 when README.md does not show the committed results, or when the script or
+                                       the recipe of a result has changed since it was measured
 """
 
 import argparse
 import json
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import tomli_w
+from provenance import REPOSITORY, stale_sources
 
-from ovexport import recipe
-from ovexport.artifacts import RunFolder
+from ovexport.artifacts import RunFolder, read_record
+from ovexport.bench.formats import course
 from ovexport.report.table import Findings, comparison, read_findings
+from ovexport.reports import EvaluationReport
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
-REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
-MODELS = ("wikilm-16m", "babyllama-105")
+DEMO = RESULTS / "demo"
+MODELS = (RESULTS / "wikilm-16m-distill", RESULTS / "babyllama-105-distill")
+CENTRES = ("median", "ratio_of_means", "ratio_of_medians")
+"""What a ratio can be: of pairs the median, or one of means or medians."""
 
 
-def add(name: str, run: Path) -> None:
-    """Copy a run's reports to the results."""
-    if not read_findings(RunFolder(run)).tuned:
-        sys.exit(f"{run}: its product was not tuned, and the tables say that it was; tune it first")
-    folder = RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for report in REPORTS:
-        shutil.copyfile(run / report, folder / report)
-    samples = folder / "benchmark.json"
-    samples.write_text(json.dumps(json.loads(samples.read_text())) + "\n")
-    (folder / "recipe.toml").write_text(_without_folders(recipe.load(run / "recipe.toml")), encoding="utf-8")
-    seconds = {path.stem: json.loads(path.read_text())["seconds"] for path in (run / "stages").glob("*.json")}
-    (folder / "seconds.json").write_text(json.dumps(dict(sorted(seconds.items())), indent=2) + "\n")
-
-
-def _without_folders(resolved: recipe.Recipe) -> str:
-    """The recipe with the names of model and text in place of where they lay on this machine."""
-    values = resolved.model_dump(mode="json", exclude_none=True)
-    values["model"]["id"] = Path(resolved.model.id).name
-    for source in (values["data"][name] for name in ("train", "validation", "test") if name in values["data"]):
-        source["path"] = Path(source["path"]).name
-    return tomli_w.dumps(values)
-
-
-def demo_table() -> str:
-    """The whole table of the demo run."""
-    findings = read_findings(RunFolder(RESULTS / "demo"))
+def whole_way_table(result: Path) -> str:
+    """What benchmarks/whole_way.py measured: the whole table of a run."""
+    findings = read_findings(RunFolder(result))
     names, rows = comparison(findings)
     lines = ["| |" + "".join(f" {name} |" for name in names), "|---|" + "---:|" * len(names)]
     lines += [f"| {row.figure.strip()} |" + "".join(f" {value} |" for value in row.values) for row in rows]
-    return "\n".join([*lines, "", _conditions("demo", findings)])
+    return "\n".join([*lines, "", _conditions(result, findings), *_other_text(result, names)])
+
+
+def _other_text(result: Path, names: list[str]) -> Iterator[str]:
+    """The figures on a second text, where one was measured."""
+    path = result / "other_text.json"
+    if not path.is_file():
+        return
+    report = read_record(path, EvaluationReport)
+    conditions, models = report.conditions, report.models.values()
+    yield ""
+    yield (
+        f"The same models on {conditions['documents']} documents of {conditions['text']} "
+        f"({conditions['test_sequences']} x {conditions['sequence_length']} tokens):"
+    )
+    yield ""
+    yield f"| |{''.join(f' {name} |' for name in names)}"
+    yield "|---|" + "---:|" * len(names)
+    yield "| perplexity per token |" + "".join(f" {model.perplexity:.3f} |" for model in models)
+    shown = [_kl(model.kl_mean_nats, model.kl_standard_error_nats) for model in models]
+    yield "| KL from BF16, mean ± standard error, nats |" + "".join(f" {one} |" for one in shown)
+    yield "| same likeliest token |" + "".join(
+        " – |" if model.same_top1 is None else f" {model.same_top1:.2%} |" for model in models
+    )
+
+
+def _kl(mean: float | None, error: float | None) -> str:
+    return "–" if mean is None or error is None else f"{mean:.5f} ± {error:.5f}"
 
 
 def models_table() -> str:
@@ -68,13 +72,12 @@ def models_table() -> str:
         "| time per token over BF16 (95 %) | checks passed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name in MODELS:
-        findings = read_findings(RunFolder(RESULTS / name))
-        lines.append(_model_row(name, findings))
+    lines += [_model_row(result, read_findings(RunFolder(result))) for result in MODELS]
     return "\n".join(lines)
 
 
-def _model_row(name: str, findings: Findings) -> str:
+def _model_row(result: Path, findings: Findings) -> str:
+    name = result.name
     evaluation, proof, benchmark = findings.evaluation, findings.verification, findings.benchmark
     assert evaluation is not None, name
     assert proof is not None, name
@@ -85,29 +88,30 @@ def _model_row(name: str, findings: Findings) -> str:
     group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
     passed = sum(check.passed for check in proof.checks)
     cells = (
-        name,
+        f"[{name}](pipelines/{name}.toml)",
         str(group),
         f"{plain.kl_mean_nats:.5f} ± {plain.kl_standard_error_nats:.5f}",
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
         f"{evaluation.recovered_gap:.0%} ({low:.0%}–{high:.0%})",
         f"{plain.same_top1:.1%} → {tuned.same_top1:.1%}",
-        f"{speed.median:.2f} ({speed.ci95[0]:.2f}–{speed.ci95[1]:.2f})",
+        _spread(speed.model_dump()),
         f"{passed} of {len(proof.checks)}",
     )
     return "| " + " | ".join(cells) + " |"
 
 
-def _conditions(name: str, findings: Findings) -> str:
+def _conditions(result: Path, findings: Findings) -> str:
+    name = result.name
     evaluation, benchmark = findings.evaluation, findings.benchmark
     assert evaluation is not None, name
     assert benchmark is not None, name
-    seconds = json.loads((RESULTS / name / "seconds.json").read_text())
+    seconds = json.loads((result / "seconds.json").read_text())
     tested, timed = evaluation.conditions, benchmark.conditions
     runtime = timed["runtime"]["int4"]
     return (
         f"{timed['device_name']}, {runtime['INFERENCE_NUM_THREADS']} threads; latency with "
-        f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {timed['pairs']} interleaved "
-        f"rounds in {timed['sessions']} sessions, inference in {runtime['INFERENCE_PRECISION_HINT']}, "
+        f"{timed['prompt_tokens']} prompt and {timed['output_tokens']} output tokens, {course(benchmark)}, "
+        f"inference in {runtime['INFERENCE_PRECISION_HINT']}, "
         f"KV cache {runtime['KV_CACHE_PRECISION']}; "
         f"quality in f32 over {tested['test_sequences']} x {tested['sequence_length']} held-out tokens and "
         f"{tested['prompts']} prompts, encoder {tested['encoder']}; openvino {benchmark.versions['openvino']}. "
@@ -115,13 +119,27 @@ def _conditions(name: str, findings: Findings) -> str:
     )
 
 
+def _spread(ratio: dict[str, Any] | None, form: str = ".2f") -> str:
+    """A ratio, its centre named by what it is, with its 95 % interval or its range in brackets where it has one."""
+    if ratio is None:
+        return "–"
+    centre = next(ratio[name] for name in CENTRES if name in ratio)
+    ends = ratio.get("ci95") or ratio.get("range")
+    return format(centre, form) + (f" ({ends[0]:{form}}–{ends[1]:{form}})" if ends else "")
+
+
 def reliability_table(document: dict[str, Any]) -> str:
     """What benchmarks/reliability.py counted."""
-    lines = ["| damage | trials | found | layer or file named |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {kind} | {value['trials']} | {value['found']} | {value['named']} |"
-        for kind, value in document["counts"].items()
+    lines = [
+        "| damage | trials | found | without ovexport.json | with it rewritten to match | operation or tensor named "
+        "| file named | not found: the same codes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    for kind, value in document["counts"].items():
+        found = value["found"]
+        part = "–" if value["part_named"] is None else value["part_named"]
+        cells = (value["trials"], *found.values(), part, value["file_named"], value["same_codes"])
+        lines.append(f"| {kind} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -171,9 +189,7 @@ def divergence_table(document: dict[str, Any]) -> str:
         + " |",
         "|" + "---:|" * (3 + len(growth)),
         f"| {seconds['forward']:.2f} | {seconds['compare']:.2f} "
-        f"| {ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f}) | "
-        + " | ".join(f"{size:.0f}" for size in growth.values())
-        + " |",
+        f"| {_spread(ratio)} | " + " | ".join(f"{size:.0f}" for size in growth.values()) + " |",
     ]
     return "\n".join(lines) + (
         f"\n\nRandom weights, hidden size {conditions['hidden_size']}, {conditions['layers']} layers, vocabulary "
@@ -184,18 +200,15 @@ def divergence_table(document: dict[str, Any]) -> str:
 def settings_table(document: dict[str, Any]) -> str:
     """What benchmarks/settings.py found."""
 
-    def over(ratio: dict[str, Any] | None) -> str:
-        return f"{ratio['median']:.2f} ({ratio['ci95'][0]:.2f}–{ratio['ci95'][1]:.2f})" if ratio else "–"
-
     lines = [
-        "| settings | time per output token over the defaults' (95 %) | KL from full precision, nats |",
+        "| settings | time per output token over the defaults' | KL from full precision, nats |",
         "|---|---:|---:|",
     ]
     for trial in document["trials"]:
         kl = trial["kl_mean_nats"]
         name = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
         shown = "–" if kl is None else f"{kl:.6f}"
-        lines.append(f"| {name} | {over(trial['time_per_output_token'])} | {shown} |")
+        lines.append(f"| {name} | {_spread(trial['time_per_output_token'])} | {shown} |")
     conditions = document["conditions"]
     shape = conditions["shape"]
     defaults = ", ".join(
@@ -203,9 +216,12 @@ def settings_table(document: dict[str, Any]) -> str:
         for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
     )
     best = ", ".join(f"{name} {value}" for name, value in document["chosen"].items()) or "the defaults"
+    timed = [trial["time_per_output_token"] for trial in document["trials"] if trial["time_per_output_token"]]
+    reasons = " or ".join(sorted({ratio["reason"] for ratio in timed if ratio["ci95"] is None}))
+    without = f"The trials are medians without an interval ({reasons}). " if reasons else ""
     return "\n".join(lines) + (
-        f"\n\nBest: {best}, timed again for longer: {over(document['gain'])}; carried by the IR itself, in a plain "
-        f"LLMPipeline: {over(document['written_gain'])}. {conditions['device_name']}, "
+        f"\n\n{without}Best: {best}, timed again for longer: {_spread(document['gain'])}; carried by the IR itself, "
+        f"in a plain LLMPipeline: {_spread(document['written_gain'])}. {conditions['device_name']}, "
         f"{conditions['defaults']['INFERENCE_NUM_THREADS']} threads, whose defaults are {defaults} (KL "
         f"{conditions['defaults_kl_mean_nats']:.6f}); random weights, hidden size {shape['hidden_size']}, "
         f"{shape['layers']} layers, {conditions['mode']}; {conditions['prompt_tokens']} prompt and "
@@ -234,9 +250,7 @@ def latency_table(document: dict[str, Any]) -> str:
         cells = [title]
         for figure in ("time_to_first_token", "time_per_output_token"):
             ratio = document["ratios"].get(f"{figure} int4/{name}")
-            low, high = ratio["ci95"] if ratio else (0, 0)
-            shown = f"{ratio['median']:.2f} ({low:.2f}–{high:.2f})" if ratio else "–"
-            cells += [f"{one[f'{figure}_ms']['median']:.1f}", shown]
+            cells += [f"{one[f'{figure}_ms']['median']:.1f}", _spread(ratio)]
         peak = one["peak_rss_bytes"]
         cells += [f"{one['weight_bytes'] / 1e6:.0f}", f"{peak / 1e6:.0f}" if peak else "–"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -297,7 +311,7 @@ def tuning_table(document: dict[str, Any]) -> str:
             loss = median([run["losses"][-1] for run in runs])
             lines.append(f"| {shape} | {names[side]} | {tokens / seconds:.0f} | {peak / 1e6:.0f} | {loss:.5f} |")
         ratios = {name: document["ratios"][f"{name} {shape}"] for name in ("tokens_per_s", "peak_memory", "final_loss")}
-        shown = [f"{one['median']:.2f} ({one['ci95'][0]:.2f}–{one['ci95'][1]:.2f})" for one in ratios.values()]
+        shown = [_spread(one) for one in ratios.values()]
         lines.append(f"| {shape} | ours over theirs | {' | '.join(shown)} |")
     lines += [
         "",
@@ -335,7 +349,6 @@ def downstream_table(document: dict[str, Any]) -> str:
     examples = conditions["examples"]
     batch = tune["batch_size"] * tune["gradient_accumulation_steps"]
     length = f"{tune['steps']} steps" if tune["steps"] else f"{tune['epochs']} epochs"
-    low, high = step["ci95"]
     lines += [
         "",
         f"{conditions['model']} on {conditions['task']}: {examples['train']} examples to tune on, "
@@ -345,8 +358,9 @@ def downstream_table(document: dict[str, Any]) -> str:
         f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {length} of "
         f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
         f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
-        "the 95 % interval over seeds and questions, taken as independent; one that holds 0 is a tie. A step with "
-        f"ranks drawn at random takes {step['median']:.3f} ({low:.3f}–{high:.3f}) of one with the largest. Codes that "
+        "the 95 % interval over these seeds and the questions, taken as independent, which says little of other seeds; "
+        "one that holds 0 is a tie. A step with "
+        f"ranks drawn at random takes {_spread(step, '.3f')} of one with the largest. Codes that "
         f"differ from the tuned ones: {document['code_mismatches']}; questions that torch answers otherwise than the "
         f"IR: {document['questions_torch_answers_otherwise']}. The whole table took "
         f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",
@@ -359,8 +373,28 @@ def _difference(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
+def kills_table(document: dict[str, Any]) -> str:
+    """A row per stage."""
+    lines = ["| killed in | kills | resumed runs | of them with the same files |", "|---|---:|---:|---:|"]
+    for name, count in document["counts"].items():
+        lines.append(f"| {name} | {count['kills']} | {count['trials']} | {count['same']} |")
+    return "\n".join(lines)
+
+
+def fuzz_table(document: dict[str, Any]) -> str:
+    """Broken and hostile inputs of each kind, and how they ended."""
+    lines = ["| mutations of | cases | tracebacks | hangs | crashes | exit codes |", "|---|---:|---:|---:|---:|---|"]
+    for kind, found in document["kinds"].items():
+        codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["exit_codes"].items()))
+        figures = " | ".join(str(found[name]) for name in ("cases", "tracebacks", "hangs", "crashes"))
+        lines.append(f"| {kind} | {figures} | {codes} |")
+    return "\n".join(lines)
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
+    "kills": kills_table,
+    "fuzz": fuzz_table,
     "exactness": exactness_table,
     "convert": convert_table,
     "verify": verify_table,
@@ -376,34 +410,60 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _committed(name: str) -> str:
     benchmark = name.split("-", 1)[0]
-    return MEASURED[benchmark](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    return MEASURED[benchmark](_document(RESULTS / f"{name}.json"))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
-TABLES = {"demo": demo_table, "models": models_table} | {name: partial(_committed, name) for name in COMMITTED}
+TABLES = {"demo": partial(whole_way_table, DEMO), "models": models_table} | {
+    name: partial(_committed, name) for name in COMMITTED
+}
 
 
 def filled(text: str) -> str:
-    """The README with each table between its marks made anew."""
+    """The README with each table between its marks made again."""
     for name, table in TABLES.items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end of table: {name} -->"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        text = f"{head}{begin}\n{table()}\n\n{end}{tail}"
+        text = f"{head}{begin}\n{table()}\n\n{_measured_at(name)}\n\n{end}{tail}"
     return text
+
+
+def _origins(name: str) -> list[dict[str, Any]]:
+    """What the results of a table say of their origin."""
+    if name == "models":
+        return [_document(result / "provenance.json") for result in MODELS]
+    return [_document(DEMO / "provenance.json" if name == "demo" else RESULTS / f"{name}.json")]
+
+
+def _measured_at(name: str) -> str:
+    found = [document["provenance"] for document in _origins(name)]
+    revisions = ", ".join(dict.fromkeys(one["revision"] for one in found))
+    notes = [f" {one['note']}" for one in found if one.get("note")]
+    return f"Measured at git revision {revisions}.{''.join(notes)}"
+
+
+def problems(text: str) -> Iterator[str]:
+    """Why the README's tables are not those of the committed scripts."""
+    for name in TABLES:
+        for document in _origins(name):
+            yield from (f"{name}: {reason}; measure it again" for reason in stale_sources(document))
+    if filled(text) != text:
+        yield f"{README.name}: its tables are not the committed results; run benchmarks/tables.py"
 
 
 def main() -> None:
     """Rewrite or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is behind")
-    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="copy a run's results here first")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a table is behind")
     options = parser.parse_args()
-    if options.add:
-        add(options.add[0], Path(options.add[1]))
     text = README.read_text(encoding="utf-8")
     if options.check:
-        sys.exit(0 if filled(text) == text else f"{README}: its tables are not the committed results; run me")
+        sys.exit("\n".join(problems(text)) or 0)
     README.write_text(filled(text), encoding="utf-8")
 
 

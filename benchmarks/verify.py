@@ -19,7 +19,8 @@ import command
 from process import measured
 
 from ovexport.artifacts import IR, Checkpoint
-from ovexport.graph import matrices_by_digest, read_graph, weights
+from ovexport.graph import read_graph, weights
+from ovexport.matrices import layer_matrices
 from ovexport.progress import silent
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
@@ -71,9 +72,9 @@ def _measured(run: Path) -> dict[str, float]:
     manifest = checkpoint.manifest
     product, base = read_graph(IR(run / "int4")), read_graph(IR(run / "bf16"))
     found = weights(product)
-    matrices = matrices_by_digest(base, manifest.layers)
+    matrices = layer_matrices(base, manifest)
     with measured() as digests:
-        matrices = matrices_by_digest(base, manifest.layers)
+        matrices = layer_matrices(base, manifest)
     with measured() as first:
         arithmetic(found, checkpoint, manifest, matrices, silent)
     with measured() as second:

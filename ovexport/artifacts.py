@@ -12,15 +12,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ovexport.errors import ArtifactError
+from ovexport.bounded import parse_json
+from ovexport.errors import ArtifactError, OvexportError
+from ovexport.foreign import NO_SPACE, exhausted
 from ovexport.tensorfile import TensorFile
+from ovexport.textfile import read_text, split_lines
 
 FORMAT_VERSION = 3
 IR_MANIFEST = "ovexport.json"
@@ -39,9 +42,9 @@ RUN_FILES = (
 MODELS = ("bf16", "plain", "int4")
 """The IRs of a run, in the order in which they are compared; the last one is the product."""
 
-Mode = Literal["int4_asym", "int4_sym", "int8_asym", "float"]
-BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8}
-LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255)}
+Mode = Literal["int4_asym", "int4_sym", "int8_asym", "int8_sym", "float"]
+BITS = {"int4_asym": 4, "int4_sym": 4, "int8_asym": 8, "int8_sym": 8}
+LEVELS = {"int4_asym": (0, 15), "int4_sym": (-8, 7), "int8_asym": (0, 255), "int8_sym": (-128, 127)}
 
 
 class Record(BaseModel):
@@ -63,6 +66,8 @@ class LayerFormat(Record):
         rank: of its adapter; 0 without one.
         active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
             all of them when None.
+        arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantization`, "nncf" as in
+            `nncf_quantizer`, of a checkpoint that was tuned with NNCF.
         note: why it is not as the recipe asked, None when it is.
     """
 
@@ -75,6 +80,7 @@ class LayerFormat(Record):
     group_size: int
     rank: int = 0
     active_rank: int | None = None
+    arithmetic: Literal["ovexport", "nncf"] = "ovexport"
     note: str | None = None
 
     @model_validator(mode="after")
@@ -84,6 +90,11 @@ class LayerFormat(Record):
         if self.active_rank is not None and not 0 <= self.active_rank <= self.rank:
             raise ValueError(f"active_rank={self.active_rank} is not within its adapter's rank={self.rank}")
         return self
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether codes are signed and there is no zero point."""
+        return self.mode in ("int4_sym", "int8_sym")
 
     @property
     def used_rank(self) -> int:
@@ -102,7 +113,7 @@ class LayerFormat(Record):
             return 0
         bits = BITS[self.mode]
         scales = self.out_features * self.groups
-        zero_points = 0 if self.mode == "int4_sym" else -(-scales * bits // 8)
+        zero_points = 0 if self.symmetric else -(-scales * bits // 8)
         return -(-self.out_features * self.in_features * bits // 8) + 2 * scales + zero_points
 
 
@@ -203,7 +214,9 @@ class DataManifest(Record):
         documents, sequences: counts by split.
         examples: of the task, counts by split.
         dropped_duplicates: documents that stood in an earlier split too and were left out of the later one.
-        test_words: whitespace-separated words in the text of the test sequences, for the word perplexity.
+        test_words: whitespace-separated words in the text of the test sequences, for the word perplexity; 0 where the
+            text is not written in words between blanks, as `test_words_reason` says.
+        notes: what the reader of the figures has to know of the text.
     """
 
     sequence_length: int
@@ -212,6 +225,8 @@ class DataManifest(Record):
     examples: dict[str, int] = {}
     dropped_duplicates: int
     test_words: int
+    test_words_reason: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +303,7 @@ class PreparedData:
     def _read_json(self, name: str) -> Any:
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(read_text(path), largest=path.stat().st_size)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path}: can't be read ({error}); run the stage prepare again") from error
 
@@ -299,7 +314,8 @@ class Checkpoint:
     weights.safetensors where a method changed weights.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
-    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32.
+    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
+    with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
     reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
     (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
     """
@@ -337,7 +353,7 @@ class Checkpoint:
 class PackedWeights:
     """A folder with packed.json and packed.safetensors.
 
-    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8), `NAME.scale` float16 and, where
+    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
     asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a weight that the method changed.
     """
 
@@ -467,6 +483,9 @@ class StageRecord(Record):
     versions: dict[str, str]
 
 
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""How the names of what is being written end, and of what it takes the place of; both begin with a point."""
+
 _FULL_DISK_BYTES = 1 << 20
 _NO_PLACE = (
     errno.EACCES,
@@ -475,6 +494,7 @@ _NO_PLACE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENOTEMPTY,
     errno.ENOENT,
     errno.ENAMETOOLONG,
 )
@@ -489,21 +509,21 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
         ArtifactError: the file is missing, or is not such a record.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
-    except (OSError, ValidationError) as error:
-        first = str(error).splitlines()[-1] if isinstance(error, OSError) else error.errors()[0]["msg"]
+    except (OSError, ValueError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[-1]
         raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one on each line; a line that a kill cut short is left out, and no file holds none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = split_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
     found = []
     for line in lines:
         with suppress(ValueError, TypeError):
-            found.append(dict(json.loads(line)))
+            found.append(dict(parse_json(line)))
     return found
 
 
@@ -514,7 +534,7 @@ def write_record(record: BaseModel, path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file atomically: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     with translated_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
@@ -527,7 +547,7 @@ def write_text(text: str, path: Path) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write into, which takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
     with translated_disk_errors(path):
         temporary.mkdir(parents=True)
@@ -536,13 +556,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         full = shutil.disk_usage(temporary).free < _FULL_DISK_BYTES
         shutil.rmtree(temporary, ignore_errors=True)
-        if full and isinstance(error, Exception):  # openvino and safetensors hide ENOSPC in errors of their own
+        if not isinstance(error, Exception):
+            raise
+        if full:  # openvino hides ENOSPC in errors of its own
             raise _full_disk(path) from error
-        raise
+        ours = None if isinstance(error, OvexportError) else exhausted(error, str(path))
+        if ours is None:
+            raise
+        raise ours from error
     with translated_disk_errors(path):
         for file in files_in(temporary):
             _fsync(file)
-        replaced = path.with_name(f".{path.name}.replaced")
+        replaced = path.with_name(f".{path.name}{REPLACED}")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
             path.rename(replaced)
@@ -559,16 +584,21 @@ def translated_disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full_disk(path) from error
+    except OvexportError:
+        raise
+    except Exception as error:
+        ours = exhausted(error, str(path))
+        if ours is not None:
+            raise ours from error
+        if not isinstance(error, OSError):
+            raise
         if error.errno in _NO_PLACE:
             raise ArtifactError(f"{path}: can't be written ({error.strerror}); choose another --out") from error
         raise
 
 
 def _full_disk(path: Path) -> ArtifactError:
-    return ArtifactError(f"{path}: no space left on the disk; free some, then --resume")
+    return ArtifactError(f"{path}: {'; '.join(NO_SPACE)}")
 
 
 def existing_parent(path: Path) -> Path:
@@ -598,8 +628,20 @@ def json_digest(value: Any) -> str:
 
 
 def check_files(files: Mapping[str, str], root: Path) -> list[str]:
-    """The paths, relative to `root`, that are missing or whose SHA-256 is not the one given."""
-    return [name for name, digest in files.items() if not (root / name).is_file() or file_digest(root / name) != digest]
+    """The paths that lead out of `root`, are missing there, or whose SHA-256 is not the one given."""
+    return [
+        name
+        for name, digest in files.items()
+        if leaves_folder(name) or not (root / name).is_file() or file_digest(root / name) != digest
+    ]
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path is no plain one below a folder: absolute, or by way of `..`, on this system or another."""
+    return any(
+        path.is_absolute() or bool(path.drive) or ".." in path.parts or not path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def _fsync(path: Path) -> None:

@@ -132,15 +132,12 @@ def undo_settings(ir: IR) -> None:
     (ir.path / SETTINGS_FILE).unlink()
 
 
-def converted_xml_digest(ir: IR) -> str:
-    """SHA-256 of the graph's file as it was converted: without the settings that were written into it later.
-
-    Raises:
-        ArtifactError: as without_settings.
-    """
-    report = settings_report(ir)
+def converted_xml(ir: IR) -> str:
+    """The graph's file as it was converted: without the settings that were written into it later, where it holds
+    nothing but settings beside what was converted."""
     text = read_xml_text(ir)
-    return _digest(without_settings(text, report.written) if report and report.written else text)
+    written = _carried_by(ir)
+    return without_settings(text, written) if written else text
 
 
 def changed_files(ir: IR, files: Mapping[str, str], root: Path) -> list[str]:
@@ -152,8 +149,8 @@ def changed_files(ir: IR, files: Mapping[str, str], root: Path) -> list[str]:
     changed = check_files(files, root)
     name = ir.xml.relative_to(root).as_posix()
     if name in changed and ir.xml.is_file():
-        with suppress(ArtifactError, UnicodeDecodeError):
-            if converted_xml_digest(ir) == files[name]:
+        with suppress(UnicodeDecodeError):
+            if _digest(converted_xml(ir)) == files[name]:
                 changed.remove(name)
     return changed
 

@@ -1,7 +1,7 @@
 """Stage convert: the IR of the uncompressed model with its weights replaced by packed decompression subgraphs.
 
 Nothing but weights changes, so the product, its plain twin and the baseline are one graph. A constant is known by the
-digest of its bytes, not by its name: what is replaced is the very weight that was tuned.
+digest of its bytes and its shape: what is replaced is the very weight that was tuned.
 """
 
 import shutil
@@ -25,11 +25,17 @@ from ovexport.artifacts import (
     write_record,
 )
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import Matrix, bfloat16_bits, matrices_by_digest, read_graph, type_name
+from ovexport.graph import read_graph, type_name
+from ovexport.matrices import Matrix, bfloat16_bits, layer_matrices
 from ovexport.tensorfile import TensorFile
 from ovexport.versions import stack_versions
 
-_OPENVINO_TYPES = {"int4_asym": ov.Type.u4, "int4_sym": ov.Type.i4, "int8_asym": ov.Type.u8}
+_OPENVINO_TYPES = {
+    "int4_asym": ov.Type.u4,
+    "int4_sym": ov.Type.i4,
+    "int8_asym": ov.Type.u8,
+    "int8_sym": ov.Type.i8,
+}
 
 
 def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
@@ -45,11 +51,15 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     manifest = packed.manifest
     tensors = packed.tensors
     graph = read_graph(base)
-    found = matrices_by_digest(graph, manifest.layers)
+    matrices = layer_matrices(graph, manifest)
     for layer in manifest.layers:
         if layer.mode == "float" and layer.name not in manifest.changed:
             continue
-        matrix = _one_of(found.get(manifest.weight_digests[layer.name], []), layer)
+        matrix = matrices.get(layer.name)
+        if matrix is None:
+            raise UnsupportedModelError(
+                f"{layer.name}: no constant of the traced graph holds this layer's weights; add it to compress.ignored"
+            )
         if layer.mode == "float":
             _replace_floats(matrix, tensors.require(layer.name))
         else:
@@ -57,9 +67,9 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph.validate_nodes_and_infer_types()
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
-        for file in base.path.iterdir():
-            if file.is_file() and not file.name.startswith("openvino_model."):
-                shutil.copy2(file, folder / file.name)
+        shutil.copytree(
+            base.path, folder, ignore=shutil.ignore_patterns("openvino_model.*", IR_MANIFEST), dirs_exist_ok=True
+        )
         record = IRManifest(
             model_id=manifest.model_id,
             revision=manifest.revision,
@@ -70,21 +80,6 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
         )
         write_record(record, folder / IR_MANIFEST)
     return IR(out)
-
-
-def _one_of(matrices: list[Matrix], layer: LayerFormat) -> Matrix:
-    """The constant of a layer; where several hold the same values, the one that has the layer's name."""
-    module = layer.name.removesuffix(".weight")
-    if len(matrices) > 1:
-        matrices = [matrix for matrix in matrices if f"{module}." in matrix.node.get_friendly_name()]
-    if len(matrices) > 1:  # a square matrix that equals its transpose
-        matrices = [matrix for matrix in matrices if matrix.turned == layer.transposed]
-    if len(matrices) != 1:
-        raise UnsupportedModelError(
-            f"{layer.name}: {len(matrices)} constants of the traced graph hold this layer's weights, where one should; "
-            "add the layer to compress.ignored"
-        )
-    return matrices[0]
 
 
 def _replace(matrix: Matrix, layer: LayerFormat, tensors: TensorFile) -> None:
@@ -131,23 +126,27 @@ def _converted(node: Any) -> ov.Output:
 
 
 def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type) -> ov.Output:
-    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format."""
+    """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
+
+    Every node has a name of its own: one that OpenVINO makes up counts all nodes that the process made so far, and the
+    same product would be other bytes.
+    """
     kind = _OPENVINO_TYPES[layer.mode]
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     codes = _constant(tensors.require(f"{layer.name}.codes"), shape, kind, layer.name)
-    result = opset.convert(codes, "f16")
-    if layer.mode != "int4_sym":
+    result = opset.convert(codes, "f16", name=f"{layer.name}/converted")
+    if not layer.symmetric:
         zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, kind, f"{layer.name}/zero_point")
-        result = opset.subtract(result, opset.convert(zero_point, "f16"))
+        zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
+        result = opset.subtract(result, zero_point, name=f"{layer.name}/shifted")
     scale = _constant(tensors.require(f"{layer.name}.scale"), grid, ov.Type.f16, f"{layer.name}/scale")
-    result = opset.multiply(result, scale)
+    result = opset.multiply(result, scale, name=f"{layer.name}/scaled")
     if groups > 1:
-        result = opset.reshape(result, np.array([rows, columns], dtype=np.int64), special_zero=False)
-    result = opset.convert(result, result_type)
-    result.set_friendly_name(f"{layer.name}/dequantized")
-    return result.output(0)
+        whole = opset.constant(np.array([rows, columns], dtype=np.int64), name=f"{layer.name}/shape")
+        result = opset.reshape(result, whole, special_zero=False, name=f"{layer.name}/reshaped")
+    return opset.convert(result, result_type, name=f"{layer.name}/dequantized").output(0)
 
 
 def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name: str) -> Any:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from ovexport.artifacts import Record
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 from ovexport.versions import installed_version
+from ovexport.wording import byte_size
 
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile")
 _OPTIONAL = {
@@ -87,8 +88,8 @@ def _machine() -> list[Line]:
             required=False,
             cure=slow,
         ),
-        Line(subject="memory", finding=f"{memory / 1e9:.1f} GB", fine=True, required=False),
-        Line(subject="disk", finding=f"{disk.free / 1e9:.1f} GB free", fine=True, required=False),
+        Line(subject="memory", finding=byte_size(memory), fine=True, required=False),
+        Line(subject="disk", finding=f"{byte_size(disk.free)} free", fine=True, required=False),
     ]
 
 

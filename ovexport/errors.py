@@ -6,6 +6,7 @@ OvexportError                       exit code
 ├── ArtifactError                   4   a file is missing, corrupt or of another run
 ├── UnsupportedModelError           5   the model can't be done
 ├── DataError                       5   the text can't be used
+├── OutOfMemory                     5   this machine has too little memory for it
 ├── TuningDivergedError             6   the loss is not finite
 ├── VerificationFailed              7   the IR is not what was tuned
 └── GateFailed                      8   a measured figure misses its limit
@@ -52,6 +53,12 @@ class UnsupportedModelError(OvexportError):
 
 class DataError(OvexportError):
     """Text that can't be read, or too little of it."""
+
+    exit_code = 5
+
+
+class OutOfMemory(OvexportError):
+    """Host or device memory is too small for the work as it was asked for."""
 
     exit_code = 5
 

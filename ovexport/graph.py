@@ -1,7 +1,7 @@
 """Reading the graph of an IR: which weights it has, how each is stored, who uses it. Needs openvino and NumPy only."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +9,14 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR, LayerFormat, bytes_digest
-from ovexport.errors import ArtifactError, last_line
+from ovexport.artifacts import IR
+from ovexport.bounded import MOST_NESTED_GRAPHS, MOST_UNPACKING, check_xml
+from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
+from ovexport.foreign import exhausted
 
 FLOAT_TYPES = {"f32", "f16", "bf16", "f64"}
 PACKED_TYPES = {"u4", "i4", "u8", "i8", "nf4", "f4e2m1", "u2", "f8e4m3", "f8e5m2"}
-_STORED_AS = {
+STORED_AS = {
     "f64": np.float64,
     "f32": np.float32,
     "f16": np.float16,
@@ -22,6 +24,9 @@ _STORED_AS = {
     "u8": np.uint8,
     "i8": np.int8,
 }
+WITH_BODIES = {"If", "Loop", "TensorIterator"}
+"""Operations that hold graphs of their own."""
+
 _LOOK_THROUGH = {"Convert", "Reshape", "Transpose"}
 
 
@@ -102,36 +107,111 @@ def read_xml(path: Path, core: ov.Core | None = None) -> ov.Model:
         ArtifactError: as read_graph.
     """
     try:
+        check_xml(path)
         graph = (core or ov.Core()).read_model(path)
-        for node in graph.get_ops():
-            node.get_friendly_name()  # one that is no UTF-8 can't be asked for later either
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: not a readable OpenVINO IR ({last_line(error)}); make it again") from error
+        for _ in walk(graph):
+            pass  # a friendly name that is no UTF-8 can't be asked for later either
+    except (RuntimeError, OSError, ValueError) as error:
+        raise exhausted(error, str(path)) or ArtifactError(
+            f"{path}: not a readable OpenVINO IR ({last_line(error)}); make it again"
+        ) from error
     return graph
+
+
+def bodies(operation: Any) -> tuple[ov.Model, ...]:
+    """The graphs inside an operation: the two branches of an If, the body of a Loop or TensorIterator.
+
+    Raises:
+        UnsupportedModelError: they can't be looked at.
+    """
+    kind = operation.get_type_name()
+    if kind not in WITH_BODIES:
+        return ()
+    if not hasattr(operation, "get_function"):
+        raise UnsupportedModelError(f"{operation.get_friendly_name()}: the graph inside this {kind} can't be read")
+    return tuple(operation.get_function(index) for index in (0, 1)) if kind == "If" else (operation.get_function(),)
+
+
+def walk(graph: ov.Model, within: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every operation with its friendly name, in the order of execution; one inside another's body is named
+    `OUTER/INNER` and comes before that other.
+
+    Raises:
+        UnsupportedModelError: graphs lie in each other too deep, or can't be looked at.
+    """
+    check_depth(within, depth)
+    for operation in graph.get_ordered_ops():
+        name = within + str(operation.get_friendly_name())
+        for body in bodies(operation):
+            yield from walk(body, f"{name}/", depth + 1)
+        yield name, operation
+
+
+def check_depth(within: str, depth: int) -> None:
+    """Refuse a graph that lies too deep in others.
+
+    Raises:
+        UnsupportedModelError: it does.
+    """
+    if depth > MOST_NESTED_GRAPHS:
+        raise UnsupportedModelError(f"{within.rstrip('/')}: more than {MOST_NESTED_GRAPHS} graphs inside each other")
 
 
 def weights(graph: ov.Model) -> tuple[Weight, ...]:
     """Every weight matrix that a MatMul or a Gather reads, in the order of execution, each once.
 
-    A constant that is unpacked in two ways is two weights of one name.
+    Codes that are read in two ways, or through two scales or zero points, are two weights of one name.
     """
-    found: dict[tuple[str, str], Weight] = {}
-    for operation in graph.get_ordered_ops():
+    found: dict[tuple[str, ...], Weight] = {}
+    for name, operation in walk(graph):
         for _, weight in weight_inputs(operation):
-            key = (str(weight.codes.get_name()), weight.chain)
+            parts = (weight.codes, weight.scale, weight.zero_point)
+            key = (*("" if part is None else str(part.get_name()) for part in parts), weight.chain)
             known = found.get(key)
-            found[key] = Weight(
-                name=weight.name,
-                element_type=weight.element_type,
-                shape=weight.shape,
-                codes=weight.codes,
-                scale=weight.scale,
-                zero_point=weight.zero_point,
-                chain=weight.chain,
+            found[key] = replace(
+                weight,
                 consumers=(*(known.consumers if known else ()), operation.get_type_name()),
-                consumer_names=(*(known.consumer_names if known else ()), operation.get_friendly_name()),
+                consumer_names=(*(known.consumer_names if known else ()), name),
             )
     return tuple(found.values())
+
+
+def stray_readers(graph: ov.Model) -> list[str]:
+    """Readers of a packed weight's codes, scale or zero point, or of what is computed from them, beside the MatMuls and
+    Gathers that read the weight whole: "WEIGHT, read by OPERATION"."""
+    whole: set[tuple[str, int]] = set()
+    parts: dict[str, tuple[str, Any]] = {}
+    operations = list(walk(graph))
+    for _, operation in operations:
+        for port, weight in weight_inputs(operation):
+            if weight.packed:
+                whole.add((operation.get_name(), port))
+                parts |= {
+                    node.get_name(): (weight.name, node)
+                    for node in _upstream(operation.input_value(port).get_node())
+                    if type_name(node) not in ("i64", "i32")
+                }
+    return [
+        f"{weight}, read by {target.get_node().get_friendly_name()}"
+        for weight, node in parts.values()
+        for output in node.outputs()
+        for target in output.get_target_inputs()
+        if target.get_node().get_name() not in parts
+        and (target.get_node().get_name(), target.get_index()) not in whole
+        and target.get_node().get_type_name() != "ShapeOf"
+    ]
+
+
+def _upstream(node: Any) -> list[Any]:
+    """An operation and all that it comes from, each once; more than a weight's unpacking takes are not gone through."""
+    found: dict[str, Any] = {}
+    waiting = [node]
+    while waiting and len(found) <= MOST_UNPACKING:
+        one = waiting.pop()
+        if one.get_name() not in found:
+            found[one.get_name()] = one
+            waiting += [value.get_node() for value in one.input_values()]
+    return list(found.values())
 
 
 def weight_inputs(operation: Any) -> Iterator[tuple[int, Weight]]:
@@ -154,7 +234,8 @@ def decompression(source: ov.Output) -> Weight | None:
     """Match `Constant → Convert [→ Subtract] → Multiply [→ Reshape → Convert]`, or a plain float constant.
 
     Returns:
-        The weight without consumers; None when the source does not come from a constant in this way.
+        The weight without consumers; None when the source does not come from a constant in this way, or by way of more
+        operations than any weight's unpacking has.
     """
     node = _through(source.get_node())
     scale = zero_point = None
@@ -166,7 +247,7 @@ def decompression(source: ov.Output) -> Weight | None:
             node = _through(node.input_value(0).get_node())
         if scale is None:
             return None
-    if node.get_type_name() != "Constant":
+    if node.get_type_name() != "Constant" or len(_upstream(source.get_node())) > MOST_UNPACKING:
         return None
     return Weight(
         name=node.get_friendly_name(),
@@ -201,8 +282,8 @@ def runtime_options(graph: ov.Model) -> dict[str, str]:
 
 
 def constants(graph: ov.Model) -> Iterator[Any]:
-    """The Constant operations of a graph."""
-    return (node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant")
+    """The Constant operations of a graph and of the graphs inside it."""
+    return (node for _, node in walk(graph) if node.get_type_name() == "Constant")
 
 
 def type_name(node: Any) -> str:
@@ -214,78 +295,6 @@ def constant_bytes(node: Any) -> int:
     """Bytes a constant takes in the .bin."""
     bits = int(node.get_output_element_type(0).bitwidth)
     return -(-int(np.prod(node.get_output_shape(0))) * bits // 8)
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A constant that holds a known matrix; `turned` when it is stored as (input, output)."""
-
-    node: Any
-    turned: bool
-
-    def reader(self) -> Callable[[slice], NDArray[np.float32]]:
-        """Reads the values of some rows, (rows, input) float32, a copy each time."""
-        kind, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
-        stored = raw(self.node).view(_STORED_AS[kind]).reshape(shape)
-        matrix = stored.T if self.turned else stored
-
-        def read(rows: slice) -> NDArray[np.float32]:
-            if kind == "bf16":
-                return np.left_shift(matrix[rows], 16, dtype=np.uint32, order="C").view(np.float32)
-            return matrix[rows].astype(np.float32, order="C")
-
-        return read
-
-    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Other values in the type of this constant, as float32."""
-        kind = type_name(self.node)
-        if kind == "bf16":
-            return (bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
-        return values.astype(_STORED_AS[kind]).astype(np.float32)
-
-
-def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The nearest bfloat16 values, ties to even, as their bits."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return rounded
-
-
-def matrices_by_digest(graph: ov.Model, layers: Iterable[LayerFormat]) -> dict[str, list[Matrix]]:
-    """The graph's float constants with a layer's shape, by SHA-256 of their bytes row by row as (output, input).
-
-    A constant that the exporter widened to float32 is found under the digest of the 16-bit values it came from too.
-    """
-    layers = tuple(layers)
-    straight = {(layer.out_features, layer.in_features) for layer in layers}
-    turned = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
-    found: dict[str, list[Matrix]] = {}
-    for node in constants(graph):
-        shape = tuple(node.get_output_shape(0))
-        if type_name(node) not in FLOAT_TYPES or shape not in straight | turned:
-            continue
-        stored = raw(node).reshape(*shape, -1)
-        for values in (stored, *_narrowed(node, stored)):
-            if shape in straight:
-                found.setdefault(bytes_digest(values), []).append(Matrix(node, turned=False))
-            if shape in turned:
-                flipped = np.ascontiguousarray(values.transpose(1, 0, 2))
-                found.setdefault(bytes_digest(flipped), []).append(Matrix(node, turned=True))
-    return found
-
-
-def _narrowed(node: Any, stored: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of a float32 constant in each 16-bit type that holds its values exactly, (rows, columns, 2)."""
-    if type_name(node) != "f32":
-        return
-    bits = stored.view(np.uint32)[..., 0]
-    if not (bits & 0xFFFF).any():
-        yield (bits >> 16).astype(np.uint16)[..., None].view(np.uint8)
-    floats = bits.view(np.float32)
-    with np.errstate(over="ignore"):
-        halves = floats.astype(np.float16)
-    if np.array_equal(halves.astype(np.float32), floats):
-        yield halves[..., None].view(np.uint8)
 
 
 def raw(node: Any) -> NDArray[np.uint8]:
@@ -322,14 +331,17 @@ def unpacked(node: Any) -> NDArray[Any]:
     if kind in ("u4", "i4"):
         codes = nibbles(values)[: int(np.prod(shape))].reshape(shape)
         return codes if kind == "u4" else ((codes ^ 8).astype(np.int8) - 8)
-    if kind not in _STORED_AS:
+    if kind not in STORED_AS:
         raise ArtifactError(f"constant {node.get_friendly_name()}: holds {kind}, which no weight of ours has")
-    stored = values.view(_STORED_AS[kind]).reshape(shape)
+    stored = values.view(STORED_AS[kind]).reshape(shape)
     return (stored.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else stored
 
 
 def _through(node: Any) -> Any:
-    while node.get_type_name() in _LOOK_THROUGH:
+    """What is converted, reshaped or transposed, by constants, to this."""
+    while node.get_type_name() in _LOOK_THROUGH and all(
+        value.get_node().get_type_name() == "Constant" for value in node.input_values()[1:]
+    ):
         node = node.input_value(0).get_node()
     return node
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ovexport.errors import UnsupportedModelError
+
 _PROBED_TOKENS = 8
 
 
@@ -78,9 +80,17 @@ def is_plain(network: PreTrainedModel, head: Head, ids: Tensor) -> bool:
 
     Args:
         ids: some sequences; the first tokens of the first are looked at.
+
+    Raises:
+        UnsupportedModelError: the logits are not finite.
     """
     sample = ids[:1, :_PROBED_TOKENS]
     whole: Any = network(input_ids=sample, use_cache=False).logits[0].float()
+    if not torch.isfinite(whole).all():
+        raise UnsupportedModelError(
+            f"{type(network).__name__}: its logits are not finite on the text, so its weights overflow; give a sound "
+            "checkpoint"
+        )
     ours = head.logits(hidden_states(network, sample)[0])
     tolerance = 1e-2 * float(whole.abs().max())
     return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-2, atol=tolerance)

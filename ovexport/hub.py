@@ -23,6 +23,7 @@ import ovexport
 from ovexport.artifacts import MODELS, RUN_FILES, RunFolder, check_files, read_record
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.gates import require_passed
+from ovexport.recipe import VerifySpec
 from ovexport.reports import GateReport, VerificationReport
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Destination:
         repository: as ORG/NAME; it is made where there is none.
         revision: the branch, made where there is none; the main one without it.
         private: make a new repository private.
+        allow_partial: upload a product that is only partly proven too.
 
     Raises:
         RecipeError: the repository or the branch can't have that name.
@@ -47,6 +49,7 @@ class Destination:
     repository: str
     revision: str | None = None
     private: bool = False
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -74,6 +77,19 @@ class Upload:
     repository: str
     commit: str
     url: str
+
+
+def check_proof(destination: Destination, proof: VerifySpec) -> None:
+    """Refuse, before any work is done, a recipe whose product will not be proven as the upload needs it.
+
+    Raises:
+        RecipeError: it will be only partly proven, and that is not allowed.
+    """
+    if not (proof.runtime or destination.allow_partial):
+        raise RecipeError(
+            "verify.runtime = false: leaves the product partly proven, and only what is proven is uploaded; set it to "
+            "true, or add --allow-partial"
+        )
 
 
 def check_destination(destination: Destination) -> None:
@@ -107,13 +123,15 @@ def upload(folder: RunFolder, destination: Destination, *, show_progress: bool =
         show_progress: draw huggingface_hub's bars on stderr.
 
     Raises:
-        VerificationFailed: the product was not proven.
+        VerificationFailed: the product was not proven, or only partly where that is not allowed.
         GateFailed: a figure misses its limit.
         RecipeError: the repository is to be private, and there is a public one.
         ArtifactError: the run is not finished, the product is not as it was verified, or the hub can't be reached or
             refuses.
     """
-    files = _files(folder)
+    report = read_record(folder.path / "verification.json", VerificationReport)
+    _require_proven(folder, report, destination)
+    files = _files(folder, report)
     megabytes = sum(path.stat().st_size for path in files.values()) / 1e6
     logger.info("uploading %d files, %.1f MB, to %s", len(files), megabytes, destination.repository)
     api = HfApi(token=get_token(), library_name="ovexport", library_version=ovexport.__version__)
@@ -132,19 +150,37 @@ def upload(folder: RunFolder, destination: Destination, *, show_progress: bool =
         commit = api.create_commit(
             destination.repository,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
-            commit_message=f"INT4 OpenVINO IR, verified by ovexport {ovexport.__version__}",
+            commit_message=f"INT4 OpenVINO IR, {report.heading.lower()} by ovexport {ovexport.__version__}",
             revision=destination.revision,
         )
     return Upload(repository=destination.repository, commit=commit.oid, url=str(commit.repo_url))
 
 
-def _files(folder: RunFolder) -> dict[str, Path]:
-    """What is uploaded, by its path in the repository: the files of the product that were verified, and the run's."""
-    report = read_record(folder.path / "verification.json", VerificationReport)
+def _require_proven(folder: RunFolder, report: VerificationReport, destination: Destination) -> None:
+    """Refuse what is not proven.
+
+    Raises:
+        VerificationFailed: the proof failed, or is partial where that is not allowed.
+    """
     if not report.passed:
         raise VerificationFailed(
             f"{folder.path}: its verification failed, so it is not uploaded; verification.json says why", report
         )
+    if report.verdict != "proven" and not destination.allow_partial:
+        raise VerificationFailed(
+            f"{folder.path}: {report.heading.lower()} ({report.summary.reason}), so it is not uploaded; mend that and "
+            "--resume, or add --allow-partial",
+            report,
+        )
+
+
+def _files(folder: RunFolder, report: VerificationReport) -> dict[str, Path]:
+    """What is uploaded, by its path in the repository: the files of the product that were verified, and the run's.
+
+    Raises:
+        GateFailed: a figure misses its limit.
+        ArtifactError: the product is not as it was verified.
+    """
     if folder.gates.is_file():
         require_passed(read_record(folder.gates, GateReport))
     product = folder.ir(MODELS[-1]).path

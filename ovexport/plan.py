@@ -4,24 +4,35 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from ovexport import bench, compress, evaluate, gates, tune
 from ovexport.artifacts import LayerFormat, Record, existing_parent
-from ovexport.errors import ArtifactError, DataError, OvexportError
-from ovexport.evaluate import check_encoder, choose_prompts
-from ovexport.gates import check_recipe as check_gates
-from ovexport.layers import plan_layers
-from ovexport.model import DTYPES, load_config, load_tokenizer, skeleton, weight_matrices
+from ovexport.checking import Caution, Finding, raised
+from ovexport.errors import ArtifactError, OvexportError
+from ovexport.evaluate.prompts import choose_prompts
+from ovexport.layers import LayerPlan, examine_layers
+from ovexport.model import (
+    DTYPES,
+    all_matrices,
+    check_weights,
+    load_config,
+    load_tokenizer,
+    readable_tokens,
+    skeleton,
+)
+from ovexport.prepare import CHECKED_DOCUMENTS, Survey, missing_files, survey
 from ovexport.ranks import RankSpace
-from ovexport.recipe import CompressSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, TaskSpec, TuneSpec
-from ovexport.runtime import check_device
+from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.tasks import require_harness
-from ovexport.tune import arithmetic, device_of
-from ovexport.tune import check_device as check_tuning_device
+from ovexport.tokenizer import check_tokenizer
+from ovexport.wording import byte_size
 
 
 class Plan(Record):
@@ -33,12 +44,16 @@ class Plan(Record):
         tuning_memory_bytes: weights, gradients, adapters and optimizer; activations come on top.
         tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
             the speed of a matrix product measured now.
-        problems: everything that would stop the run.
+        unsuitable: names of the layers that can't be compressed as the recipe asks; their note says why, and sizes
+            count them in floating point.
+        problems: everything that would stop the run, in the order of their exit codes.
+        warnings: what the run would do otherwise than asked, and what could not be looked at.
         exit_code: of the first problem; 0 without one.
     """
 
     model: str
     layers: tuple[LayerFormat, ...]
+    unsuitable: tuple[str, ...]
     parameters: int
     baseline_bytes: int
     product_bytes: int
@@ -48,28 +63,40 @@ class Plan(Record):
     tuning_seconds: float | None
     disk_bytes: int
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
     """What is known of a model without its weights.
 
     Attributes:
         changed: the starting point has weights of its own, in float32.
+        positions: how many tokens the model can read; None where it has no limit, or is not known.
+        problem: why nothing is known.
     """
 
-    layers: tuple[LayerFormat, ...] = ()
+    plan: LayerPlan = field(default_factory=LayerPlan)
     parameters: int = 0
     bytes_per_parameter: int = 2
     changed: bool = False
+    positions: int | None = None
+    problem: OvexportError | None = None
+
+    @property
+    def layers(self) -> tuple[LayerFormat, ...]:
+        """The fate of each."""
+        return self.plan.layers
 
     @property
     def baseline_bytes(self) -> int:
+        """The weights of the BF16 IR."""
         return self.parameters * self.bytes_per_parameter
 
     @property
     def product_bytes(self) -> int:
+        """The weights of the INT4 IR."""
         packed = [layer for layer in self.layers if layer.mode != "float"]
         replaced = sum(layer.out_features * layer.in_features for layer in packed)
         rest = (self.parameters - replaced) * self.bytes_per_parameter
@@ -82,8 +109,9 @@ class _Shape:
 
     @property
     def tuned_parameters(self) -> int:
+        """Entries of adapters and quantization ranges."""
         tuned = [layer for layer in self.layers if layer.rank]
-        ranges = sum(layer.out_features * layer.groups * (1 if layer.mode == "int4_sym" else 2) for layer in tuned)
+        ranges = sum(layer.out_features * layer.groups * (1 if layer.symmetric else 2) for layer in tuned)
         return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
 
     @property
@@ -99,80 +127,137 @@ class _Shape:
         return self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints
 
 
-def plan_model(model: ModelSpec, compress: CompressSpec) -> Plan:
-    """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
-    shape, problems = _examine(model, compress, [])
-    return _plan(model, shape, problems, steps=None, seconds=None)
-
-
-def plan(recipe: Recipe, out: Path) -> Plan:
-    """The plan of a recipe; problems are collected, not raised."""
-    shape, problems = _examine_recipe(recipe, out)
-    steps, seconds = _tuning_length(recipe.tune, recipe.data, shape)
-    return _plan(recipe.model, shape, problems, steps=steps, seconds=seconds)
-
-
-def check_runnable(recipe: Recipe, out: Path) -> None:
-    """Refuse a recipe that can't be carried out, before any work starts.
-
-    Raises:
-        OvexportError: with every problem at once, of the class of the first.
-    """
-    problems = _examine_recipe(recipe, out)[1]
-    if problems:
-        raise type(problems[0])("; ".join(str(problem) for problem in problems))
-
-
-def _examine_recipe(recipe: Recipe, out: Path) -> tuple[_Shape, list[OvexportError]]:
-    return _examine(
-        recipe.model,
-        recipe.compress,
-        [
-            lambda _: check_gates(recipe),
-            lambda _: _check_sources(recipe.data),
-            lambda _: _check_task(recipe.task),
-            lambda _: check_encoder(recipe.evaluate.encoder),
-            lambda _: _check_prompts(recipe.evaluate),
-            lambda _: _check_tokenizer(recipe.model),
-            lambda _: check_tuning_device(recipe.tune),
-            lambda _: check_device(recipe.bench.device),
-            lambda shape: _check_ranks(recipe, shape.layers),
-            lambda shape: _check_disk(out, shape.disk_bytes),
-        ],
-    )
-
-
-def _examine(
-    model: ModelSpec, compress: CompressSpec, checks: Sequence[Callable[[_Shape], object]]
-) -> tuple[_Shape, list[OvexportError]]:
-    """The model's shape and every problem, each once."""
-    problems: dict[str, OvexportError] = {}
-    shape = _Shape()
+def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
+    """A model's shape; where it can't be had, its `problem` says why."""
     try:
         network = skeleton(model)
-        dtype = DTYPES.get(model.dtype, load_config(model).dtype or torch.float32)
-        shape = _Shape(
-            layers=plan_layers(weight_matrices(network), compress),
+        config = load_config(model)
+        return Shape(
+            plan=examine_layers(all_matrices(network), spec),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            bytes_per_parameter=dtype.itemsize,
-            changed=compress.awq or compress.gptq,
+            bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
+            changed=spec.awq or spec.gptq,
+            positions=readable_tokens(config),
         )
     except OvexportError as error:
-        problems[str(error)] = error
-    for check in checks:
+        return Shape(problem=error)
+
+
+class Outlook:
+    """A run before any work: what can be seen of its model and text, each looked at once, and what each stage's check
+    says of them.
+
+    Args:
+        out: the run's folder.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe = recipe
+        self.out = out
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model's."""
+        return look_at(self.recipe.model, self.recipe.compress)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's; None where it can't be loaded, which the stage prepare says."""
         try:
-            check(shape)
-        except OvexportError as error:
-            problems.setdefault(str(error), error)
-    return shape, list(problems.values())
+            return _tokenizer(self.recipe.model)
+        except OvexportError:
+            return None
+
+    @cached_property
+    def text(self) -> Survey:
+        """The run's; nothing is known of it where there is no tokenizer."""
+        if self.tokenizer is None:
+            return Survey(findings=tuple(missing_files(self.recipe.data, self.recipe.task)))
+        return survey(self.tokenizer, self.recipe.data, self.recipe.task, self.shape.positions)
+
+    def prepare(self) -> Iterator[Finding]:
+        """Of the stage prepare."""
+        if self.recipe.task is not None:
+            yield from raised(require_harness)
+        yield from raised(_tokenizer, self.recipe.model)
+        yield from self.text.findings
+
+    def trace(self) -> Iterator[Finding]:
+        """Of the stage trace."""
+        if self.shape.problem:
+            yield self.shape.problem
+        yield from raised(_local_weights, self.recipe.model)
+        yield from raised(self._tokenizer_of_the_ir)
+
+    def _tokenizer_of_the_ir(self) -> None:
+        """Let the run's test documents and prompts go through the tokenizer that the IR is going to have."""
+        spec = self.recipe.evaluate
+        texts = list(self.text.test_documents or ())[:CHECKED_DOCUMENTS]
+        if spec.prompts is not None:
+            texts += choose_prompts((), spec).texts
+        check_tokenizer(self.recipe.model, texts, templated=spec.chat_template == "auto")
+
+    def compress(self) -> Iterator[Finding]:
+        """Of the stage compress."""
+        yield from self.shape.plan.problems
+        yield from raised(compress.check, self.shape.layers, self.recipe.compress)
+
+    def tune(self) -> Iterator[Finding]:
+        """Of the stage tune."""
+        yield from raised(tune.check_device, self.recipe.tune)
+        ranks, spec = self.recipe.search.ranks, self.recipe.compress
+        if ranks is not None and self.shape.layers and not self.shape.plan.problems:
+            space = RankSpace.of(self.shape.layers, spec.rank_space or (), spec.rank_by)
+            yield from raised(space.chosen, ranks, "search.ranks")
+
+    def evaluate(self) -> Iterator[Finding]:
+        """Of the stage evaluate."""
+        documents, positions = self.text.test_documents, self.shape.positions
+        yield from evaluate.check(self.recipe.evaluate, self.tokenizer, documents, positions)
+
+    def bench(self) -> Iterator[Finding]:
+        """Of the stage bench."""
+        sequences = self.text.sequences.get("test")
+        tokens = None if sequences is None else sequences * self.recipe.data.sequence_length
+        yield from bench.check(self.recipe.bench, tokens, self.shape.positions)
+
+    def report(self) -> Iterator[Finding]:
+        """Of the stage report."""
+        yield from raised(gates.check_recipe, self.recipe)
+
+    def folder(self) -> Iterator[Finding]:
+        """Of the run's folder."""
+        yield from raised(_check_disk, self.out, self.shape.disk_bytes)
+
+
+def sorted_problems(findings: Iterable[Finding]) -> list[OvexportError]:
+    """The problems, each once, in the order of their exit codes."""
+    problems = {str(found): found for found in findings if isinstance(found, OvexportError)}
+    return sorted(problems.values(), key=lambda problem: problem.exit_code)
+
+
+def plan_model(model: ModelSpec, spec: CompressSpec) -> Plan:
+    """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
+    shape = look_at(model, spec)
+    findings = [*shape.plan.problems, *raised(check_tokenizer, model), *raised(_local_weights, model)]
+    return _plan(model, shape, [*([shape.problem] if shape.problem else []), *findings], steps=None, seconds=None)
+
+
+def plan_run(outlook: Outlook, findings: Sequence[Finding]) -> Plan:
+    """The plan of a recipe, with what the stages' checks found."""
+    recipe, shape = outlook.recipe, outlook.shape
+    steps, seconds = _tuning_length(recipe.tune, recipe.data, shape)
+    return _plan(recipe.model, shape, findings, steps=steps, seconds=seconds)
 
 
 def _plan(
-    model: ModelSpec, shape: _Shape, problems: Sequence[OvexportError], *, steps: int | None, seconds: float | None
+    model: ModelSpec, shape: Shape, findings: Sequence[Finding], *, steps: int | None, seconds: float | None
 ) -> Plan:
+    problems = sorted_problems(findings)
     return Plan(
         model=model.id,
         layers=shape.layers,
+        unsuitable=tuple(layer.name for layer in shape.layers if layer.name in shape.plan.unsuitable),
         parameters=shape.parameters,
         baseline_bytes=shape.baseline_bytes,
         product_bytes=shape.product_bytes,
@@ -182,29 +267,30 @@ def _plan(
         tuning_seconds=seconds,
         disk_bytes=shape.disk_bytes,
         problems=tuple(str(problem) for problem in problems),
+        warnings=tuple(dict.fromkeys(str(found) for found in findings if isinstance(found, Caution))),
         exit_code=problems[0].exit_code if problems else 0,
     )
 
 
-def _tuning_length(tune: TuneSpec, data: DataSpec, shape: _Shape) -> tuple[int | None, float | None]:
+def _tuning_length(spec: TuneSpec, data: DataSpec, shape: Shape) -> tuple[int | None, float | None]:
     """Steps, and seconds they take at least: 6 operations per parameter and token (the student's forward pass 2, its
     gradients 4; the teacher runs once and for all). How long a task's examples are is known when they are read."""
-    if tune.objective == "task":
-        return tune.steps, None
-    per_step = tune.batch_size * tune.gradient_accumulation_steps
-    steps = tune.steps
+    if spec.objective == "task":
+        return spec.steps, None
+    per_step = spec.batch_size * spec.gradient_accumulation_steps
+    steps = spec.steps
     if steps is None and data.train_sequences is not None:
-        steps = math.ceil((tune.epochs or 1) * data.train_sequences / per_step)
+        steps = math.ceil((spec.epochs or 1) * data.train_sequences / per_step)
     if steps is None:
         return None, None
     operations = 6.0 * shape.parameters * per_step * data.sequence_length * steps
-    return steps, operations / _operations_per_second(tune)
+    return steps, operations / _operations_per_second(spec)
 
 
-def _operations_per_second(tune: TuneSpec) -> float:
+def _operations_per_second(spec: TuneSpec) -> float:
     """Speed of a matrix product as tuning would compute it, best of a few."""
-    device = device_of(tune)
-    matrix = torch.randn(1024, 1024, device=device, dtype=arithmetic(tune, device))
+    device = tune.device_of(spec)
+    matrix = torch.randn(1024, 1024, device=device, dtype=tune.arithmetic(spec, device))
     best = 0.0
     for _ in range(5):
         started = time.perf_counter()
@@ -213,41 +299,14 @@ def _operations_per_second(tune: TuneSpec) -> float:
     return best
 
 
-def _check_sources(data: DataSpec) -> None:
-    for name in ("train", "validation", "test"):
-        source = getattr(data, name)
-        if source is not None and source.path is not None and not Path(source.path).is_file():
-            raise DataError(
-                f"data.{name}.path={source.path}: no such file; paths are looked for beside the recipe, then in the "
-                "working directory"
-            )
+def _tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
+    return load_tokenizer(model, load_config(model).get_text_config().vocab_size)
 
 
-def _check_task(task: TaskSpec | None) -> None:
-    if task is None:
-        return
-    for split, path in task.files.items():
-        if not Path(path).is_file():
-            raise DataError(
-                f"task.{split}={path}: no such file; paths are looked for beside the recipe, then in the working "
-                "directory"
-            )
-    require_harness()
-
-
-def _check_ranks(recipe: Recipe, layers: Sequence[LayerFormat]) -> None:
-    if recipe.search.ranks is not None and layers:
-        compress = recipe.compress
-        RankSpace.of(layers, compress.rank_space or (), compress.rank_by).chosen(recipe.search.ranks, "search.ranks")
-
-
-def _check_prompts(evaluate: EvaluateSpec) -> None:
-    if evaluate.prompts is not None:
-        choose_prompts((), evaluate)
-
-
-def _check_tokenizer(model: ModelSpec) -> None:
-    load_tokenizer(model, load_config(model).get_text_config().vocab_size)
+def _local_weights(model: ModelSpec) -> None:
+    """Look at the weights of a folder; those of the hub are not downloaded to plan."""
+    if Path(model.id).is_dir():
+        check_weights(model)
 
 
 def _check_disk(out: Path, needed: int) -> None:
@@ -255,7 +314,7 @@ def _check_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ArtifactError(
-            f"{out}: {free / 1e9:.2f} GB free on the disk, and the run needs about {needed / 1e9:.2f} GB; "
+            f"{out}: {byte_size(free)} free on the disk, and the run needs about {byte_size(needed)}; "
             "free some, or choose another --out"
         )
     if not os.access(existing, os.W_OK):

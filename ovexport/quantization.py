@@ -11,7 +11,8 @@ is tuned in place of `input_low` is the zero point: low / step is a whole number
 zero point that flips because the step was learned shifts its whole group. Gradients pass the rounding unchanged
 (straight-through) and are those of Learned Step Size Quantization (arXiv:1902.08153) for the range and of LSQ+
 (arXiv:2004.09576) for the zero point. NNCF itself learns `input_low`, adds B·A in the weight's dtype, and rounds the
-scale to float16 only on export; that is where its codes differ between training and export.
+scale to float16 only on export; that is where its codes differ between training and export. A checkpoint that
+NNCF tuned keeps NNCF's arithmetic, which is in `nncf_quantizer`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,16 @@ class Codes:
         )
 
 
+class Quantizer(Protocol):
+    """What gives a layer its codes, and its parameters to a checkpoint."""
+
+    def quantize(self, weight: Rows) -> Codes:
+        """The codes of a weight, (output, input), with the adapter absorbed."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, by name."""
+
+
 class FakeQuantizer(nn.Module):
     """dequantize(quantize(W + B·A)) of one matrix, with gradients for A, B and the quantization range.
 
@@ -108,7 +119,7 @@ class FakeQuantizer(nn.Module):
     @property
     def symmetric(self) -> bool:
         """Whether codes are signed and there is no zero point."""
-        return self.layer.mode == "int4_sym"
+        return self.layer.symmetric
 
     @property
     def range_names(self) -> tuple[str, ...]:
@@ -253,7 +264,7 @@ def write_checkpoint(
     layers: tuple[LayerFormat, ...],
     digests: dict[str, str],
     weights: Mapping[str, Tensor],
-    quantizers: Mapping[str, FakeQuantizer],
+    quantizers: Mapping[str, Quantizer],
     changed: Mapping[str, Tensor],
     *,
     rank_space: tuple[int, ...] = (),

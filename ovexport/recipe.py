@@ -6,7 +6,6 @@ then in the working directory; what is neither is taken for a hub id.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -16,8 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ovexport.bounded import DEEPEST, LARGEST_RECIPE_BYTES, parse_toml
 from ovexport.errors import RecipeError
 from ovexport.prompt_sets import LANGUAGES
+from ovexport.textfile import NotTextError, read_text
+from ovexport.wording import shortened
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -82,7 +84,7 @@ class SourceSpec(Spec):
 
     Attributes:
         path: .txt / .raw (blocks between blank lines are documents; lines, where there is no blank line), .jsonl /
-            .json, .csv or .parquet (rows are documents).
+            .json, .csv or .parquet (rows are documents). UTF-8, or UTF-16 and UTF-32 with a byte order mark.
         hub: a hub data set, with `config` and `split`.
         column: the column that holds the text; not used for plain text.
     """
@@ -111,7 +113,8 @@ class DataSpec(Spec):
         test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
         sequence_length: tokens per sequence.
         train_sequences: at most so many sequences; all there are without it.
-        validation_sequences, test_sequences: so many sequences.
+        validation_sequences, test_sequences: so many sequences; all there are, where the text makes fewer, with a
+            warning, but 1 and 4 at least.
     """
 
     train: SourceSpec | None = None
@@ -186,8 +189,9 @@ class CompressSpec(Spec):
         awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
         gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
         ignored: shell patterns of layer names that stay in floating point.
-        fallback: for a layer whose in-features `group_size` does not divide: its largest divisor below `group_size`
-            that is at least 4, one scale per channel, INT8, or an error.
+        fallback: for a layer whose in-features `group_size` does not divide, or which the CPU runtime computes wrongly
+            in groups of that size: the largest power of two below `group_size` that divides them and is at least 4,
+            one scale per channel, INT8, or an error.
     """
 
     mode: Literal["int4_asym", "int4_sym"] = "int4_asym"
@@ -341,10 +345,10 @@ class EvaluateSpec(Spec):
             generated tokens and has none of its traps, see ovexport.evaluate.similarity. The similarity itself is the
             same.
         prompts: a packaged set, "long", "short" or "chinese"; a text file with a prompt per line; a file with rows, or
-            a hub data set, whose column `prompts_column` holds them; without it the first words of the test documents.
+            a hub data set, whose column `prompts_column` holds them; without it the beginnings of the test documents.
         prompts_split: of a hub data set.
-        prompt_count, prompt_words: how many prompts, and how many words of a test document make one; its first half
-            does, where all documents are shorter than twice that.
+        prompt_count, prompt_words: how many prompts, and how many words of a test document make one (characters, in
+            scripts without blanks between words); its first half does, where all documents are shorter than twice that.
         max_new_tokens: length of the generated answers, greedy.
         chat_template: "auto" uses the tokenizers' template where every model has one, and the same.
         isolate: measure the divergence under five runtime settings, to tell the weights' share from that of KV cache,
@@ -387,11 +391,13 @@ class BenchSpec(Spec):
         attention_backend: of openvino-genai. Each of these four is one value or several; every combination of them is
             measured, the first of all with its memory too.
         pairs: rounds in which every model runs once, one after the other, at most.
-        sessions: the rounds are spread over so many; for each the models are loaded anew, and `warmup` more rounds
-            are dropped first.
+        sessions: the rounds are spread over so many at most; for each the models are loaded anew, and `warmup` more
+            rounds are dropped first.
         precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
-            this share of its median, either way; 0 measures them all.
-        time_limit_s: no other session is begun after so many seconds.
+            this share of its median, either way; 0 never stops for it.
+        time_limit_s: seconds that all of it should take, memory and limits included: no other session is begun that
+            would end later. Five sessions are measured in any case, of fewer rounds where time is short, as fewer
+            give no interval.
         memory: measure each model's memory, in a process of its own.
         limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
         inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
@@ -406,7 +412,7 @@ class BenchSpec(Spec):
     sessions: Positive = 32
     warmup: Positive = 1
     precision: Fraction = 0.025
-    time_limit_s: PositiveReal = 3600.0
+    time_limit_s: PositiveReal = 120.0
     memory: bool = True
     limits: bool = True
     device: str = "CPU"
@@ -639,20 +645,22 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         absent: what to say of a file that is not there.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, LARGEST_RECIPE_BYTES))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, NotTextError) as error:
+        raise RecipeError(f"{path}: can't be read ({error})") from error
+    except ValueError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read ({error}); give a TOML file in UTF-8") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise RecipeError(f"--set {override}: write section.key=value, such as --set tune.learning_rate=1e-4")
+    if not equals or not 2 <= len(keys) <= DEEPEST or not all(keys):
+        raise RecipeError(
+            f"--set {shortened(override)}: write section.key=value, such as --set tune.learning_rate=1e-4"
+        )
     section = values
     for key in keys[:-1]:
         section = section.setdefault(key, {})
@@ -664,8 +672,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     """The text as a TOML value; a string where it is none."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -676,13 +684,13 @@ _CURES = {
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    where = shortened(".".join(str(part) for part in problem["loc"])) or "recipe"
     if problem["type"] in _CURES:
         return f"{where}: {_CURES[problem['type']]}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where != "recipe" else message
-    return f"{where}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"
 
 
 def _resolve(name: str | None, base: Path) -> str | None:

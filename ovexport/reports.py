@@ -8,15 +8,11 @@ import builtins
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from ovexport.artifacts import Record
 
 Interval = tuple[float, float]
-
-FEWEST_VALUES = 8
-"""A bootstrap of fewer values gives no interval: of 3, its 95 % would reach from the least to the largest, whatever
-they are, and of normal values it covers the true mean in 80 % of trials at 4, 84 % at 5, 89 % at 8 and 93 % at 24."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +87,21 @@ class VerificationSummary(Record):
     reason: str | None = None
 
 
+PROOF_VERDICTS = {
+    "proven": "PROVEN",
+    "partial": "PARTLY PROVEN",
+    "described": "DESCRIBED, NOT PROVEN",
+    "failed": "FAILED",
+}
+"""What a proof can come to, with the words for it on the page, the card, the terminal and the hub."""
+
+
 class VerificationReport(Record):
-    """verification.json."""
+    """verification.json.
+
+    Attributes:
+        notes: what a reader has to know beside the checks, such as runtime settings that the IR carries.
+    """
 
     passed: Annotated[bool, Meaning("1 where every check of the proof passed, otherwise 0", "higher")]
     subject: str
@@ -100,7 +109,37 @@ class VerificationReport(Record):
     summary: VerificationSummary
     layers: tuple[LayerRow, ...]
     files: dict[str, str] = Field(description="SHA-256 of each file of the IR")
+    notes: tuple[str, ...] = ()
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verdict_is_computed(cls, values: Any) -> Any:
+        """A verdict in a file says nothing beside the checks and what was not compared."""
+        return {key: value for key, value in values.items() if key != "verdict"} if isinstance(values, dict) else values
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> Literal["proven", "partial", "described", "failed"]:
+        """ "partial" where something was not there to compare with, or was not looked at (`summary.reason` says what);
+        "described" without a checkpoint."""
+        if not self.passed:
+            return "failed"
+        if self.summary.predicted_weight_bytes is None:
+            return "described"
+        return "proven" if self.summary.reason is None else "partial"
+
+    @property
+    def heading(self) -> str:
+        """The verdict in words."""
+        return PROOF_VERDICTS[self.verdict]
+
+    @property
+    def told(self) -> str:
+        """The verdict, how many checks passed, the notes, and what was not looked at."""
+        passed = sum(check.passed for check in self.checks)
+        missing = [f"not looked at: {self.summary.reason}"] if self.summary.reason else []
+        return "; ".join([f"{self.heading}: {passed:,} of {len(self.checks):,} checks passed", *self.notes, *missing])
 
 
 class Figures(Record):
@@ -169,7 +208,7 @@ class Similarity(Figures):
     """Figures over the generated answers, as ovexport.evaluate.similarity defines them in each mode.
 
     Attributes:
-        similarity_ci95: by bootstrap over prompts; None where there are too few for one.
+        similarity_ci95: by bootstrap over prompts; None where they are too few.
     """
 
     similarity: Annotated[
@@ -212,12 +251,17 @@ class ModelEvaluation(Divergence, Similarity):
 
     Attributes:
         tasks: by name, lm-evaluation-harness's metrics with their standard errors, see ovexport.tasks.TaskResult.
+        word_perplexity_reason: why there is none.
+        different_answers: how many of the answers to all prompts differ from each other; where they are few, the
+            similarity is that of a few answers.
         worst_answers: least alike first.
         isolation: where the divergence comes from, where it was asked for.
     """
 
     perplexity: Annotated[float | None, Meaning("perplexity per token of held-out text", "lower")] = None
     word_perplexity: Annotated[float | None, Meaning("perplexity per word of held-out text", "lower")] = None
+    word_perplexity_reason: str | None = None
+    different_answers: Annotated[int | None, Meaning("how many of the answers differ from each other", "higher")] = None
     kl_histogram: tuple[int, ...] | None = None
     worst_answers: tuple[WorstAnswer, ...] = ()
     isolation: Annotated[
@@ -251,6 +295,7 @@ class EvaluationReport(Record):
         recovered_gap_ci95: by bootstrap over the units that the conditions name as `interval_over`; None where there
             are too few of them.
         histogram_edges_nats: bin edges of each model's kl_histogram.
+        notes: what the reader of the figures has to know of text, prompts and encoder.
     """
 
     reference: str
@@ -262,6 +307,7 @@ class EvaluationReport(Record):
     recovered_gap_ci95: Interval | None = None
     reason: str | None = None
     histogram_edges_nats: tuple[float, ...]
+    notes: tuple[str, ...] = ()
     conditions: dict[str, Any]
     versions: dict[str, str]
 
@@ -307,10 +353,38 @@ class PhysicalLimit(Figures):
     ]
 
 
+class Generation(Figures):
+    """One generation as llm_bench lists it.
+
+    Attributes:
+        warmup: it is in no statistic.
+        began, ended: the local time, ISO 8601.
+        first_inference_ms, other_inferences_ms: of the model alone: the first, and the mean of the others.
+        tokenization_ms, detokenization_ms: the prompts' text encoded, and the answers decoded, beside the timed
+            generation; None where the IR has no tokenizer for it.
+        result_md5: of each answer's text.
+    """
+
+    warmup: bool
+    began: str
+    ended: str
+    first_token_ms: float
+    output_token_ms: float
+    whole_ms: float
+    first_inference_ms: float
+    other_inferences_ms: float
+    tokenization_ms: float | None
+    detokenization_ms: float | None
+    result_md5: tuple[str, ...]
+
+
 class ModelBenchmark(Figures):
     """One model in benchmark.json.
 
     Attributes:
+        generations: the first session's first warm-up, then those that the statistics are of.
+        weight_precision: the narrowest that a Linear layer is stored in, as compression modes are named: "INT4_ASYM",
+            "INT8_SYM", "BF16", …; empty where that is not known.
         load_memory, generation_memory: of a process that does nothing else.
         limit: None where bandwidth and rate were not measured.
     """
@@ -326,20 +400,27 @@ class ModelBenchmark(Figures):
     throughput_tokens_per_s: Annotated[
         float, Meaning("tokens that a batch generates over the whole generation's seconds, prompt included", "higher")
     ]
-    load_time_ms: Annotated[float, Meaning("from the files to a model that can be asked", "lower")]
+    load_time_ms: Annotated[float, Meaning("from the files to a model that can be asked, the median", "lower")]
     peak_rss_bytes: Annotated[int | None, Meaning("resident memory at its peak, loading and generating", "lower")]
     load_memory: PeakMemory | None = None
     generation_memory: PeakMemory | None = None
     limit: PhysicalLimit | None = None
     weight_bytes: Annotated[int, Meaning("size of the weights on disk", "lower")]
+    weight_precision: str = ""
+    generations: tuple[Generation, ...] = ()
     reason: str | None = None
 
 
 class Ratio(Figures):
-    """A ratio of two models' figures, pair by pair, with a 95 % bootstrap interval of its median."""
+    """The median of the ratios of two models' figures, pair by pair.
+
+    Attributes:
+        ci95: the median's 95 % interval, by bootstrap over sessions and pairs; None where the sessions are too few.
+    """
 
     median: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
+    reason: str | None = None
 
 
 class LatencyRatios(Record):

@@ -9,6 +9,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.errors import RecipeError, UnsupportedModelError, last_line
+from ovexport.foreign import exhausted
 
 ACCURATE: Mapping[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -128,7 +129,9 @@ def compile_for_cpu(graph: ov.Model, name: str, settings: Mapping[str, Any]) -> 
     try:
         return ov.Core().compile_model(graph, "CPU", dict(settings))
     except RuntimeError as error:
-        raise UnsupportedModelError(f"{name}: the CPU runtime can't compile it ({last_line(error)})") from error
+        raise exhausted(error, name) or UnsupportedModelError(
+            f"{name}: the CPU runtime can't compile it ({last_line(error)})"
+        ) from error
 
 
 def check_device(device: str, core: ov.Core | None = None) -> None:

@@ -25,9 +25,11 @@ from ovexport.artifacts import (
     write_record,
 )
 from ovexport.errors import ArtifactError
-from ovexport.graph import Matrix, matrices_by_digest, read_graph
-from ovexport.quantization import Codes, Rows, load_quantizer
-from ovexport.tensorfile import TensorWriter
+from ovexport.graph import read_graph
+from ovexport.matrices import Matrix, layer_matrices
+from ovexport.nncf_quantizer import NncfQuantizer
+from ovexport.quantization import Codes, Quantizer, Rows, load_quantizer
+from ovexport.tensorfile import TensorFile, TensorWriter
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
@@ -39,9 +41,10 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     Raises:
         ArtifactError: the checkpoint is corrupt or of another base model, or its codes are not those that tuning
             ended with.
+        UnsupportedModelError: which constant of the base is a layer's can't be told.
     """
     manifest = checkpoint.manifest
-    matrices = matrices_by_digest(read_graph(base), manifest.layers)
+    matrices = layer_matrices(read_graph(base), manifest)
     adapters = checkpoint.adapters
     changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.changed else {}
     packed = PackedManifest(
@@ -60,7 +63,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
                     if layer.name in manifest.changed:
                         writer.write(layer.name, changed[layer.name])
                     continue
-                codes = load_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
+                codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
                 if codes.digest() != manifest.digests[layer.name]:
                     raise ArtifactError(
                         f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
@@ -72,6 +75,10 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     return PackedWeights(out)
 
 
+def _quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
+    return NncfQuantizer.load(layer, adapters) if layer.arithmetic == "nncf" else load_quantizer(layer, adapters)
+
+
 def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor of packed.safetensors."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -79,7 +86,7 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
         bits, scales = BITS[layer.mode], layer.out_features * layer.groups
         layout[f"{layer.name}.codes"] = ("U8", (-(-layer.out_features * layer.in_features * bits // 8),))
         layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
-        if layer.mode != "int4_sym":
+        if not layer.symmetric:
             layout[f"{layer.name}.zero_point"] = ("U8", (-(-scales * bits // 8),))
     floats = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
     return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
@@ -103,7 +110,7 @@ def _nibbles(values: Tensor) -> NDArray[np.uint8]:
 
 
 def _bytes(values: Tensor) -> NDArray[np.uint8]:
-    flat: NDArray[np.uint8] = values.contiguous().reshape(-1).numpy()
+    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy()
     return flat
 
 
@@ -120,16 +127,16 @@ class _FileRows:
 def _weight(
     layer: LayerFormat,
     manifest: CheckpointManifest,
-    matrices: Mapping[str, list[Matrix]],
+    matrices: Mapping[str, Matrix],
     changed: Mapping[str, NDArray[np.float32]],
 ) -> Rows:
     """The weight that the adapters are added to, known by its digest to be the one that was tuned."""
-    found = matrices.get(manifest.weight_digests[layer.name])
-    if not found:
+    found = matrices.get(layer.name)
+    if found is None:
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
     if layer.name in changed:
         own = changed[layer.name]
         return _FileRows(lambda rows: np.array(own[rows]))
-    return _FileRows(found[0].reader())
+    return _FileRows(found.reader())

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from ovexport.bounded import LARGEST_HEADER_BYTES, LARGEST_NUMBER, MOST_DIMENSIONS, parse_json
 from ovexport.errors import ArtifactError
+from ovexport.wording import shortened
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
 _WRITTEN_AS = _DTYPES | {"BF16": "<u2"}  # NumPy has no bfloat16: its bits are written
-_LONGEST_HEADER_BYTES = 100_000_000
 
 
 class TensorFile(Mapping[str, NDArray[Any]]):
@@ -37,12 +38,12 @@ class TensorFile(Mapping[str, NDArray[Any]]):
             size = path.stat().st_size
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                if not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
+                if not 2 <= length <= min(size - 8, LARGEST_HEADER_BYTES):
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length), largest=LARGEST_HEADER_BYTES)
             header.pop("__metadata__", None)
             ends = [_checked_end(name, entry) for name, entry in header.items()]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a readable safetensors file ({error}); make it again") from error
         self._header: dict[str, dict[str, Any]] = header
         if any(8 + length + end > size for end in ends):
@@ -93,6 +94,8 @@ def _checked_end(name: str, entry: Mapping[str, Any]) -> int:
     numbers = (begin, end, *entry["shape"])
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError(f"{name}: offsets {entry['data_offsets']} and shape {entry['shape']}")
+    if len(entry["shape"]) > MOST_DIMENSIONS or math.prod(max(1, length) for length in entry["shape"]) > LARGEST_NUMBER:
+        raise ValueError(f"{name}: shape {shortened(str(entry['shape']))}")
     width = 2 if entry["dtype"] == "BF16" else np.dtype(_DTYPES[entry["dtype"]]).itemsize
     if end - begin != width * math.prod(entry["shape"]):
         raise ValueError(f"{name}: {end - begin} bytes for {entry['dtype']} {entry['shape']}")

@@ -1,45 +1,58 @@
 """Stage trace: the IR of the uncompressed model, traced once. The product and its twin are this graph, repacked."""
 
 import gc
+import json
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-import openvino as ov
 import torch
 import transformers
-from openvino_tokenizers import convert_tokenizer
 from optimum.exporters.openvino import model_configs
 from optimum.exporters.openvino.convert import export_from_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ovexport.artifacts import IR, atomic_folder
 from ovexport.errors import UnsupportedModelError
-from ovexport.model import load_model, load_tokenizer
+from ovexport.foreign import exhausted, said
+from ovexport.model import generation_config_file, load_config, load_generation_config, load_model, load_tokenizer
+from ovexport.names import name_nodes
 from ovexport.recipe import ConvertSpec, ModelSpec
+from ovexport.tokenizer import check_ends, write_tokenizer
 
 TASK = "text-generation-with-past"
 _LIFTED_CAPS = {"gemma2": model_configs.Gemma2OpenVINOConfig}
 """Architectures that optimum-intel 2.1 refuses beyond transformers 5.0 and exports rightly from 5.5 all the same: the
 logits of its IR are torch's, soft capping and sliding window included (tests/test_architectures.py)."""
 
+_OF_THE_SAVING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"}
+"""What a configuration holds of the way in which it was saved, and not of the model."""
+
 
 def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
     """Export the model with its weights as they are, with tokenizer, detokenizer and configurations.
 
     Raises:
-        ArtifactError, UnsupportedModelError: the model can't be loaded or exported.
+        ArtifactError: the model or a file of it can't be read.
+        UnsupportedModelError: the model can't be loaded or exported, its tokenizer can't be converted, or a
+            configuration of it would be another one in the IR.
     """
     network = load_model(model)
     tokenizer = load_tokenizer(model, network.config.get_text_config().vocab_size)
+    check_ends(model, tokenizer)
     with atomic_folder(out) as folder:
+        write_tokenizer(tokenizer, folder, model.id)
         _export(network, model.id, folder)
         del network
         gc.collect()  # the exporter leaves cycles that would keep the weights mapped
         set_runtime_options(folder / "openvino_model.xml", convert)
-        _write_tokenizer(tokenizer, folder)
+        name_nodes(folder / "openvino_model.xml")
+        _write_generation_config(model, folder)
+        check_kept(model, tokenizer, folder)
     return IR(out)
 
 
@@ -68,9 +81,8 @@ def _export(network: PreTrainedModel, name: str, folder: Path) -> None:
     except Exception as error:  # the exporter and what it traces raise anything at all
         if _interrupted(error):
             raise KeyboardInterrupt from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(
-            f"{name}: optimum-intel can't export {network.config.model_type} ({first}); "
+        raise exhausted(error, name) or UnsupportedModelError(
+            f"{name}: optimum-intel can't export {network.config.model_type} ({said(error)}); "
             "see its list of supported architectures"
         ) from error
 
@@ -98,14 +110,54 @@ def _without_cap(model_type: str) -> Iterator[None]:
         config.MAX_TRANSFORMERS_VERSION = cap
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)
-    try:
-        encode, decode = convert_tokenizer(tokenizer, with_detokenizer=True)
-    except Exception as error:  # openvino_tokenizers raises anything at all on a tokenizer it does not know
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _write_generation_config(model: ModelSpec, folder: Path) -> None:
+    """Take over generation_config.json as it is: transformers refuses to write what it finds inconsistent, such as a
+    temperature without do_sample, and optimum-intel then leaves the file out, end tokens and all."""
+    file, target = generation_config_file(model), folder / "generation_config.json"
+    if file is not None:
+        shutil.copyfile(file, target)
+    else:
+        load_generation_config(model).to_json_file(target)
+
+
+def check_kept(model: ModelSpec, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Compare what stands beside the traced graph with the model that it was traced from.
+
+    Raises:
+        UnsupportedModelError: something is lost or changed.
+    """
+    written = ModelSpec(id=str(folder), trust_remote_code=model.trust_remote_code)
+    source = load_config(model)
+    stated = PreTrainedConfig.get_config_dict(model.id, revision=model.revision)[0]
+    changed = _differing(source, load_config(written), "config.json", stated)
+    changed += _differing(load_generation_config(model), load_generation_config(written), "generation_config.json")
+    copy = load_tokenizer(written, source.get_text_config().vocab_size)
+    changed += [
+        f"the tokenizer's {of}"
+        for of in ("vocab_size", "special_tokens_map", "added_tokens_decoder", "chat_template", "padding_side")
+        if getattr(copy, of) != getattr(tokenizer, of)
+    ]
+    if copy.get_vocab() != tokenizer.get_vocab():
+        changed.append("the tokenizer's vocabulary")
+    if changed:
         raise UnsupportedModelError(
-            f"{type(tokenizer).__name__}: openvino_tokenizers can't convert it ({first})"
-        ) from error
-    ov.save_model(encode, folder / "openvino_tokenizer.xml")
-    ov.save_model(decode, folder / "openvino_detokenizer.xml")
+            f"{model.id}: the IR would lose or change {', '.join(changed)}; save model and tokenizer anew with "
+            "transformers, and give that folder"
+        )
+
+
+def _differing(source: Any, written: Any, file: str, stated: Container[str] | None = None) -> list[str]:
+    """The keys of a configuration that have another value than the source's.
+
+    Args:
+        stated: the keys that count; all of them when None.
+    """
+    first, second = (
+        json.loads(
+            config.to_json_string(use_diff=False),
+            object_hook=lambda values: {key: value for key, value in values.items() if key not in _OF_THE_SAVING},
+        )
+        for config in (source, written)
+    )
+    keys = sorted(key for key in first.keys() | second.keys() if stated is None or key in stated)
+    return [f"{key} of {file}" for key in keys if first.get(key) != second.get(key)]

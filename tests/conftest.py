@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers with a thread per core each would wait for one another
 
 import logging
 import shutil
@@ -61,8 +63,8 @@ def tiny_values(model: Path) -> dict:
         },
         "compress": {"group_size": 32, "rank": 8},
         "tune": {"steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2, "validate_every": 2, "save_every": 2},
-        "evaluate": {"encoder": "offline", "prompt_count": 3, "prompt_words": 8, "max_new_tokens": 8},
-        "bench": {"prompt_tokens": 16, "output_tokens": 4, "pairs": 5, "sessions": 2, "warmup": 1},
+        "evaluate": {"encoder": "offline", "prompt_count": 5, "prompt_words": 8, "max_new_tokens": 8},
+        "bench": {"prompt_tokens": 16, "output_tokens": 4, "pairs": 5, "sessions": 5, "warmup": 1},
     }
 
 
@@ -77,6 +79,7 @@ def _own_logging() -> Iterator[None]:
     """What a command does to the package's logger ends with its test."""
     yield
     logger = logging.getLogger("ovexport")
+    logging.setLogRecordFactory(logging.LogRecord)
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):

@@ -7,35 +7,73 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-CODES = {"int4_asym": ("u4", 0, 15), "int4_sym": ("i4", -8, 7), "int8_asym": ("u8", 0, 255)}
+STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
+CODES = {
+    "int4_asym": ("u4", 0, 15),
+    "int4_sym": ("i4", -8, 7),
+    "int8_asym": ("u8", 0, 255),
+    "int8_sym": ("i8", -128, 127),
+}
 
 
 def tensor(name: str, *files: Path) -> np.ndarray:
-    """A tensor of safetensors files, widened to float32; a bfloat16 is the upper half of one."""
+    """A tensor of safetensors files, floats widened to float32; a bfloat16 is the upper half of one."""
     for data in (np.memmap(file, np.uint8, "r") for file in files):
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         if info := json.loads(data[8:start].tobytes()).get(name):
             begin, end = info["data_offsets"]
             raw = data[start + begin : start + end].view(STORED[info["dtype"]]).reshape(info["shape"])
+            if info["dtype"] == "I64":
+                return raw
             return (raw.astype(np.uint32) << 16).view(np.float32) if info["dtype"] == "BF16" else raw.astype(np.float32)
     raise KeyError(name)
 
 
-def expected(layer: dict, weight: np.ndarray, file: Path) -> dict[tuple[str, str], np.ndarray]:
-    """The values of the constants that the IR must hold for a layer, by their name and type."""
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 of float32 values, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def by_nncf(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step, zero point (0 where symmetric) and codes of a layer with NNCF's arithmetic."""
     name, active, (kind, low, high) = layer["name"], layer["active_rank"], CODES[layer["mode"]]
-    symmetric = kind == "i4"
-    weight = weight.T if layer["transposed"] else weight
+    if layer["rank"]:
+        a, b = tensor(f"{name}.lora_A", file)[:active], tensor(f"{name}.lora_B", file)[:, :active]
+        product = bfloat16((b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32))
+        product.ravel()[tensor(f"{name}.product_positions", file)] = tensor(f"{name}.product_values", file)
+        weight = weight + product
+    start, span = tensor(f"{name}.input_low", file), tensor(f"{name}.input_range", file)
+    steps, symmetric = np.float32(high - low), low < 0
+    inverse = steps * (np.float32(1) / span) if kind in ("u4", "i4") else steps / span
+    position = np.clip(weight.reshape(len(span), -1, layer["group_size"]), start, start + span) - start
+    value = np.rint(position * inverse - np.rint(-start * inverse)) / inverse
+    step = tensor(f"{name}.scale", file) / np.float32(-low) if symmetric else span / steps
+    step = np.where(abs(step) < np.float32(2**-23), np.float32(2**-23), step)
+    zero_point = np.float32(0) if symmetric else np.clip(-np.rint(start / step), low, high)
+    return step.astype(np.float16), zero_point, np.clip(np.rint(value / step + zero_point), low, high)
+
+
+def by_ovexport(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step, zero point (0 where symmetric) and codes of any other layer."""
+    name, active, (_, low, high) = layer["name"], layer["active_rank"], CODES[layer["mode"]]
     if layer["rank"] and active != 0:
         a, b = tensor(f"{name}.lora_A", file)[:active], tensor(f"{name}.lora_B", file)[:, :active]
         weight = weight + (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
-    span = tensor(f"{name}.scale", file) / 8 if symmetric else abs(tensor(f"{name}.input_range", file)) / high
+    span = tensor(f"{name}.scale", file) / -low if low < 0 else abs(tensor(f"{name}.input_range", file)) / high
     step = np.copysign(np.maximum(abs(span).astype(np.float16).astype(np.float32), 2**-24), span)
-    zero_point = 0 if symmetric else np.clip(np.rint(-tensor(f"{name}.input_low", file) / step), low, high)
+    zero_point = np.float32(0) if low < 0 else np.clip(np.rint(-tensor(f"{name}.input_low", file) / step), low, high)
     codes = np.clip(np.rint(weight.reshape(len(step), -1, layer["group_size"]) / step) + zero_point, low, high)
+    return step, zero_point, codes
+
+
+def expected(layer: dict, weight: np.ndarray, file: Path) -> dict[tuple[str, str], np.ndarray]:
+    """The values of the constants that the IR must hold for a layer, by their name and type."""
+    name, (kind, low, _) = layer["name"], CODES[layer["mode"]]
+    rule = by_nncf if layer.get("arithmetic") == "nncf" else by_ovexport
+    step, zero_point, codes = rule(layer, weight.T if layer["transposed"] else weight, file)
     constants = {(name, kind): codes, (f"{name}/scale", "f16"): step}
-    return constants if symmetric else constants | {(f"{name}/zero_point", kind): zero_point}
+    return constants if low < 0 else constants | {(f"{name}/zero_point", kind): zero_point}
 
 
 def main(ir: Path, checkpoint: Path, model: Path) -> int:

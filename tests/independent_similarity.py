@@ -96,6 +96,12 @@ def divergent_tokens(reference: Tokens, candidate: Tokens) -> tuple[int, int, fl
     return first, different, different / len(candidate)
 
 
+def counted(tokens: Tokens) -> Tokens:
+    """The tokens as WhoWhatBench counts them: a text of one token becomes a plain number there, and 0 is taken for
+    nothing."""
+    return [] if len(tokens) == 1 and not tokens[0] else tokens
+
+
 def metrics(pairs: Sequence[Pair], cosines: Sequence[float]) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Every figure of each question and of all of them.
 
@@ -112,9 +118,10 @@ def metrics(pairs: Sequence[Pair], cosines: Sequence[float]) -> tuple[list[dict[
     """
     if not pairs or len(pairs) != len(cosines):
         raise ValueError(f"{len(pairs)} pairs and {len(cosines)} cosines; give as many of each, and at least one")
-    reference_length = np.float64(np.mean([len(reference) for reference, _ in pairs]))
+    counts = [(counted(reference), counted(candidate)) for reference, candidate in pairs]
+    reference_length = np.float64(np.mean([len(reference) for reference, _ in counts]))
     questions = []
-    for (reference, candidate), cosine in zip(pairs, cosines, strict=True):
+    for (reference, candidate), cosine in zip(counts, cosines, strict=True):
         first, different, share = divergent_tokens(reference, candidate)
         fdt_norm = first / reference_length if reference_length else np.nan
         figures = {"similarity": cosine, "fdt": first, "fdt_norm": fdt_norm, "sdt": different, "sdt_norm": share}
@@ -203,6 +210,8 @@ KINDS: dict[str, Callable[[np.random.Generator], Pair]] = {
     "empty reference": lambda generator: ([], drawn(generator, 1, 60, 1000)),
     "empty candidate": lambda generator: (drawn(generator, 2, 60, 1000), []),
     "one token against none": lambda generator: (drawn(generator, 1, 1, 1000), []),
+    "token 0 alone": lambda generator: ([0], drawn(generator, 0, 3, 2)),
+    "against token 0 alone": lambda generator: (drawn(generator, 0, 3, 2), [0]),
     "identical": variant(1, 150, 1000, ""),
     "identical and long": variant(200, 400, 5, ""),
     "one token each": unrelated((1, 1, 2), (1, 1, 2)),

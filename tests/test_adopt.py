@@ -3,70 +3,35 @@
 import json
 import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import COMMON, save_tiny_model
+from nncf_files import RANK, Example, differences, nncf_codes, nncf_model, our_codes, recomputed, stripped
 from test_cli import ovexport, refused
 from transformers import GPT2Config, LlamaConfig
 
 from ovexport.adopt import adopt
-from ovexport.artifacts import Checkpoint
+from ovexport.adopt.file import dense_tensors, read_file
+from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.model import load_model, matrix, parameter_of_hook
+from ovexport.graph import read_graph
+from ovexport.model import load_model, matrix
+from ovexport.nncf_quantizer import NncfQuantizer
 from ovexport.pipeline import convert_checkpoint
-from ovexport.quantization import load_quantizer
 from ovexport.recipe import ConvertSpec, ModelSpec
-
-RANK = 8
-EXAMPLE_INPUT = {"input_ids": torch.arange(16).reshape(1, 16)}
-FORMATS = ["FQ_LORA", "FQ_LORA_NLS"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """Makes an example's checkpoint file of the tiny model: compressed by NNCF, "tuned" at random, saved."""
-
-    base: Path
-    folder: Path
-
-    def __call__(self, mode: str = "int4_asym", form: str = "FQ_LORA", *, model_state: bool = False, **options) -> Path:
-        import nncf
-        import nncf.torch
-        from nncf.torch.function_hook.wrapper import get_hook_storage
-
-        model = nncf.compress_weights(
-            load_model(ModelSpec(id=str(self.base)), dtype=torch.bfloat16),
-            mode=nncf.CompressWeightsMode(mode),
-            group_size=32,
-            dataset=nncf.Dataset([EXAMPLE_INPUT]),
-            compression_format=nncf.CompressionFormat[form],
-            advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=RANK),
-            **options,
-        )
-        generator = torch.Generator().manual_seed(0)
-        for module in get_hook_storage(model).modules():
-            if not hasattr(module, "lora_A"):
-                continue
-            for name, parameter in module.get_trainable_params().items():
-                noise = torch.randn(parameter.shape, generator=generator)
-                with torch.no_grad():
-                    if name.startswith("lora"):
-                        parameter.copy_(noise * (0.01 if name == "lora_B" else 0.5))
-                    else:
-                        parameter.mul_(1 + 0.02 * noise)
-        hook_storage = get_hook_storage(model)
-        content = {"nncf_state_dict": hook_storage.state_dict(), "nncf_config": nncf.torch.get_config(model)}
-        if model_state:
-            content["model_state"] = model.state_dict()
-        path = self.folder / f"{mode}-{form}-{len(list(self.folder.iterdir()))}.pth"
-        torch.save(content, path)
-        return path
+from ovexport.runtime import LogitsRunner
+from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.verify.nncf_arithmetic import NncfCodes
+from ovexport.verify.proof import verify
 
 
 @pytest.fixture(scope="module")
@@ -102,70 +67,50 @@ def edited(tmp_path: Path) -> Callable[[Path, Callable[[dict], None]], Path]:
     return edit
 
 
-def our_codes(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """The codes of each packed layer, (output, input), unsigned."""
-    network = load_model(spec)
-    codes = {}
-    for layer in checkpoint.manifest.packed:
-        weight = matrix(network, layer.name, transposed=False)
-        if layer.name in checkpoint.manifest.changed:
-            weight = torch.from_numpy(np.array(checkpoint.weights.require(layer.name)))
-        quantized = load_quantizer(layer, checkpoint.adapters).quantize(weight)
-        assert quantized.digest() == checkpoint.manifest.digests[layer.name]
-        codes[layer.name] = quantized.codes.numpy().astype(np.int32) + (8 if layer.mode == "int4_sym" else 0)
-    return codes
+CASES = {
+    "ASYM": ({}, None, {"int4_asym", "int8_asym"}),
+    "SYM": ({"mode": "int4_sym"}, None, {"int4_sym", "int8_asym"}),
+    "NLS": ({"form": "FQ_LORA_NLS"}, [6, 3], {"int4_asym", "int8_asym"}),
+    "NLS SYM": ({"mode": "int4_sym", "form": "FQ_LORA_NLS"}, [6, 3], {"int4_sym", "int8_asym"}),
+    "AWQ": ({"model_state": True, "awq": True}, None, {"int4_asym", "int8_asym"}),
+    "AWQ SYM": ({"mode": "int4_sym", "model_state": True, "awq": True}, None, {"int4_sym", "int8_asym"}),
+    "INT8_SYM": ({"backup_mode": "int8_sym"}, None, {"int4_asym", "int8_sym"}),
+}
 
 
-def nncf_codes(path: Path, spec: ModelSpec, ranks: list[int] | None) -> dict[str, np.ndarray]:
-    """The same by NNCF: the example's load_checkpoint and export, up to its packed weights."""
-    import nncf
-    import nncf.torch
-    from nncf.torch.function_hook.wrapper import get_hook_storage
-
-    content = torch.load(path, weights_only=False)
-    network = load_model(spec, dtype=torch.float32)
-    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    model = nncf.torch.load_from_config(network, content["nncf_config"])
-    if "model_state" in content:
-        model.load_state_dict(content["model_state"])
-    get_hook_storage(model).load_state_dict(content["nncf_state_dict"])
-    for name, module in get_hook_storage(model).named_hooks():
-        if ranks and hasattr(module, "set_active_rank"):
-            module.set_active_rank(ranks[int(name.split("layers:")[1].split(":")[0])])
-    with torch.compiler.set_stance("force_eager"):
-        model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.DQ, example_input=EXAMPLE_INPUT)
-    codes = {}
-    for hook, module in get_hook_storage(model).named_hooks():
-        name = parameter_of_hook(hook)
-        stored = model.get_parameter(name).detach().contiguous().view(torch.uint8).reshape(-1)
-        if "INT4" in type(module).__name__:
-            stored = torch.stack((stored & 15, stored >> 4), dim=-1).reshape(-1)
-        codes[name] = stored.numpy().astype(np.int32).reshape(shapes[name])
-    return codes
-
-
-def differing(left: np.ndarray, right: np.ndarray) -> float:
-    return float(np.mean(left != right))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_code_scale_and_zero_point_is_that_of_nncfs_own_export(
+    example: Example, spec: ModelSpec, tmp_path: Path, case: str
+) -> None:
+    options, ranks, modes = CASES[case]
+    path = example(**options)
+    checkpoint = adopt(path, spec, tmp_path / "checkpoint", ranks=ranks)
+    assert {layer.mode for layer in checkpoint.manifest.layers} == modes
+    assert differences(our_codes(checkpoint, spec), nncf_codes(path, spec, ranks)) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
-@pytest.mark.parametrize("form", FORMATS)
-def test_codes_are_those_of_nncfs_own_export(example: Example, spec: ModelSpec, tmp_path: Path, mode, form) -> None:
-    path = example(mode, form)
-    ranks = [6, 3] if form == "FQ_LORA_NLS" else None
-    checkpoint = adopt(path, spec, tmp_path / "checkpoint", ranks=ranks)
-    ours, theirs = our_codes(checkpoint, spec), nncf_codes(path, spec, ranks)
-    assert ours.keys() == theirs.keys()
-    assert {layer.mode for layer in checkpoint.manifest.layers} == {mode, "int8_asym"}
-    for layer in checkpoint.manifest.layers:
-        assert np.abs(ours[layer.name] - theirs[layer.name]).max() <= 1, layer.name
-    # NNCF sums B·A in bfloat16 and rounds with a float32 scale that ships as float16: a value between two codes may
-    # fall to the other side, the more often the finer the codes.
-    linear = [layer.name for layer in checkpoint.manifest.layers if layer.mode == mode]
-    joined = [np.concatenate([codes[name].reshape(-1) for name in linear]) for codes in (ours, theirs)]
-    assert differing(*joined) < 0.002
-    assert differing(ours["model.embed_tokens.weight"], theirs["model.embed_tokens.weight"]) < 0.01
+def test_odd_ranges_give_nncfs_codes_too(example: Example, spec: ModelSpec, edited, tmp_path: Path, mode: str) -> None:
+    """Ranges that are negative, zero, below the smallest step or without zero in them, and adapters that cancel out."""
+    generator = torch.Generator().manual_seed(1)
+
+    def spoil(content: dict) -> None:
+        for name, value in content["nncf_state_dict"].items():
+            part = name.rpartition(".")[2]
+            tuned = value.numel() > 1 and "embed_tokens" not in name
+            if tuned and part in ("scale", "input_range", "input_low"):
+                factors = torch.tensor([1, -1, 0, 1e-3, 1e-7, 1e-12, 30, 1, 1, 1])
+                value.mul_(factors[torch.randint(len(factors), value.shape, generator=generator)])
+            if tuned and part == "lora_A":
+                value[1::2] = value[::2]
+            if tuned and part == "lora_B":
+                value[:, 1::2] = -value[:, ::2]
+
+    path = edited(example(mode), spoil)
+    checkpoint = adopt(path, spec, tmp_path / "checkpoint")
+    assert differences(our_codes(checkpoint, spec), nncf_codes(path, spec)) == {}
 
 
 @pytest.mark.slow
@@ -175,9 +120,9 @@ def test_the_largest_rank_gives_other_codes_than_the_chosen_ones(elastic, spec, 
     assert "does not tell which ranks were chosen" in caplog.text
     chosen = our_codes(adopt(elastic, spec, tmp_path / "chosen", ranks=ranks), spec)
     theirs = nncf_codes(elastic, spec, ranks)
+    assert differences(chosen, theirs) == {}
     for name in (name for name in theirs if "layers" in name):
-        assert differing(chosen[name], theirs[name]) < 0.005, name
-        assert differing(whole[name], theirs[name]) > 0.05, name
+        assert np.mean(whole[name]["codes"] != theirs[name]["codes"]) > 0.05, name
 
 
 def test_ranks_are_told_by_block_or_once_for_all(elastic: Path, spec: ModelSpec, tmp_path: Path) -> None:
@@ -249,21 +194,75 @@ def test_layers_without_a_quantizer_stay_as_they_are(example: Example, spec: Mod
 
 
 @pytest.mark.slow
-def test_int8_sym_is_what_the_fake_quantizer_computes(example: Example, spec: ModelSpec, tmp_path: Path) -> None:
-    """NNCF's export of it has another scale than its own fake quantizer, with which the layers behind were tuned."""
-    import nncf
-    import nncf.torch
-    from nncf.torch.function_hook.wrapper import get_hook_storage
+def test_the_product_is_as_near_to_the_tuned_model_as_nncfs_own(example: Example, spec: ModelSpec, tmp_path) -> None:
+    """INT8_SYM is tuned with scale / 127 and ships with scale / 128, and the embedding is the output embedding too."""
+    from optimum.exporters.openvino.convert import export_from_model
 
-    path = example("int4_sym", backup_mode=nncf.BackupMode.INT8_SYM)
-    name, content = "model.embed_tokens.weight", torch.load(path, weights_only=False)
-    model = nncf.torch.load_from_config(load_model(spec, dtype=torch.float32), content["nncf_config"])
-    get_hook_storage(model).load_state_dict(content["nncf_state_dict"])
-    quantizer = next(module for hook, module in get_hook_storage(model).named_hooks() if "embed_tokens" in hook)
-    with torch.no_grad():
-        expected = quantizer.quantize(model.get_parameter(name)) / (quantizer.scale.abs() / 127)
-    codes = our_codes(adopt(path, spec, tmp_path / "checkpoint"), spec)[name]
-    assert differing(codes, expected.round().int().numpy() + 128) < 0.01
+    path = example("int4_sym", backup_mode="int8_sym")
+    product = convert_checkpoint(Checkpoint(path), spec, ConvertSpec(), tmp_path / "int4", keep=tmp_path / "proof")
+    checkpoint, base = Checkpoint(tmp_path / "proof" / "checkpoint"), IR(tmp_path / "proof" / "bf16")
+    report = verify(product, checkpoint=checkpoint, base=base)
+    assert report.passed
+    assert {row.element_type for row in report.layers} == {"i4", "i8"}
+    assert report.summary.runtime_packed_linears == report.summary.linear_layers == 15
+    checker = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
+    assert "15 layers, 0 mismatches" in subprocess.check_output(
+        [*checker, product.path, checkpoint.path, spec.id], text=True
+    )
+
+    tokens = np.random.default_rng(0).integers(2, 2048, (4, 64))
+    model = nncf_model(path, spec)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        tuned = model(torch.from_numpy(tokens)).logits.numpy()
+    export_from_model(stripped(model), tmp_path / "documented", device="cpu")
+    ours, theirs = (
+        LogitsRunner(read_graph(ir), ir.path.name)(tokens).copy() for ir in (product, IR(tmp_path / "documented"))
+    )
+    assert np.abs(ours - theirs).max() < 1e-5 * np.ptp(tuned)
+    assert np.abs(ours - tuned).max() < 1.01 * np.abs(theirs - tuned).max()
+
+
+def test_the_few_sums_that_torch_rounded_otherwise_are_recorded_and_checked(lora: Path, spec, tmp_path: Path) -> None:
+    checkpoint = adopt(lora, spec, tmp_path / "checkpoint")
+    layer = next(layer for layer in checkpoint.manifest.layers if layer.rank)
+    tensors = {name: np.array(value) for name, value in checkpoint.adapters.items()}
+    exact = tensors[f"{layer.name}.lora_B"].astype(np.float64) @ tensors[f"{layer.name}.lora_A"].astype(np.float64)
+    weight = matrix(load_model(spec), layer.name, transposed=False).float().numpy()
+    position = int(np.argmax(np.abs(exact)))
+
+    def with_entry(value: float, at: int = position) -> TensorFile:
+        tensors[f"{layer.name}.product_positions"] = np.array([at])
+        tensors[f"{layer.name}.product_values"] = torch.tensor([value]).bfloat16().float().numpy()
+        write_tensors(tensors, tmp_path / "edited.safetensors")
+        return TensorFile(tmp_path / "edited.safetensors")
+
+    recorded = with_entry(exact.reshape(-1)[position] * (1 + 2**-8))
+    NncfQuantizer.load(layer, recorded)
+    recomputed(layer, weight, recorded)
+    row, column = divmod(position, layer.in_features)
+    with pytest.raises(ArtifactError, match=f"product_values: .* for row {row}, column {column}, where B·A is"):
+        recomputed(layer, weight, with_entry(exact.reshape(-1)[position] * 1.02))
+    with pytest.raises(ArtifactError, match=r"product_positions: .* convert NNCF's file again"):
+        NncfQuantizer.load(layer, with_entry(0.0, at=exact.size))
+
+
+def test_a_range_that_nncf_can_not_have_written(lora: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    checkpoint = adopt(lora, spec, tmp_path / "checkpoint")
+    layer = checkpoint.manifest.packed[0]
+    tensors = {name: np.array(value) for name, value in checkpoint.adapters.items()}
+    tensors[f"{layer.name}.input_range"][0] = 0
+    write_tensors(tensors, tmp_path / "edited.safetensors")
+    for reader in (NncfQuantizer.load, NncfCodes):
+        with pytest.raises(ArtifactError, match=rf"{re.escape(layer.name)}\.input_range: below"):
+            reader(layer, TensorFile(tmp_path / "edited.safetensors"))
+
+
+def test_a_scale_that_no_float16_holds(lora: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:
+    path = edited(lora, lambda content: content["nncf_state_dict"][f"{Q_PROJ}.input_range"].fill_(2e6))
+    with pytest.raises(
+        UnsupportedModelError, match=r"a scale of model\.layers\.0\.self_attn\.q_proj\.weight is 1\.33e\+05"
+    ):
+        adopt(path, spec, tmp_path / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +276,6 @@ def test_weights_in_the_file_take_the_place_of_the_base_models(awq: Path, spec: 
     checkpoint = adopt(awq, spec, tmp_path / "checkpoint")
     changed = {f"model.layers.{block}.mlp.{name}_proj.weight" for block in (0, 1) for name in ("up", "down")}
     assert set(checkpoint.manifest.changed) == changed
-    ours, theirs = our_codes(checkpoint, spec), nncf_codes(awq, spec, None)
-    for name in changed:
-        assert differing(ours[name], theirs[name]) < 0.005, name
 
 
 def test_without_them_the_codes_are_others(awq: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:
@@ -408,3 +404,20 @@ def test_another_base_model_of_the_same_shapes(lora: Path, tiny_model: Path, tmp
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match=r"INT8 ranges of model\.embed_tokens\.weight are not those"):
         adopt(lora, ModelSpec(id=str(other)), tmp_path / "checkpoint")
+
+
+def test_a_tensor_that_is_larger_than_its_storage_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "wide.pth"
+    wide = torch.zeros(1).expand(10**9, 10**9)
+    torch.save({"nncf_state_dict": {"wide": wide}, "nncf_config": {}}, path)
+    content = read_file(path)
+    with pytest.raises(ArtifactError, match=r"wide has the shape \(1000000000, 1000000000\) and 4 bytes"):
+        dense_tensors(path, "nncf_state_dict", content["nncf_state_dict"])
+
+
+def test_an_archive_with_compressed_parts_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    with pytest.raises(ArtifactError, match="compressed part archive/data/0"):
+        read_file(path)

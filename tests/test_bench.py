@@ -1,22 +1,30 @@
 import csv
+import hashlib
 import io
+import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import openvino_genai
 import pytest
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR, RunFolder, read_record
-from ovexport.bench import RuntimeAdapter, bench, latency, loading, rounds, save_adapter
-from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
+from ovexport.bench import RuntimeAdapter, bench, loading, rounds, save_adapter, sessions
+from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown, course
 from ovexport.bench.rounds import orders, ratio
 from ovexport.errors import DataError, RecipeError, UnsupportedModelError
 from ovexport.recipe import BenchSpec
+from ovexport.report import plots
+from ovexport.report.limits import promises
+from ovexport.report.table import Findings, comparison
+from ovexport.report.verdict import headlines
 from ovexport.reports import BenchmarkReport
 from ovexport.tensorfile import TensorFile, write_tensors
 
@@ -39,12 +47,18 @@ def rewritten(file: Path, change: Callable[[str, NDArray], tuple[str, NDArray]])
 
 
 def test_a_ratio_is_taken_pair_by_pair_so_drift_cancels() -> None:
-    drift = np.linspace(1, 10, 40).reshape(4, 10)
+    drift = np.linspace(1, 10, 40).reshape(5, 8)
     found = ratio((0.5 * drift).tolist(), drift.tolist(), seed=0)
     assert found.median == pytest.approx(0.5)
     assert found.ci95 == (pytest.approx(0.5), pytest.approx(0.5))
     with pytest.raises(ValueError, match="can't be paired"):
         ratio([[1.0]], [[1.0, 2.0]], seed=0)
+
+
+def test_fewer_than_five_sessions_give_a_ratio_and_no_interval() -> None:
+    few = ratio([[1.0, 2.0]] * 4, [[2.0, 4.0]] * 4, seed=0)
+    assert (few.median, few.ci95, few.reason) == (0.5, None, "4 sessions are too few for an interval")
+    assert ratio([[1.0]] * 5, [[2.0]] * 5, seed=0).ci95 == (0.5, 0.5)
 
 
 def test_the_interval_of_a_ratio_covers_the_truth_though_sessions_differ() -> None:
@@ -62,7 +76,7 @@ def test_the_report_of_a_run_holds_samples_ratios_and_conditions(finished_run) -
     report = read_record(finished_run.path / "benchmark.json", BenchmarkReport)
     assert set(report.ratios) == {"plain/bf16", "int4/bf16", "int4/plain"}
     for model in report.models.values():
-        assert len(model.time_to_first_token_ms.samples) == 6
+        assert len(model.time_to_first_token_ms.samples) == 5
         assert model.time_per_output_token_ms.median > 0
         assert model.peak_rss_bytes > model.weight_bytes > 0
         assert model.load_time_ms > 0
@@ -95,16 +109,46 @@ def test_every_order_comes_equally_often_whatever_a_session_takes_of_them() -> N
 
 
 def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run, monkeypatch) -> None:
-    monkeypatch.setattr(latency, "_LEAST_SESSIONS", 2)
+    monkeypatch.setattr(sessions, "_FEWEST_BEFORE_STOPPING", 5)
     models = {name: finished_run.ir(name) for name in ("plain", "int4")}
-    wanted = SHORT.model_copy(update={"sessions": 3, "pairs": 3, "precision": 0.99})
+    wanted = SHORT.model_copy(update={"sessions": 6, "pairs": 6, "precision": 0.99})
     coarse = bench(models, wanted, PROMPT)
-    assert coarse.conditions["sessions"] == coarse.conditions["pairs"] == 2
-    assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 2
+    assert (coarse.conditions["sessions"], coarse.conditions["ended_by"]) == (5, {"SDPA": "precision"})
+    assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 5
     exact = bench(models, wanted.model_copy(update={"precision": 0.0}), PROMPT)
-    alone = bench({"int4": models["int4"]}, wanted, PROMPT)
-    hurried = bench(models, wanted.model_copy(update={"precision": 0.0, "time_limit_s": 1e-9}), PROMPT)
-    assert [one.conditions["sessions"] for one in (exact, alone, hurried)] == [3, 3, 1]
+    assert (exact.conditions["sessions"], exact.conditions["ended_by"]) == (6, {"SDPA": "pairs"})
+
+
+def test_a_benchmark_whose_time_is_up_at_once_has_five_sessions_of_one_round_and_so_an_interval(finished_run) -> None:
+    models = {name: finished_run.ir(name) for name in ("plain", "int4")}
+    hurried = bench(models, SHORT.model_copy(update={"sessions": 8, "pairs": 32, "time_limit_s": 1e-9}), PROMPT)
+    found = {name: hurried.conditions[name] for name in ("sessions", "pairs", "ended_by")}
+    assert found == {"sessions": 5, "pairs": 5, "ended_by": {"SDPA": "time_limit_s"}}
+    assert hurried.ratios["int4/plain"].time_per_output_token.ci95
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured"), [(40, (5, 1)), (90, (5, 4)), (102, (6, 4)), (118, (6, 4)), (119, (7, 4)), (1e6, (32, 4))]
+)
+def test_no_session_is_begun_that_would_end_after_the_time_limit(finished_run, monkeypatch, limit, measured) -> None:
+    clock = [0.0]
+
+    def load(*_: object) -> dict:
+        clock[0] += 2
+        return {}
+
+    def run_round(*_: object) -> dict:
+        clock[0] += 3
+        return {"int4": rounds.Round(**dict.fromkeys(rounds.Round.__slots__, 1.0))}
+
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sessions, "_load", lambda *given: given[-1].update(int4=1.0) or load())
+    monkeypatch.setattr(sessions, "run_round", run_round)
+    candidates = {"int4": sessions.Candidate(ir=finished_run.ir("int4"), adapter=None)}
+    timed, _ = sessions.measure(candidates, BenchSpec(prompt_tokens=16), "SDPA", PROMPT, limit, lambda _: None)
+    found = next(iter(timed.values()))["int4"].rounds
+    assert (len(found), len(found[0])) == measured
+    assert clock[0] <= max(limit, 5 * 8)
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
@@ -202,6 +246,23 @@ def test_memory_is_split_and_the_limit_counts_the_bytes_that_a_token_reads(grid:
     assert bf16.limit.operations_first_token == expected
 
 
+def test_ratios_without_an_interval_are_shown_as_such_everywhere(grid: BenchmarkReport) -> None:
+    ratios = grid.ratios["int4/bf16"]
+    assert (ratios.time_per_output_token.ci95, ratios.time_to_first_token.ci95) == (None, None)
+    assert "too few sessions to judge that (1 session is too few for an interval)" in " ".join(promises(grid))
+    findings = Findings(None, None, grid)
+    _, speed = headlines(findings)
+    assert "tie" not in speed.meaning
+    assert speed.detail.startswith("1 session is too few for an interval; first token")
+    shown = f"{ratios.time_per_output_token.median:.2f}"
+    rows = {row.figure: row.values for row in comparison(findings)[1]}
+    assert ["–", shown] in [list(values) for values in rows.values()]
+    assert f" {ratios.time_per_output_token.median:.3f} |" in as_markdown(grid)
+    assert plots.grid(grid)
+    assert plots.latencies(grid)
+    assert course(grid) == "5 interleaved rounds in 1 session: all rounds were done (SDPA); all rounds were done (PA)"
+
+
 def test_reports_come_in_the_shapes_of_other_tools(grid: BenchmarkReport, finished_run) -> None:
     lines = list(csv.DictReader(io.StringIO(as_csv(grid))))
     assert len(lines) == 2 * len(grid.grid)
@@ -213,9 +274,78 @@ def test_reports_come_in_the_shapes_of_other_tools(grid: BenchmarkReport, finish
     document = as_llm_bench(report)
     assert set(document) == {"metadata", "perfdata"}
     results = document["perfdata"]["results"]
-    assert [one["iteration"] for one in results] == list(range(1, 7))
-    latencies = [one["first_latency"] for one in results]
-    assert document["perfdata"]["results_averaged"]["first_latency"] == pytest.approx(np.mean(latencies))
+    assert [one["iteration"] for one in results] == list(range(7))
+    latencies = [one["first_latency"] for one in results[1:]]
+    assert latencies == [round(value, 5) for value in report.models["int4"].time_to_first_token_ms.samples]
+    assert document["perfdata"]["results_averaged"]["first_latency"] == pytest.approx(np.mean(latencies), abs=1e-5)
+
+
+LLM_BENCH_TYPES = {
+    "iteration": int,
+    "input_size": int,
+    "infer_count": int,
+    "output_size": int,
+    "generation_time": float,
+    "latency": float,
+    "first_latency": float,
+    "second_avg_latency": float,
+    "first_infer_latency": float,
+    "second_infer_avg_latency": float,
+    "tokenization_time": float,
+    "detokenization_time": float,
+    "prompt_idx": int,
+    "result_md5": list,
+    "start": str,
+    "end": str,
+    "second_token_throughput": float,
+}
+LLM_BENCH_MEANS = (
+    "generation_time",
+    "latency",
+    "first_latency",
+    "second_avg_latency",
+    "first_infer_latency",
+    "second_infer_avg_latency",
+    "tokenization_time",
+    "detokenization_time",
+)
+
+
+def test_llm_benchs_json_has_its_fields_and_types_its_warm_up_and_the_weights_precision(finished_run) -> None:
+    spec = SHORT.model_copy(update={"batch_size": (2,), "output_tokens": (4,), "memory": True})
+    report = bench({"int4": finished_run.ir("int4")}, spec, PROMPT)
+    document = json.loads(json.dumps(as_llm_bench(report)))
+    assert list(document["metadata"]) == ["model", "framework", "device", "precision", "num_beams", "batch_size"]
+    assert (document["metadata"]["precision"], document["metadata"]["batch_size"]) == ("INT4_ASYM", 2)
+    warmup, *results = document["perfdata"]["results"]
+    assert isinstance(warmup.pop("max_rss_mem"), float)
+    for one in (warmup, *results):
+        assert {name: type(value) for name, value in one.items()} == LLM_BENCH_TYPES
+        assert (one["input_size"], one["infer_count"], one["output_size"]) == (32, 4, 8)
+        assert datetime.fromisoformat(one["start"]) < datetime.fromisoformat(one["end"])
+        assert [len(digest) for digest in one["result_md5"]] == [32, 32]
+        assert one["first_infer_latency"] <= one["first_latency"] < 1000 * one["generation_time"]
+        assert one["second_token_throughput"] == pytest.approx(2000 / one["second_avg_latency"], rel=1e-3)
+    averaged = document["perfdata"]["results_averaged"]
+    assert list(averaged) == [*LLM_BENCH_MEANS, "second_token_throughput"]
+    for name in LLM_BENCH_MEANS:
+        assert averaged[name] == round(sum(one[name] for one in results) / len(results), 5)
+    assert averaged["second_token_throughput"] == round(2000 / averaged["second_avg_latency"], 5)
+    memory = {name: value for name, value in document["perfdata"].items() if "_mem" in name}
+    assert isinstance(memory.pop("compile_max_rss_mem(MiB)"), float)
+    assert set(memory.values()) == {""}
+    assert len(memory) == 5
+    baseline = bench({"bf16": finished_run.ir("bf16")}, SHORT, PROMPT)
+    assert as_llm_bench(baseline)["metadata"]["precision"] == "BF16"
+
+
+def test_the_md5_is_of_the_answer_that_the_pipeline_itself_gives(finished_run) -> None:
+    report = bench({"int4": finished_run.ir("int4")}, SHORT, PROMPT)
+    pipeline = openvino_genai.LLMPipeline(str(finished_run.ir("int4").path), "CPU", ATTENTION_BACKEND="SDPA")
+    tokens = loading.generate(pipeline, np.array([PROMPT]), 2).tokens[0]
+    text = pipeline.get_tokenizer().decode(np.array([tokens]))[0]
+    digest = hashlib.md5(text.encode()).hexdigest()
+    assert {one.result_md5 for one in report.models["int4"].generations} == {(digest,)}
 
 
 def test_a_model_against_itself_is_as_fast(finished_run, tmp_path) -> None:

@@ -129,3 +129,53 @@ def test_a_run_without_an_evaluation_has_a_card_without_results(tiny_recipe: Rec
     card = read(tiny_recipe, Findings(findings.verification, None, None))
     assert "model-index" not in metadata(card)
     assert "## Proof" in card.text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "<script>alert(1)</script>",
+        "2020-01-01",
+        "1.0",
+        "3",
+        "[mit, [apache-2.0]]",
+        "{name: mit}",
+        "'[MIT](javascript:alert(1))'",
+        "|\n  mit\n  # A title of its own",
+        "!!python/object/apply:os.system [touch, here]",
+        "9" * 6000,
+        "x" * 1_000_000,
+        "&a [&b [&c [mit]], *b, *b]",
+        "[" * 5000,
+        "'\\e[31mmit'",
+        "12:30:45",
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_a_card_of_the_base_says_is_data(
+    tiny_recipe: Recipe, findings: Findings, tmp_path: Path, value: str
+) -> None:
+    base = changed(tiny_recipe, model={"id": str(tmp_path)})
+    bare = model_card(base, findings, {})
+    for key in ("license", "language", "license_name", "license_link"):
+        (tmp_path / "README.md").write_text(f"---\ntags: [a]\n{key}: {value}\n---\n# Base\n")
+        card = model_card(base, findings, {})
+        assert key not in metadata(ModelCard(card))
+        note = f"What the base model's card gives for {key} is no short plain text and was left out; look there.\n"
+        assert card.replace(note, "") == bare
+
+
+def test_short_plain_metadata_of_the_base_is_kept(tiny_recipe: Recipe, findings: Findings, tmp_path: Path) -> None:
+    text = "---\nlicense: [mit, cc-by-4.0]\nlanguage: [en, zh-Hans]\nlicense_link: https://a.org/x\n---\n"
+    (tmp_path / "README.md").write_text(f"\ufeff{text}", encoding="utf-8")
+    kept = metadata(read(changed(tiny_recipe, model={"id": str(tmp_path)}), findings))
+    assert (kept["license"], kept["language"]) == (["mit", "cc-by-4.0"], ["en", "zh-Hans"])
+    assert kept["license_link"] == "https://a.org/x"
+
+
+def test_names_add_no_markup_to_the_card(tiny_recipe: Recipe, findings: Findings, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>\n# PROVEN ![x](http://elsewhere)"
+    card = read(changed(tiny_recipe, model={"id": str(tmp_path / name)}), findings)
+    assert "<img" not in card.text
+    assert "](http" not in card.text
+    assert "\n# PROVEN" not in card.text

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ovexport.artifacts import IR, RunFolder, read_record, write_text
+from ovexport.bootstrap import FEWEST_VALUES
 from ovexport.comparator import Comparator
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate import evaluate, load_encoder
@@ -19,16 +20,18 @@ from ovexport.evaluate.divergence import (
     TokenFigures,
     compare,
     difference,
+    perplexity,
     recovered_gap,
     summarize,
     verdict,
     word_perplexity,
 )
+from ovexport.evaluate.isolation import KeptRunner
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.graph import read_graph
 from ovexport.progress import silent
 from ovexport.recipe import EvaluateSpec
-from ovexport.reports import FEWEST_VALUES, EvaluationReport
+from ovexport.reports import EvaluationReport
 from ovexport.runtime import LogitsRunner
 
 QUICK = EvaluateSpec(encoder="offline", prompts="short", prompt_count=3, max_new_tokens=8)
@@ -87,6 +90,32 @@ def test_a_model_against_itself_differs_in_nothing(finished_run: RunFolder, tmp_
     assert (same.same_top1, same.perplexity_verdict, same.perplexity_ratio.value) == (1, "tie", 1)
     assert same.similarity == pytest.approx(1, abs=1e-6)
     assert (same.sdt, same.worst_answers) == (0, ())
+
+
+def test_answers_that_are_the_same_are_counted_and_said(finished_run: RunFolder, tmp_path: Path) -> None:
+    prompts = "".join(f"{'very ' * count}long ago\n" for count in range(6))
+    write_text(prompts, tmp_path / "p.txt")
+    spec = EvaluateSpec(encoder="offline", prompts=str(tmp_path / "p.txt"), max_new_tokens=1)
+    models = {"one": always_saying(300, finished_run, tmp_path / "one"), "int4": finished_run.ir("int4")}
+    report = evaluate(models, "one", None, spec, load_encoder("offline"), tmp_path / "out")
+    assert report.models["one"].different_answers == 1
+    assert report.models["int4"].different_answers > 1
+    assert report.notes[0] == (
+        "one answers 6 prompts with the same text, and the similarity compares no more than that; give other prompts, "
+        "or another chat_template"
+    )
+
+
+def always_saying(token: int, run: RunFolder, folder: Path) -> IR:
+    """The baseline, with a token that is the likeliest everywhere."""
+    ir = IR(shutil.copytree(run.ir("bf16").path, folder))
+    graph = read_graph(run.ir("bf16"))
+    logits = graph.output("logits").get_node()
+    towards = np.zeros(2048, np.float32)
+    towards[token] = 1e6
+    logits.input(0).replace_source_output(ops.add(logits.input_value(0), towards).output(0))
+    ov.save_model(graph, ir.xml, compress_to_fp16=False)
+    return ir
 
 
 def test_the_untuned_twin_can_be_the_reference(finished_run: RunFolder, tmp_path: Path) -> None:
@@ -150,6 +179,18 @@ def test_word_perplexity_counts_words_not_tokens() -> None:
     assert word_perplexity(figures, length=4, words=0) is None
 
 
+def test_a_perplexity_beyond_a_float_is_none() -> None:
+    figures = TokenFigures(nll=[np.full((2, 3), 400.0, np.float32)])
+    assert perplexity(figures) == pytest.approx(np.exp(400.0))
+    assert word_perplexity(figures, length=4, words=4) is None
+    beyond = TokenFigures(nll=[np.full((2, 3), 800.0, np.float32)])
+    assert perplexity(beyond) is None
+    beyond.kl, beyond.same_top1, beyond.probability_change = beyond.nll, [np.zeros((2, 3), bool)], beyond.nll
+    reference = TokenFigures(nll=[np.ones((2, 3), np.float32)])
+    found, _ = summarize(beyond, reference, sequences(2, 3))
+    assert (found.perplexity_ratio, found.perplexity_verdict, found.kl_mean_nats) == (None, "higher", 800.0)
+
+
 def test_prompts_are_the_first_words_of_long_enough_documents() -> None:
     spec = EvaluateSpec(prompt_words=2, prompt_count=2)
     assert choose_prompts(["a b", "c d e f", "g h i j", "k l m n"], spec).texts == ("c d", "g h")
@@ -172,10 +213,10 @@ def test_prompts_come_from_packaged_sets_files_and_columns(tmp_path: Path) -> No
     [
         ("empty.txt", b"\n \n", "holds no prompt"),
         ("picture.png", b"\x89PNG", "neither .txt nor"),
-        ("binary.txt", b"\x00\x01\x02", "no text file"),
+        ("binary.txt", b"\x00\x01\x02", "NUL characters"),
         ("latin.txt", b"\xff\xfe\xfa", "can't be read"),
         ("rows.jsonl", b'{"text": "a"}\n', "no column 'prompt'"),
-        ("missing.txt", None, "can't be read"),
+        ("missing.txt", None, "no such file"),
         ("empty.jsonl", b"", "holds no text"),
     ],
 )
@@ -246,13 +287,7 @@ def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(
 
 
 def test_a_model_that_says_nothing_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:
-    ir = IR(shutil.copytree(finished_run.ir("bf16").path, tmp_path / "silent"))
-    graph = read_graph(finished_run.ir("bf16"))
-    logits = graph.output("logits").get_node()
-    towards_the_end = np.zeros(2048, np.float32)
-    towards_the_end[1] = 1e6
-    logits.input(0).replace_source_output(ops.add(logits.input_value(0), towards_the_end).output(0))
-    ov.save_model(graph, ir.xml, compress_to_fp16=False)
+    ir = always_saying(1, finished_run, tmp_path / "silent")
     with pytest.raises(DataError, match="generated nothing for any of the 1 prompts"):
         generate("silent", ir, ["Once"], templated=False, max_new_tokens=8, listener=silent)
 
@@ -263,6 +298,21 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
     spec = QUICK.model_copy(update={"isolate": True})
     out = tmp_path_factory.mktemp("isolated")
     return evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), out)
+
+
+def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
+    tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
+    graph, passes = read_graph(finished_run.ir("bf16")), []
+    plain = LogitsRunner(graph, "bf16")
+    kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
+    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
+    for again in (1, 0):
+        for rows in (tokens[:2], tokens[2:]):
+            expected = [logits.copy() for logits in plain.pieces(rows, 32)]
+            plain._request.reset_state()
+            found = [logits.copy() for logits in kept.pieces(rows, 32)]
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert len(passes) == (4 if again else 6)
 
 
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:
@@ -286,14 +336,17 @@ def test_the_report_of_a_run_holds_every_figure(finished_run) -> None:
     assert report.models["bf16"].reason is not None
     for name in ("plain", "int4"):
         model = report.models[name]
-        missing = [field for field, value in model.model_dump().items() if value is None and field != "reason"]
-        assert (missing, model.reason) == (["similarity_ci95"], "3 prompts are too few for an interval")
+        missing = [name for name, value in model.model_dump().items() if value is None and not name.endswith("reason")]
+        assert (missing, model.reason) == ([], None)
         assert 0 < model.kl_median_nats <= model.kl_p99_nats <= model.kl_maximum_nats
         assert sum(model.kl_histogram) == 8 * 63
     assert report.recovered_gap is not None
     runtime = report.conditions["runtime"]["int4"]
     assert (runtime["INFERENCE_PRECISION_HINT"], runtime["DYNAMIC_QUANTIZATION_GROUP_SIZE"]) == ("f32", "0")
     assert report.conditions["encoder"] == "offline"
+    assert report.conditions["prompt_language"] == "en"
+    assert [model.different_answers for model in report.models.values()] == [3, 3, 3]
+    assert report.notes == ()
 
 
 def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:
@@ -301,7 +354,7 @@ def test_csv_files_are_in_whowhatbenchs_layout(finished_run) -> None:
     with (folder / "reference.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["", "prompts", "answers", "language", "prompt_length_type"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     with (folder / "int4" / "metrics_per_question.csv").open(newline="") as file:
         header = next(csv.reader(file))
     assert header == [

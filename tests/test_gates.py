@@ -348,11 +348,13 @@ def test_the_ends_and_the_value_alone_are_always_decided(evaluation: EvaluationR
 
 def test_too_few_values_for_an_interval_decide_nothing(finished_run: RunFolder) -> None:
     report = EvaluationReport.model_validate_json((finished_run.path / "evaluation.json").read_bytes())
-    known = figures({"evaluation": report})
+    models = {name: model.model_copy(update={"similarity_ci95": None}) for name, model in report.models.items()}
+    few = report.model_copy(update={"models": models, "conditions": report.conditions | {"prompts": 3}})
+    known = figures({"evaluation": few})
     result = judge(gates("similarity>=0.01"), known).gates[0]
     assert (result.status, result.reason) == ("undecided", "3 prompts are too few for an interval")
     assert judge(gates("similarity.value>=0.01"), known).passed
-    older = report.model_copy(update={"conditions": {}})
+    older = few.model_copy(update={"conditions": {}})
     assert judge(gates("similarity>=0.01"), figures({"evaluation": older})).passed
 
 

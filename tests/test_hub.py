@@ -13,9 +13,11 @@ import pytest
 from fake_hub import TOKEN, FakeHub, serving
 from huggingface_hub import ModelCard, constants, snapshot_download
 
+import ovexport
 from ovexport.artifacts import IR, RUN_FILES, RunFolder, file_digest, files_in, write_record
 from ovexport.errors import ArtifactError, GateFailed, OvexportError, RecipeError, VerificationFailed
-from ovexport.hub import Destination, check_destination, upload
+from ovexport.hub import Destination, check_destination, check_proof, upload
+from ovexport.recipe import VerifySpec
 from ovexport.reports import GateReport, GateResult, VerificationReport
 from ovexport.verify import verify
 
@@ -155,7 +157,7 @@ def test_a_bad_name_and_options_that_need_another_are_refused_before_any_work(tm
         done = push(nothing, hub, *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert says in done.stderr
-    for option in (("--private",), ("--revision", "int4")):
+    for option in (("--private",), ("--revision", "int4"), ("--allow-partial",)):
         done = ovexport_run(nothing, *option)
         assert (done.returncode, done.stderr) == (2, f"error: {option[0]}: goes with --push-to-hub ORG/NAME; add it\n")
     assert not nothing.path.exists()
@@ -273,6 +275,29 @@ def test_what_is_not_proven_is_not_uploaded(run_copy: RunFolder, online: FakeHub
     with pytest.raises(ArtifactError, match="missing"):
         upload(run_copy, THERE)
     assert online.requests == []
+
+
+def test_what_is_partly_proven_is_uploaded_only_where_that_is_allowed(run_copy: RunFolder, online: FakeHub) -> None:
+    path = run_copy.path / "verification.json"
+    report = VerificationReport.model_validate_json(path.read_bytes())
+    summary = report.summary.model_copy(update={"reason": "the runtime was not looked at"})
+    write_record(report.model_copy(update={"summary": summary}), path)
+    with pytest.raises(VerificationFailed, match=r"partly proven \(the runtime was not looked at\).*--allow-partial"):
+        upload(run_copy, THERE)
+    assert online.requests == []
+    upload(run_copy, Destination(repository=REPOSITORY, allow_partial=True))
+    assert online.commits == [f"INT4 OpenVINO IR, partly proven by ovexport {ovexport.__version__}"]
+    write_record(report.model_copy(update={"passed": False}), path)
+    with pytest.raises(VerificationFailed, match="its verification failed"):
+        upload(run_copy, Destination(repository=REPOSITORY, allow_partial=True))
+
+
+def test_a_recipe_that_leaves_the_proof_partial_is_refused_before_any_work() -> None:
+    check_proof(THERE, VerifySpec())
+    check_proof(Destination(repository=REPOSITORY, allow_partial=True), VerifySpec(runtime=False))
+    with pytest.raises(RecipeError, match=r"verify\.runtime = false.*--allow-partial") as error:
+        check_proof(THERE, VerifySpec(runtime=False))
+    refused(error)
 
 
 def _closed_port() -> int:

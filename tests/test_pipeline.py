@@ -6,8 +6,8 @@ from conftest import REPOSITORY, tiny_values
 from filelock import FileLock
 
 from ovexport import pipeline, recipe
-from ovexport.artifacts import RunFolder
-from ovexport.errors import ArtifactError, RecipeError, VerificationFailed
+from ovexport.artifacts import MODELS, RunFolder, files_in
+from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError, VerificationFailed
 from ovexport.recipe import Recipe
 
 LAYOUT = [
@@ -59,7 +59,7 @@ def test_a_run_leaves_what_the_interface_promises(finished_run: RunFolder) -> No
 def test_every_ir_of_a_run_carries_the_same_runtime_options(finished_run: RunFolder) -> None:
     import openvino as ov
 
-    for name in pipeline.MODELS:
+    for name in MODELS:
         graph = ov.Core().read_model(finished_run.ir(name).xml)
         assert graph.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).astype(str) == "u8"
         assert not graph.has_rt_info(["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
@@ -84,7 +84,9 @@ def test_a_file_changed_behind_the_runs_back_is_made_again(run_copy: RunFolder, 
     assert redone(tiny_recipe, run_copy)[0] == "convert"
 
 
-def test_an_interrupted_run_is_taken_up_where_it_stopped(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_taken_up_where_it_stopped(
+    finished_run: RunFolder, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     def interrupt(stage: str, skipped: bool) -> None:
         if stage == "compress":
             raise KeyboardInterrupt
@@ -96,10 +98,13 @@ def test_an_interrupted_run_is_taken_up_where_it_stopped(tiny_recipe: Recipe, tm
         tiny_recipe,
         tmp_path / "run",
         resume=True,
-        until="tune",
+        until="convert",
         announce=lambda name, skipped: None if skipped else stages.append(name),
     )
-    assert stages == ["compress", "tune"]
+    assert stages == ["compress", "tune", "strip", "convert"]
+    for name in MODELS:
+        one, other = finished_run.ir(name), RunFolder(tmp_path / "run").ir(name)
+        assert (one.xml.read_bytes(), one.bin.read_bytes()) == (other.xml.read_bytes(), other.bin.read_bytes())
 
 
 def test_an_output_folder_of_another_run_is_refused(run_copy: RunFolder, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -196,11 +201,29 @@ def _with_one_layer_off(original):
 
 
 def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
-    ir = pipeline.convert_checkpoint(
-        finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, tmp_path / "converted"
-    )
-    assert ir.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+    out, keep = tmp_path / "converted", tmp_path / "kept"
+    out.mkdir()
+    ir = pipeline.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
+    made, files = finished_run.ir("int4").path, files_in(ir.path)
+    assert [file.relative_to(ir.path) for file in files] == [file.relative_to(made) for file in files_in(made)]
+    for file in files:
+        assert file.read_bytes() == (made / file.relative_to(ir.path)).read_bytes(), file.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "kept"]
+    assert [path.name for path in keep.iterdir()] == ["bf16"]
+
+
+def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(
+    run_copy: RunFolder, tiny_recipe
+) -> None:
+    path = run_copy.checkpoint.path / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    layer = next(layer for layer in manifest["layers"] if layer["mode"] == "int4_asym")
+    layer |= {"in_features": 96, "group_size": 48}
+    path.write_text(json.dumps(manifest))
+    out = run_copy.path / "converted"
+    with pytest.raises(UnsupportedModelError, match=f"group size 48 in {layer['name'].removesuffix('.weight')}"):
+        pipeline.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
+    assert not out.exists()
 
 
 def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:

@@ -49,8 +49,9 @@ def test_blocks_between_blank_lines_are_the_documents_of_plain_text(tmp_path: Pa
 
 
 def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(tmp_path: Path, tiny_model: Path) -> None:
-    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=64, test_sequences=1000)
-    with pytest.raises(DataError, match=r"data\.test: [\d,]+ tokens in 4 documents, and 64,000 are needed for 1000"):
+    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), sequence_length=256, test_sequences=1000)
+    message = r"data\.test: [\d,]+ tokens in 4 documents, and 1,024 are needed at least, for 4 sequences of 256"
+    with pytest.raises(DataError, match=message):
         prepare(ModelSpec(id=str(tiny_model)), spec, tmp_path / "data")
 
 
@@ -58,7 +59,7 @@ def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(tmp_path:
     ("content", "message"),
     [
         ("", "holds no text"),
-        ("\n\n", "holds no text|can't be read"),
+        ("\n\n", "holds no rows"),
         ('{"txt": "a"}\n', "no column 'text'; it has txt"),
         ("{broken", "can't be read"),
     ],
@@ -70,7 +71,7 @@ def test_a_source_without_text_is_one_line(tmp_path: Path, content: str, message
 
 
 def test_a_hub_data_set_without_a_network_is_one_line() -> None:
-    with pytest.raises(DataError, match="not to be had from the hub"):
+    with pytest.raises(DataError, match="could not be downloaded from the Hugging Face hub"):
         read_documents(SourceSpec(hub="nobody/nothing-of-the-kind"))
 
 
@@ -120,6 +121,30 @@ def test_a_document_is_marked_once_by_the_tokenizer_or_by_an_end(tmp_path: Path,
     assert (begun == tokenizer.bos_token_id).any()
     assert not (begun == tokenizer.eos_token_id).any()
     assert not (running == tokenizer.eos_token_id).any()
+
+
+def test_a_tokenizer_without_an_end_token_runs_documents_together_and_says_so(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    lengths = {"sequence_length": 16, "validation_sequences": 2, "test_sequences": 4}
+    spec = DataSpec(train=jsonl(tmp_path / "t.jsonl", TEXTS), **lengths)
+    note = (
+        "the tokenizer has no end-of-sequence token: the documents of test, validation, train run together in the "
+        "sequences, with nothing between them; set eos_token in tokenizer_config.json"
+    )
+    with caplog.at_level("WARNING", "ovexport"):
+        data = prepare(ModelSpec(id=str(folder)), spec, tmp_path / "data")
+    assert data.manifest.notes == (note,)
+    assert note in caplog.messages
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS))
+    running = DataSpec(train=SourceSpec(path=str(tmp_path / "t.txt")), **lengths)
+    assert prepare(ModelSpec(id=str(folder)), running, tmp_path / "running").manifest.notes == ()
+    assert prepare(ModelSpec(id=str(tiny_model)), spec, tmp_path / "marked").manifest.notes == ()
 
 
 class _Begins:

@@ -5,13 +5,13 @@ import torch
 from ovexport.artifacts import LayerFormat
 from ovexport.quantization import FakeQuantizer
 from ovexport.tensorfile import TensorFile, write_tensors
-from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid
+from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid, row_blocks
 
-MODES = ["int4_asym", "int4_sym", "int8_asym"]
+MODES = ["int4_asym", "int4_sym", "int8_asym", "int8_sym"]
 
 
 def layer_format(mode: str, *, group_size: int = 16, rank: int = 4) -> LayerFormat:
-    rank = 0 if mode == "int8_asym" else rank
+    rank = 0 if mode.startswith("int8") else rank
     return LayerFormat(
         name="w", kind="linear", mode=mode, out_features=24, in_features=32, group_size=group_size, rank=rank
     )
@@ -37,7 +37,7 @@ def recomputed(layer: LayerFormat, weight: torch.Tensor, quantizer: FakeQuantize
     grid: ExpectedGrid = expected_grid(layer, adapters)
     expected = ExpectedCodes(layer, grid, adapters)
     floats = weight.float().numpy()
-    return grid, np.concatenate([expected.rows(floats[rows].copy(), rows) for rows in expected.blocks()])
+    return grid, np.concatenate([expected.rows(floats[rows].copy(), rows) for rows in row_blocks(layer)])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -155,22 +155,6 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     assert not run.search.exists()
 
 
-def test_what_only_evaluation_reads_makes_no_tuning_stale(nls_run, nls_recipe) -> None:
-    task = nls_recipe.task.model_copy(update={"metric": "acc"})
-    other = nls_recipe.model_copy(update={"task": task})
-    stages = {stage.name: stage for stage in pipeline.STAGES}
-    for name, same in (("prepare", True), ("evaluate", False)):
-        digests = [pipeline.stage_digest(stages[name], each, Everything()) for each in (nls_recipe, other)]
-        assert (digests[0] == digests[1]) == same
-
-
-class Everything(dict):
-    """Results of all stages, alike."""
-
-    def __missing__(self, name: str) -> str:
-        return name
-
-
 def test_each_step_draws_its_ranks_and_an_interrupted_tuning_draws_the_same(nls_run, nls_recipe) -> None:
     spec = nls_recipe.tune
 

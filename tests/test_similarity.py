@@ -46,6 +46,36 @@ def test_wwb_figures_are_those_of_an_independent_implementation(seed: int) -> No
         assert getattr(aggregate(rows, "wwb"), name) == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("reference", "candidate", "expected"),
+    [
+        ((0,), (0,), (0, 0, 0.0)),
+        ((0,), (), (0, 0, 0.0)),
+        ((0,), (4, 5), (0, 2, 1.0)),
+        ((4, 5), (0,), (0, 2, 1.0)),
+        ((0, 5), (0, 5), (2, 0, 0.0)),
+        ((3,), (3,), (1, 0, 0.0)),
+    ],
+)
+def test_in_wwb_an_answer_of_the_one_token_0_counts_as_none_as_in_whowhatbench(reference, candidate, expected) -> None:
+    row, other = compare_answers(answers(reference, (1, 2)), answers(candidate, (1, 2)), lambda *_: [1.0, 1.0], "wwb")
+    assert (row.fdt, row.sdt, row.sdt_norm) == expected
+    assert row.reference_tokens == len(reference) * (reference != (0,))
+    assert other.fdt_norm == 2 / ((row.reference_tokens + 2) / 2)
+    strict, _ = compare_answers(answers((0,), (1,)), answers((0,), (1,)), lambda *_: [1.0, 1.0], "strict")
+    assert (strict.fdt, strict.reference_tokens) == (1, 1)
+
+
+@pytest.mark.parametrize("mode", ["wwb", "strict"])
+def test_fewer_than_five_prompts_give_a_similarity_and_no_interval(mode) -> None:
+    said = answers(*((1, index) for index in range(5)))
+    rows = compare_answers(said, said, lambda *_: [0.1, 0.3, 0.5, 0.7, 0.9], mode)
+    found = aggregate(rows, mode)
+    assert found.similarity_ci95[0] < found.similarity < found.similarity_ci95[1]
+    few = aggregate(rows[:4], mode)
+    assert (few.similarity, few.similarity_ci95) == (pytest.approx(0.4), None)
+
+
 def test_where_whowhatbench_has_nan_wwb_has_none_and_strict_a_number() -> None:
     empty, said = answers((), ()), answers((1,), ())
     rows = compare_answers(empty, said, lambda *_: [0.5, 1.0], "wwb")
@@ -137,7 +167,7 @@ def test_a_csv_of_whowhatbenchs_own_is_read(tmp_path: Path) -> None:
     [
         ("", "no ground truth"),
         ("a,b\n1,2\n", "with the columns prompts and answers"),
-        (",prompts,answers\n0,a\n", "cut short"),
+        (",prompts,answers\n0,a\n", "row 1 .line 2. has 2 fields, and the header 3"),
         ('\n,prompts,answers\n0,"a', "can't be read"),
     ],
 )
@@ -162,6 +192,7 @@ def test_a_ground_truth_stands_in_for_the_reference(finished_run, reference_csv,
     truth = read_ground_truth(reference_csv)
     stored = evaluate({"int4": models["int4"]}, None, None, spec, encoder, tmp_path / "stored", ground_truth=truth)
     assert stored.models["int4"].model_dump(exclude={"reason"}) == fresh.model_dump(exclude={"reason"})
+    assert "3 prompts are too few for an interval" in str(fresh.reason)
     assert "checked by its sidecar" in stored.conditions["ground_truth"]
     assert stored.conditions["similarity_mode"] == mode
 

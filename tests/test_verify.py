@@ -199,7 +199,46 @@ def test_without_a_checkpoint_the_graph_alone_is_judged_and_the_report_says_so(f
 
 def test_converting_twice_gives_the_same_bytes(finished_run: RunFolder, tmp_path: Path) -> None:
     again = convert(finished_run.ir("bf16"), finished_run.packed("int4"), tmp_path / "again")
-    assert again.bin.read_bytes() == finished_run.ir("int4").bin.read_bytes()
+    first = finished_run.ir("int4")
+    assert (again.xml.read_bytes(), again.bin.read_bytes()) == (first.xml.read_bytes(), first.bin.read_bytes())
+
+
+def test_no_operation_of_a_product_has_a_name_that_openvino_made_up_while_converting(finished_run: RunFolder) -> None:
+    base, product = (read_graph(finished_run.ir(name)) for name in ("bf16", "int4"))
+    of_base = {node.get_friendly_name() for node in base.get_ops()}
+    added = {node.get_friendly_name() for node in product.get_ops()} - of_base
+    layers = tuple(layer.name for layer in finished_run.checkpoint.manifest.packed)
+    assert added
+    assert all(name.startswith(layers) for name in added)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "additional_chat_templates/tool.jinja"])
+def test_a_file_that_product_and_twin_both_lost_is_found_beside_the_base(run_copy: RunFolder, name: str) -> None:
+    lost = run_copy.ir("bf16").path / name
+    lost.parent.mkdir(exist_ok=True)
+    lost.write_text("{}")
+    for model in ("plain", "int4"):
+        (run_copy.ir(model).path / name).unlink(missing_ok=True)
+    report = verify(
+        run_copy.ir("int4"),
+        checkpoint=run_copy.checkpoint,
+        base=run_copy.ir("bf16"),
+        twin=run_copy.ir("plain"),
+        runtime=False,
+    )
+    found = {check.name: check for check in report.checks}
+    assert found["tokenizer and configurations as the twin's"].passed
+    assert found["tokenizer and configurations as the base IR's"].detail == name
+
+
+def test_converting_takes_folders_over(run_copy: RunFolder, tmp_path: Path) -> None:
+    template = run_copy.ir("bf16").path / "additional_chat_templates" / "tool.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")
+    product = convert(run_copy.ir("bf16"), run_copy.packed("int4"), tmp_path / "int4")
+    assert (product.path / "additional_chat_templates" / "tool.jinja").read_text() == "{{ messages }}"
+    assert product.manifest is not None
+    assert "additional_chat_templates/tool.jinja" in product.manifest.files
 
 
 def exchange_inputs(graph: ov.Model, kind: str, first: str, second: str) -> None:

@@ -1,10 +1,8 @@
 """Adopt a checkpoint file of NNCF's two examples, FQ_LORA and FQ_LORA_NLS: write it as a checkpoint of ours.
 
-What the parameters mean is NNCF's: of an asymmetric quantizer `TuneRange` moves both ends until zero is on the grid, so
-those ends are the ones taken over. Three things are not as in NNCF's own export, and each moves a code by one now and
-then: B·A is summed in float64, not in bfloat16; codes are rounded with the float16 scale that ships, not with the
-float32 one; INT8_SYM becomes INT8_ASYM with a zero point of 128 and the scale that NNCF's fake quantizer used while
-tuning, scale / 127, where NNCF exports scale / 128.
+Such a checkpoint keeps NNCF's arithmetic (`nncf_quantizer`): its codes, scales and zero points are those that the
+examples' own export packs, each of them. What is taken over of a quantizer's ranges is what its fake quantizer clips
+to: of an asymmetric one NNCF's `TuneRange` moves both ends until zero is on the grid.
 """
 
 import logging
@@ -19,11 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.adopt.file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
-from ovexport.artifacts import Checkpoint, LayerFormat
+from ovexport.artifacts import LEVELS, Checkpoint, LayerFormat
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.layers import WeightMatrix
+from ovexport.layers import WeightMatrix, check_group_sizes
 from ovexport.model import load_model, matrix, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer, write_checkpoint
+from ovexport.nncf_quantizer import NncfQuantizer, tuned_adapter
+from ovexport.quantization import write_checkpoint
 from ovexport.recipe import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,8 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     Raises:
         ArtifactError: the file is no such checkpoint, is corrupt, or is of another base model.
         RecipeError: `ranks` does not suit the file.
-        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented.
+        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented, or what the
+            runtime computes wrongly.
     """
     content = read_file(path)
     stored = stored_quantizers(path, content)
@@ -54,9 +54,10 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     matrices = weight_matrices(network)
     found = _by_layer(path, stored, network, matrices, model)
     layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    check_group_sizes(layers, str(path))
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
     changed = _changed_weights(path, content.get("model_state"), network, layers, model)
-    quantizers = {layer.name: _quantizer(layer, found[layer.name]) for layer in layers if layer.mode != "float"}
+    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.mode != "float"}
     for name in quantizers:
         _check_ranges(path, found[name], changed.get(name, weights[name]), model)
     digests = {name: weight_digest(weight) for name, weight in weights.items()}
@@ -170,41 +171,57 @@ def _layer(
             f"{path}: the scales of {each.name} are {scales} for {columns} inputs, and in {model.id} it "
             f"is ({each.out_features}, {each.in_features}); give the base model that was tuned"
         )
-    symmetric, adapter = stored.kind.symmetric, stored.kind.adapter
     return untouched.model_copy(
         update={
-            "mode": "int8_asym" if not adapter else "int4_sym" if symmetric else "int4_asym",
+            "mode": f"int{stored.kind.bits}_{'sym' if stored.kind.symmetric else 'asym'}",
             "group_size": each.in_features // groups,
             "rank": stored.rank,
             "active_rank": active.get(stored.parameter),
-            "note": "INT8_SYM, kept as INT8_ASYM with a zero point of 128" if symmetric and not adapter else None,
+            "arithmetic": "nncf",
         }
     )
 
 
-def _quantizer(layer: LayerFormat, stored: StoredQuantizer) -> FakeQuantizer:
-    """Our quantizer with the file's parameters, adapters widened to float32."""
-    quantizer = FakeQuantizer(layer)
-    values = _ranges(layer, stored) | {name: stored.tensors[name] for name in ("lora_A", "lora_B") if layer.rank}
-    shapes = {name: value.shape for name, value in quantizer.stored().items()}
-    quantizer.load({name: value.reshape(shapes[name]) for name, value in values.items()})
-    return quantizer
+def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQuantizer:
+    """The quantizer with the file's parameters.
+
+    Raises:
+        UnsupportedModelError: a scale of it overflows the float16 that ships.
+    """
+    grid = (layer.out_features, layer.groups, 1)
+    tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
+    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(map(abs, LEVELS[layer.mode]))
+    if not largest.half().isfinite():
+        raise UnsupportedModelError(
+            f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "
+            "scales and tune again"
+        )
+    if layer.rank:
+        tensors |= tuned_adapter(layer, stored.tensors["lora_A"], stored.tensors["lora_B"])
+    return NncfQuantizer(layer, tensors)
 
 
-def _ranges(layer: LayerFormat, stored: StoredQuantizer) -> dict[str, Tensor]:
-    """The parameters of our quantizer that span the grid of NNCF's."""
+def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
+    """What the fake quantizer clips to, and the scale of a symmetric one, float32, in the file's shapes.
+
+    Source: nncf 3.4, torch/quantization/quantize_functions.py.
+    """
     from nncf.torch.quantization.quantize_functions import TuneRange
 
-    levels = 2**stored.kind.bits
-    if layer.mode == "int4_sym":
-        return {"scale": stored.tensors["scale"].float()}
-    if stored.kind.symmetric:
-        step = stored.tensors["scale"].float().abs() / 127
-        return {"input_low": -128 * step, "input_range": (levels - 1) * step}
     smallest = 1e-16  # NNCF's, against a division by zero
-    low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
-    low, width = TuneRange.apply(low, width, levels)
-    return {"input_low": low, "input_range": width}
+    if not stored.kind.symmetric:
+        low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
+        low, width = TuneRange.apply(low, width, 2**stored.kind.bits)
+        return {"input_low": low, "input_range": width}
+    scale = stored.tensors["scale"].float()
+    if stored.kind.adapter:
+        used = torch.where(scale.abs() < smallest, smallest, scale)
+        low, width = torch.where(used > 0, -used, used / 8 * 7), (used * 1.875).abs()
+    else:
+        used = scale.abs() + smallest
+        low = used * (-128 / 127)
+        width = used - low
+    return {"input_low": low, "input_range": width, "scale": scale}
 
 
 def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: ModelSpec) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ovexport.artifacts import Record
 from ovexport.errors import ArtifactError
+from ovexport.foreign import exhausted
 from ovexport.model import parameter_of_hook
 
 CURE = "give the file that the example's save_checkpoint wrote"
@@ -142,6 +143,9 @@ def read_file(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([QuantizationScheme]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes torch raise anything at all
+        ours = exhausted(error, str(path))
+        if ours is not None:
+            raise ours from error
         refused = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message advises to run the pickle
         what = f"refers to {refused[1]}" if refused else "holds more than tensors"
         raise ArtifactError(f"{path}: {what}, which no checkpoint needs; nothing of it was run; {CURE}") from error
@@ -160,11 +164,14 @@ def _check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
     except Exception as error:  # a damaged archive makes zipfile raise many kinds
         raise ArtifactError(
             f"{path}: not a checkpoint file of NNCF's examples, or truncated ({error}); {CURE}"
         ) from error
+    if packed:
+        raise ArtifactError(f"{path}: holds the compressed part {packed[0]}, which torch.save writes none of; {CURE}")
     if damaged is not None:
         raise ArtifactError(f"{path}: damaged, the checksum of its {damaged} is wrong; copy it again")
 
@@ -242,6 +249,11 @@ def dense_tensors(path: Path, what: str, value: Any) -> dict[str, Tensor]:
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not dense or tensor.dtype not in _DTYPES:
             raise ArtifactError(f"{path}: {name!r:.60} in its {what} is no dense tensor of numbers; {CURE}")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ArtifactError(
+                f"{path}: {name} has the shape {tuple(tensor.shape)} and {tensor.untyped_storage().nbytes()} bytes, "
+                f"which are too few for it; {CURE}"
+            )
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path}: {name} holds numbers that are not finite; give a sound checkpoint")
     return dict(value)

@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any
 
-from ovexport.reports import BenchmarkReport, ModelBenchmark, PointBenchmark
+from ovexport.reports import BenchmarkReport, Generation, PointBenchmark, Ratio
 
 _COLUMNS = (
     "model",
@@ -24,6 +24,18 @@ _COLUMNS = (
     "weight_bytes",
     "share_of_bandwidth",
 )
+_AVERAGED = (
+    "generation_time",
+    "latency",
+    "first_latency",
+    "second_avg_latency",
+    "first_infer_latency",
+    "second_infer_avg_latency",
+    "tokenization_time",
+    "detokenization_time",
+)
+_DIGITS = 5
+_UNKNOWN = ""
 
 
 def as_csv(report: BenchmarkReport) -> str:
@@ -36,87 +48,110 @@ def as_csv(report: BenchmarkReport) -> str:
 
 
 def as_markdown(report: BenchmarkReport) -> str:
-    """The table of as_csv, and one of the ratios with their 95 % intervals."""
+    """The table of as_csv, and one of the ratios with their 95 % intervals, where there are any."""
     rows = [[_cell(row[column]) for column in _COLUMNS] for row in _rows(report)]
     ratios = [
         [name, *map(str, (point.attention_backend, point.batch_size, point.prompt_tokens, point.output_tokens)), *both]
         for point in report.grid
         for name, ratio in point.ratios.items()
-        for both in [
-            [
-                f"{one.median:.3f} ({one.ci95[0]:.3f}–{one.ci95[1]:.3f})"
-                for one in (ratio.time_to_first_token, ratio.time_per_output_token)
-            ]
-        ]
+        for both in [[_shown(one) for one in (ratio.time_to_first_token, ratio.time_per_output_token)]]
     ]
     header = ["ratio", "backend", "batch", "prompt", "output", "time to first token", "time per output token"]
     tables = [_table(list(_COLUMNS), rows)] + ([_table(header, ratios)] if ratios else [])
     return "\n".join(tables)
 
 
-def as_llm_bench(report: BenchmarkReport) -> dict[str, Any]:
-    """openvino.genai's llm_bench report: a result for each round, the warm-up not among them.
+def course(report: BenchmarkReport) -> str:
+    """How many rounds were measured, and what ended them."""
+    conditions = report.conditions
+    endings = {
+        "precision": f"every ratio was known within {conditions.get('precision', 0):.1%}",
+        "time_limit_s": f"the time limit of {conditions.get('time_limit_s', 0):g} s was reached",
+        "pairs": "all rounds were done",
+    }
+    ended = conditions.get("ended_by", {})
+    how = "; ".join(endings[by] + (f" ({backend})" if len(ended) > 1 else "") for backend, by in ended.items())
+    sessions = "1 session" if conditions["sessions"] == 1 else f"{conditions['sessions']} sessions"
+    rounds = f"{conditions['pairs']} interleaved rounds in {sessions}"
+    return f"{rounds}: {how}" if how else rounds
 
-    What it has and we do not measure, as tokens go in and out, is None.
+
+def as_llm_bench(report: BenchmarkReport) -> dict[str, Any]:
+    """openvino.genai's llm_bench report: the first warm-up as iteration 0, then a result for each round.
+
+    Its fields, units and rounding are those of llm_bench, whose word for what was not measured is an empty text. Memory
+    is that of a process of its own: of loading, and of the generation that iteration 0 stands for.
 
     Raises:
         ValueError: the report is of several models or points, and llm_bench's of one.
+
+    Source: tools/llm_bench/llm_bench_utils/output_json.py of openvino.genai.
     """
     if len(report.models) > 1 or len(report.grid) > 1:
         raise ValueError("llm_bench's report is of one model at one point")
-    name = next(iter(report.models))
-    results = _iterations(report.grid[0], report.models[name])
-    averaged = {
-        key: sum(one[key] for one in results) / len(results)
-        for key in ("generation_time", "latency", "first_latency", "second_avg_latency", "second_token_throughput")
-    }
+    name, model = next(iter(report.models.items()))
+    point = report.grid[0]
+    results = [_iteration(number, one, point) for number, one in enumerate(model.generations)]
+    if results and model.generation_memory:
+        results[0]["max_rss_mem"] = _mebibytes(model.generation_memory.peak_rss_bytes)
     return {
         "metadata": {
             "model": name,
             "framework": "ov",
             "device": report.conditions["device"],
-            "precision": report.conditions["runtime"][name].get("INFERENCE_PRECISION_HINT"),
+            "precision": model.weight_precision,
             "num_beams": 1,
-            "batch_size": report.conditions["batch_size"],
+            "batch_size": point.batch_size,
         },
         "perfdata": {
-            "compile_time": report.models[name].load_time_ms / 1000,
+            "compile_time": model.load_time_ms / 1000,
             "results": results,
-            "results_averaged": averaged,
+            "initial_sys_mem(MiB)": _UNKNOWN,
+            "initial_rss_mem(MiB)": _UNKNOWN,
+            "compile_max_rss_mem(MiB)": _mebibytes(model.load_memory.peak_rss_bytes) if model.load_memory else _UNKNOWN,
+            "compile_max_sys_mem(MiB)": _UNKNOWN,
+            "compile_max_increase_rss_mem(MiB)": _UNKNOWN,
+            "compile_max_increase_sys_mem(MiB)": _UNKNOWN,
+            "results_averaged": _averaged(results[1:], point.batch_size),
         },
     }
 
 
-def _iterations(point: PointBenchmark, model: ModelBenchmark) -> list[dict[str, Any]]:
-    rounds = zip(
-        model.time_to_first_token_ms.samples,
-        model.time_per_output_token_ms.samples,
-        model.generation_ms.samples if model.generation_ms else (),
-        strict=True,
-    )
-    return [
-        {
-            "iteration": iteration,
-            "input_size": point.prompt_tokens * point.batch_size,
-            "infer_count": point.output_tokens,
-            "output_size": point.output_tokens * point.batch_size,
-            "generation_time": whole / 1000,
-            "latency": whole / point.output_tokens,
-            "first_latency": first,
-            "second_avg_latency": following,
-            "first_infer_latency": None,
-            "second_infer_avg_latency": None,
-            "tokenization_time": None,
-            "detokenization_time": None,
-            "prompt_idx": 0,
-            "result_md5": [],
-            "start": None,
-            "end": None,
-            "max_rss_mem": None if model.peak_rss_bytes is None else model.peak_rss_bytes / 2**20,
-            "second_token_throughput": 1000 * point.batch_size / following,
-        }
-        for iteration, (first, following, whole) in enumerate(rounds, 1)
-    ]
+def _iteration(number: int, one: Generation, point: PointBenchmark) -> dict[str, Any]:
+    return {
+        "iteration": number,
+        "input_size": point.prompt_tokens * point.batch_size,
+        "infer_count": point.output_tokens,
+        "output_size": point.output_tokens * point.batch_size,
+        "generation_time": round(one.whole_ms / 1000, _DIGITS),
+        "latency": round(one.whole_ms / point.output_tokens, _DIGITS),
+        "first_latency": round(one.first_token_ms, _DIGITS),
+        "second_avg_latency": round(one.output_token_ms, _DIGITS),
+        "first_infer_latency": round(one.first_inference_ms, _DIGITS),
+        "second_infer_avg_latency": round(one.other_inferences_ms, _DIGITS),
+        "tokenization_time": _UNKNOWN if one.tokenization_ms is None else round(one.tokenization_ms, _DIGITS),
+        "detokenization_time": _UNKNOWN if one.detokenization_ms is None else round(one.detokenization_ms, _DIGITS),
+        "prompt_idx": 0,
+        "result_md5": list(one.result_md5),
+        "start": one.began,
+        "end": one.ended,
+        "second_token_throughput": _throughput(one.output_token_ms, point.batch_size),
+    }
+
+
+def _averaged(results: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
+    """Means of the results after the warm-up; the throughput is that of the mean latency."""
+    columns = {key: [one[key] for one in results if one[key] != _UNKNOWN] for key in _AVERAGED}
+    found = {key: round(sum(values) / len(values), _DIGITS) for key, values in columns.items() if values}
+    return found | {"second_token_throughput": _throughput(found["second_avg_latency"], batch_size)}
+
+
+def _throughput(latency_ms: float, batch_size: int) -> float:
+    return round(batch_size * 1000 / latency_ms, _DIGITS)
+
+
+def _mebibytes(count: int) -> float:
+    return round(count / 2**20, _DIGITS)
 
 
 def _rows(report: BenchmarkReport) -> list[dict[str, Any]]:
@@ -142,6 +177,10 @@ def _rows(report: BenchmarkReport) -> list[dict[str, Any]]:
         for point in report.grid
         for name, model in point.models.items()
     ]
+
+
+def _shown(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f}" + (f" ({ratio.ci95[0]:.3f}–{ratio.ci95[1]:.3f})" if ratio.ci95 else "")
 
 
 def _cell(value: Any) -> str:

@@ -1,69 +1,36 @@
-"""Time to first token and time per output token, model after model in each round, and their ratios pair by pair.
+"""Time to first token and time per output token, model after model in each round, and their ratios pair by pair."""
 
-Where a model's weights come to lie in memory shifts all its rounds together by several percent, until it is loaded
-anew: another session is worth more than more rounds of the same one, and sessions are what the bootstrap draws.
-"""
-
-import gc
-import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import openvino as ov
-import openvino_genai
 
 from ovexport.artifacts import IR
 from ovexport.bench.adapters import require_applied
 from ovexport.bench.limits import Work, machine_limits, physical_limit, work_of
-from ovexport.bench.loading import RuntimeAdapter, device_settings, generate, load_pipeline
+from ovexport.bench.loading import RuntimeAdapter, device_settings
 from ovexport.bench.memory import Peaks, peak_memory
-from ovexport.bench.rounds import Round, orders, prompts, ratio, run_round, samples
+from ovexport.bench.rounds import samples
+from ovexport.bench.sessions import Candidate, EndedBy, Latencies, measure, ratios
 from ovexport.errors import DataError, UnsupportedModelError, last_line
-from ovexport.graph import read_graph
+from ovexport.graph import read_graph, weights
 from ovexport.identity import identify
-from ovexport.progress import Listener, Progress, silent
-from ovexport.recipe import Backend, BenchSpec, GridPoint
-from ovexport.reports import (
-    BenchmarkReport,
-    LatencyRatios,
-    MachineLimits,
-    ModelBenchmark,
-    PointBenchmark,
-    Ratio,
-)
+from ovexport.progress import Listener, silent
+from ovexport.recipe import BenchSpec, GridPoint
+from ovexport.reports import BenchmarkReport, Generation, MachineLimits, ModelBenchmark, PointBenchmark
 from ovexport.runtime import check_device, properties
 from ovexport.versions import stack_versions
 
-_LEAST_SESSIONS = 8
-_RESAMPLES_WHILE_MEASURING = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A model and what is loaded with it."""
-
-    ir: IR
-    adapter: RuntimeAdapter | None
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights on disk, the adapter's included."""
-        return self.ir.weight_bytes + (self.adapter.path.stat().st_size if self.adapter else 0)
-
-
-@dataclass(slots=True)
-class _Latencies:
-    """A model's figures: load times in milliseconds per session, and per session one entry for each round."""
-
-    load: list[float] = field(default_factory=list)
-    rounds: list[list[Round]] = field(default_factory=list)
-
-    def of(self, figure: str) -> list[list[float]]:
-        """A figure by session and round."""
-        return [[getattr(one, figure) for one in session] for session in self.rounds]
+_PRECISIONS = {
+    "u4": "INT4_ASYM",
+    "i4": "INT4_SYM",
+    "u8": "INT8_ASYM",
+    "i8": "INT8_SYM",
+    "bf16": "BF16",
+    "f16": "FP16",
+    "f32": "FP32",
+}
 
 
 def bench(
@@ -75,6 +42,8 @@ def bench(
     listener: Listener = silent,
 ) -> BenchmarkReport:
     """Measure the models; every two of them get a ratio, the one later in `models` over the earlier.
+
+    All of it should take `spec.time_limit_s`: what memory and limits leave is shared by the attention backends.
 
     Args:
         prompt: token ids, at least the longest of `spec.prompt_tokens` of them.
@@ -89,8 +58,9 @@ def bench(
     if len(prompt) < max(spec.prompt_tokens):
         raise DataError(f"bench.prompt_tokens={max(spec.prompt_tokens)}: the prompt has {len(prompt)} tokens; lower it")
     check_device(spec.device)
+    deadline = time.monotonic() + spec.time_limit_s
     adapters = adapters or {}
-    candidates = {name: _Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
+    candidates = {name: Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
     runtime = {name: read_back(ir, spec) for name, ir in models.items()}
     applied = {
         name: {
@@ -105,11 +75,13 @@ def bench(
         for name, one in candidates.items()
     }
     machine = machine_limits(runtime.values()) if spec.limits and spec.device == "CPU" else None
-    measured = {
-        backend: _measure_sessions(candidates, spec, backend, prompt, listener)
-        for backend in dict.fromkeys(spec.attention_backend)
-    }
-    timed = {point: measured[point.attention_backend][point] for point in spec.points}
+    timed: dict[GridPoint, Mapping[str, Latencies]] = {}
+    ended_by: dict[str, EndedBy] = {}
+    backends = list(dict.fromkeys(spec.attention_backend))
+    for waiting, backend in zip(range(len(backends), 0, -1), backends, strict=True):
+        share = (deadline - time.monotonic()) / waiting
+        found, ended_by[backend] = measure(candidates, spec, backend, prompt, share, listener)
+        timed |= found
     work = {name: work_of(ir) for name, ir in models.items()} if machine else {}
     grid = [_point(point, timed[point], candidates, machine, runtime, work, spec.seed) for point in spec.points]
     with_memory = {name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()}
@@ -132,6 +104,9 @@ def bench(
             "adapters": applied,
             "sessions": len(first),
             "pairs": sum(len(session) for session in first),
+            "precision": spec.precision,
+            "time_limit_s": spec.time_limit_s,
+            "ended_by": ended_by,
         },
         versions=stack_versions(),
     )
@@ -139,8 +114,8 @@ def bench(
 
 def _point(
     point: GridPoint,
-    timed: Mapping[str, _Latencies],
-    candidates: Mapping[str, _Candidate],
+    timed: Mapping[str, Latencies],
+    candidates: Mapping[str, Candidate],
     machine: MachineLimits | None,
     runtime: Mapping[str, Mapping[str, str]],
     work: Mapping[str, Work],
@@ -164,6 +139,8 @@ def _point(
             peak_rss_bytes=None,
             limit=limit,
             weight_bytes=candidates[name].weight_bytes,
+            weight_precision=_weight_precision(candidates[name].ir),
+            generations=_listed(one),
             reason="memory is measured at the first point of the grid",
         )
     return PointBenchmark(
@@ -172,8 +149,20 @@ def _point(
         batch_size=point.batch_size,
         attention_backend=point.attention_backend,
         models=models,
-        ratios=_ratios(timed, seed),
+        ratios=ratios(timed, seed),
     )
+
+
+def _listed(timed: Latencies) -> tuple[Generation, ...]:
+    first = (timed.warmup.listed(warmup=True),) if timed.warmup else ()
+    return (*first, *(one.listed() for session in timed.rounds for one in session))
+
+
+def _weight_precision(ir: IR) -> str:
+    """The narrowest that a Linear layer is stored in, since a model of 4-bit layers keeps some in 8 bits."""
+    linears = [weight for weight in weights(read_graph(ir)) if weight.kind == "linear"]
+    narrowest = min(linears, key=lambda weight: (weight.bits, -weight.elements), default=None)
+    return _PRECISIONS.get(narrowest.element_type, narrowest.element_type.upper()) if narrowest else ""
 
 
 def _with_memory(model: ModelBenchmark, peaks: Peaks | None) -> ModelBenchmark:
@@ -192,81 +181,3 @@ def read_back(ir: IR, spec: BenchSpec) -> dict[str, str]:
         raise UnsupportedModelError(
             f"{ir.path}: {spec.device} can't compile it with these settings ({last_line(error)})"
         ) from error
-
-
-def _ratios(timed: Mapping[str, _Latencies], seed: int, resamples: int = 5000) -> dict[str, LatencyRatios]:
-    """The ratios of every two models, the later one over the earlier."""
-
-    def over(later: str, earlier: str, figure: str) -> Ratio:
-        return ratio(timed[later].of(figure), timed[earlier].of(figure), seed, resamples)
-
-    return {
-        f"{later}/{earlier}": LatencyRatios(
-            time_to_first_token=over(later, earlier, "first_token_ms"),
-            time_per_output_token=over(later, earlier, "output_token_ms"),
-        )
-        for earlier, later in itertools.combinations(timed, 2)
-    }
-
-
-def _measure_sessions(
-    candidates: Mapping[str, _Candidate], spec: BenchSpec, backend: Backend, prompt: Sequence[int], listener: Listener
-) -> dict[GridPoint, dict[str, _Latencies]]:
-    """Measure a backend's points session after session until all are done, every ratio is known as precisely as asked,
-    or the time is up.
-
-    The intervals' width alone is looked at, never where they lie, so that stopping early favours no model (Chow and
-    Robbins, On the asymptotic theory of fixed-width sequential confidence intervals, 1965).
-    """
-    points = [point for point in spec.points if point.attention_backend == backend]
-    timed = {point: {name: _Latencies() for name in candidates} for point in points}
-    sessions = min(spec.sessions, spec.pairs)
-    rounds = math.ceil(spec.pairs / sessions)
-    load_orders, run_orders = orders(candidates, spec.seed), orders(candidates, spec.seed)
-    total = sessions * rounds
-    begun = time.monotonic()
-    for session in range(sessions):
-        loads: dict[str, float] = {}
-        pipelines = _load(candidates, next(load_orders), spec, backend, loads)
-        for point in points:
-            tokens = prompts(prompt, point)
-            for name, latencies in timed[point].items():
-                latencies.load.append(loads[name])
-                latencies.rounds.append([])
-            for _ in range(spec.warmup):
-                run_round(pipelines, tuple(candidates), tokens, point)
-            for index in range(rounds):
-                for name, found in run_round(pipelines, next(run_orders), tokens, point).items():
-                    timed[point][name].rounds[-1].append(found)
-                if point == points[-1]:
-                    listener(Progress(task=f"bench {backend}", done=session * rounds + index + 1, total=total))
-        del pipelines
-        gc.collect()
-        known = session + 1 >= _LEAST_SESSIONS and _widest(timed, spec.seed) <= spec.precision
-        if known or time.monotonic() - begun > spec.time_limit_s:
-            listener(Progress(task=f"bench {backend}", done=total, total=total))
-            break
-    return timed
-
-
-def _widest(timed: Mapping[GridPoint, Mapping[str, _Latencies]], seed: int) -> float:
-    """Half the width of the widest interval, as a share of its median."""
-    ratios = [one for at in timed.values() for one in _ratios(at, seed, _RESAMPLES_WHILE_MEASURING).values()]
-    both = [figure for one in ratios for figure in (one.time_to_first_token, one.time_per_output_token)]
-    return max(((one.ci95[1] - one.ci95[0]) / 2 / one.median for one in both), default=math.inf)
-
-
-def _load(
-    candidates: Mapping[str, _Candidate],
-    order: Sequence[str],
-    spec: BenchSpec,
-    backend: Backend,
-    loads: dict[str, float],
-) -> dict[str, openvino_genai.LLMPipeline]:
-    """The models' pipelines; `loads` takes their load times."""
-    pipelines = {}
-    for name in order:
-        pipelines[name] = load_pipeline(candidates[name].ir, spec, backend, candidates[name].adapter)
-        loaded = generate(pipelines[name], np.zeros((1, 1), np.int64), 2)
-        loads[name] = float(loaded.perf_metrics.get_load_time())
-    return pipelines

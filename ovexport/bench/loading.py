@@ -12,7 +12,8 @@ import openvino_genai
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.errors import UnsupportedModelError, last_line
+from ovexport.errors import UnsupportedModelError
+from ovexport.genai import told
 from ovexport.recipe import Backend, BenchSpec
 from ovexport.runtime import ACCURATE
 
@@ -57,7 +58,7 @@ def load_pipeline(
         return openvino_genai.LLMPipeline(str(folder), spec.device, **settings)
     except RuntimeError as error:
         what = f"{ir.path} with the adapter {adapter.path}" if adapter else str(ir.path)
-        raise UnsupportedModelError(f"{what}: openvino-genai can't load it ({last_line(error)})") from error
+        raise UnsupportedModelError(f"{what}: openvino-genai can't load it ({told(error)})") from error
 
 
 def device_settings(spec: BenchSpec) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def peak_memory(ir: IR, spec: BenchSpec, prompt: Sequence[int], adapter: Runtime
         "adapter": adapter and {"path": str(adapter.path), "mode": adapter.mode, "scale": adapter.scale},
     }
     command = [sys.executable, "-m", "ovexport.bench.memory"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(request), capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise UnsupportedModelError(f"{ir.path}: its memory can't be measured ({last})")

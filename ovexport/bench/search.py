@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import Ratio, RuntimeTrial, SettingsReport, WrittenSettings
 from ovexport.runtime import PIECE_TOKENS, LogitsRunner, compile_for_cpu, properties
+from ovexport.scratch import scratch_folder
 from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]
@@ -254,7 +254,12 @@ def _confirmed(search: _Search) -> tuple[dict[str, str], Ratio | None]:
     if not best:
         return {}, None
     times = search.timed(search.ir.path, best, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    return (best, times.output_token) if times.output_token.ci95[1] < 1 else ({}, None)
+    return (best, times.output_token) if _surely_faster(times.output_token) else ({}, None)
+
+
+def _surely_faster(ratio: Ratio) -> bool:
+    """Whether the whole interval is below 1."""
+    return ratio.ci95 is not None and ratio.ci95[1] < 1
 
 
 def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried | None:
@@ -267,7 +272,7 @@ def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried 
     with _copy_with(search.ir, edited) as carrying:
         kl = search.divergence(carrying, {})
         times = search.timed(carrying.path, {}, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
-    if times.output_token.ci95[1] >= 1 or kl > search.kl_limit_nats:
+    if not _surely_faster(times.output_token) or kl > search.kl_limit_nats:
         return None
     return _Carried(written=written, gain=times.output_token, kl_mean_nats=kl)
 
@@ -286,13 +291,13 @@ def _as_converted(ir: IR) -> Iterator[IR]:
 @contextmanager
 def _copy_with(ir: IR, text: str) -> Iterator[IR]:
     """A folder like the IR's, its files linked, with another text of the graph."""
-    with TemporaryDirectory(dir=ir.path.parent, prefix=".ovexport-") as folder:
+    with scratch_folder(ir.path.parent) as scratch:
+        copy = IR(scratch / ir.path.name)
         for file in files_in(ir.path):
             if file.name not in (ir.xml.name, SETTINGS_FILE):
-                target = Path(folder) / file.relative_to(ir.path)
+                target = copy.path / file.relative_to(ir.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(file, target)
-        copy = IR(Path(folder))
         write_text(text, copy.xml)
         yield copy
 

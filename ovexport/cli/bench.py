@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ovexport.cli.gates import Gates, JUnit, judge, read_gates
-from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+from ovexport.cli.output import (
+    Json,
+    Quiet,
+    print_block,
+    print_json,
+    print_table,
+    progress,
+    reports_errors,
+    say,
+    set_up_logging,
+)
 
 if TYPE_CHECKING:
     from ovexport.artifacts import IR
@@ -35,7 +45,9 @@ def bench(
         list[str] | None, typer.Option(help='Attention: "SDPA" or "PA"; both make a grid.  [default: SDPA]')
     ] = None,
     pairs: Annotated[int, typer.Option(min=5, help="Rounds in which every model runs once, at most.")] = 128,
-    time_limit: Annotated[float, typer.Option(help="Begin no other session after so many seconds.")] = 3600.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds that all of it should take; five sessions are measured in any case.")
+    ] = 120.0,
     device: Annotated[str, typer.Option(help="As OpenVINO lists it.")] = "CPU",
     inference_precision: Annotated[str, typer.Option(help='"default", "f32", "bf16" or "f16".')] = "default",
     kv_cache_precision: Annotated[str, typer.Option(help='Such as "u8", or "default".')] = "default",
@@ -116,21 +128,21 @@ def bench(
 def _show(report: "BenchmarkReport", wanted: str, *, quiet: bool) -> None:
     import json
 
-    from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown
+    from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown, course
     from ovexport.numbers import written
     from ovexport.report.limits import promises
     from ovexport.report.table import Findings, comparison
 
     if wanted == "llm-bench":
-        typer.echo(json.dumps(as_llm_bench(report)))
+        print_json(json.dumps(as_llm_bench(report)))
     elif wanted in ("csv", "markdown"):
-        typer.echo(as_csv(report) if wanted == "csv" else as_markdown(report), nl=False)
+        print_block(as_csv(report) if wanted == "csv" else as_markdown(report))
     elif not quiet:
         findings = Findings(None, None, report)
         names, rows = comparison(findings)
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
-        for told in promises(report):
-            typer.echo(told)
+        for told in (*promises(report), f"{course(report)}."):
+            say(told)
         for point in report.grid[1:]:
             at = f"{point.prompt_tokens} + {point.output_tokens} tokens, batch {point.batch_size}"
             columns = [
@@ -165,6 +177,6 @@ def _search(ir: "IR", spec: "BenchSpec", prompt: list[int], kl_limit: float, *, 
         report = search_settings(ir, spec, prompt, tokens[:_TEXT_SEQUENCES], kl_limit_nats=kl_limit, listener=listener)
     write_settings(ir, report)
     if as_json:
-        typer.echo(report.model_dump_json())
+        print_json(report.model_dump_json())
     elif not quiet:
         show_settings(report)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging, whole_numbers
+from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, set_up_logging, whole_numbers
 
 
 @reports_errors
@@ -51,6 +51,6 @@ def convert(
     if as_json:
         import json
 
-        typer.echo(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
+        print_json(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
     elif not quiet:
-        typer.echo(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
+        say(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")

@@ -1,8 +1,6 @@
 """`ovexport doctor`."""
 
-import typer
-
-from ovexport.cli.output import Json, Quiet, print_table, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, print_json, print_table, reports_errors, set_up_logging
 
 
 @reports_errors
@@ -17,7 +15,7 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     set_up_logging(quiet=quiet or as_json)
     found = examine()
     if as_json:
-        typer.echo(found.model_dump_json())
+        print_json(found.model_dump_json())
     elif not quiet:
         rows = [(line.subject, line.finding, "" if line.fine else line.cure or "") for line in found.lines]
         print_table(("subject", "found", "cure"), rows)

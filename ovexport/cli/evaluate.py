@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ovexport.cli.gates import Gates, JUnit, judge, read_gates
-from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, say, set_up_logging
 
 if TYPE_CHECKING:
     from ovexport.reports import EvaluationReport
@@ -129,7 +129,7 @@ def evaluate(
         )
     if not (as_json or quiet):
         _show(report)
-        typer.echo(f"written: {out / 'evaluation.json'}")
+        say(f"written: {out / 'evaluation.json'}")
     document = report.model_dump(mode="json") if as_json else None
     judge(limits, {"evaluation": report}, command="evaluate", junit=junit, document=document, quiet=quiet)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ovexport.recipe import Gate
     from ovexport.reports import GateReport
 
-from ovexport.cli.output import Json, Quiet, print_table, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, print_json, print_table, reports_errors, say, set_up_logging
 
 Gates = Annotated[
     list[str] | None,
@@ -125,7 +125,7 @@ def conclude(
     if verdict and junit:
         write_junit(verdict, command, junit)
     if document is not None:
-        typer.echo(json.dumps({**document, **({"gates": verdict.model_dump(mode="json")} if verdict else {})}))
+        print_json(json.dumps({**document, **({"gates": verdict.model_dump(mode="json")} if verdict else {})}))
     elif verdict and not quiet:
         show_gates(verdict)
 
@@ -187,7 +187,7 @@ def gates(
             raise ArtifactError(f"{run}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
         known = listed(run_figures(folder, recipes.load(folder.recipe)))
     if as_json:
-        typer.echo(json.dumps({"figures": [_described(name, figure) for name, figure in known.items()]}))
+        print_json(json.dumps({"figures": [_described(name, figure) for name, figure in known.items()]}))
     elif not quiet:
         _show_figures(known, valued=run is not None)
 
@@ -226,7 +226,7 @@ def _show_figures(known: "Mapping[str, Figure]", *, valued: bool) -> None:
                 rows.append((shown, *values, unit_of(name), figure.meaning.better or "", figure.meaning.text))
         header = ("figure", *(("value (95 % interval)",) if valued else ()), "unit", "better", "meaning")
         print_table(header, rows, title=file, numbers=1 if valued else 0)
-    typer.echo(
+    say(
         "Without a model's name a figure is the product's; plain.NAME is the untuned twin's, bf16.NAME the "
         "uncompressed model's. int4/bf16.NAME is a ratio, int4-plain.NAME a difference. NAME.low and NAME.high are the "
         "ends of a 95 % interval; NAME.value is judged without it."

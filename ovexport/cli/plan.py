@@ -1,11 +1,20 @@
 """`ovexport plan`."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovexport.cli.output import Json, Overrides, Quiet, print_table, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Overrides, Quiet, print_json, print_table, reports_errors, say, set_up_logging
+from ovexport.wording import byte_size
+
+if TYPE_CHECKING:
+    from ovexport.artifacts import LayerFormat
+    from ovexport.plan import Plan
+
+_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 @reports_errors
@@ -21,7 +30,7 @@ def plan(
 
     Example: ovexport plan pipelines/demo.toml
     """
-    from ovexport import plan as plans
+    from ovexport import pipeline
     from ovexport import recipe as recipes
     from ovexport.errors import RecipeError
 
@@ -29,36 +38,65 @@ def plan(
     if (recipe is None) == (model is None):
         raise RecipeError("give either a recipe or --model")
     if recipe is not None:
-        found = plans.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
+        found = pipeline.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     else:
-        found = plans.plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
+        from ovexport.plan import plan_model
+
+        found = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
     if as_json:
-        typer.echo(found.model_dump_json())
+        print_json(found.model_dump_json())
     elif not quiet:
         _show(found)
     if found.problems:
-        typer.echo(f"error: {'; '.join(found.problems)}", err=True)
+        say(f"error: {'; '.join(found.problems)}", err=True)
         raise typer.Exit(found.exit_code)
 
 
-def _show(found) -> None:  # type: ignore[no-untyped-def]  # the type lives in a module that imports torch
-    rows = [
-        (
-            layer.name.removesuffix(".weight"),
-            layer.mode,
-            f"{layer.out_features} × {layer.in_features}",
-            str(layer.group_size) if layer.mode != "float" else "",
-            str(layer.rank) if layer.rank else "",
-            layer.note or "",
-        )
-        for layer in found.layers
-    ]
-    print_table(("layer", "mode", "shape", "group", "rank", "note"), rows)
-    typer.echo(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
-    before, after = found.baseline_bytes / 1e6, found.product_bytes / 1e6
-    typer.echo(f"weights            {before:,.1f} MB before, {after:,.1f} MB in INT4")
-    typer.echo(f"tuning memory      {found.tuning_memory_bytes / 1e9:,.2f} GB and the activations")
-    typer.echo(f"disk               {found.disk_bytes / 1e9:,.2f} GB")
+def _show(found: "Plan") -> None:
+    header = ("layer", "mode", "shape", "group", "rank", "note")
+    print_table(header, [_row(alike, unsuitable=alike[0].name in found.unsuitable) for alike in _folded(found.layers)])
+    say(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
+    say(f"weights            {byte_size(found.baseline_bytes)} before, {byte_size(found.product_bytes)} in INT4")
+    say(f"tuning memory      {byte_size(found.tuning_memory_bytes)} and the activations")
+    say(f"disk               {byte_size(found.disk_bytes)}")
     if found.tuning_steps is not None and not found.problems:
         least = "" if found.tuning_seconds is None else f", at least {found.tuning_seconds:,.0f} s here"
-        typer.echo(f"tuning             {found.tuning_steps} steps{least}")
+        say(f"tuning             {found.tuning_steps} steps{least}")
+    for warning in found.warnings:
+        say(f"warning            {warning}")
+
+
+def _folded(layers: Sequence["LayerFormat"]) -> list[list["LayerFormat"]]:
+    """The layers, those together that differ in the number of their block alone."""
+    groups: dict[object, list[LayerFormat]] = {}
+    for layer in layers:
+        alike = layer.model_copy(update={"name": _BLOCK.sub(".*.", layer.name, count=1)})
+        groups.setdefault(alike, []).append(layer)
+    return list(groups.values())
+
+
+def _row(layers: Sequence["LayerFormat"], *, unsuitable: bool) -> tuple[str, ...]:
+    first = layers[0]
+    name = first.name.removesuffix(".weight")
+    if len(layers) > 1:
+        name = f"{_BLOCK.sub(f'.{_ranges(layers)}.', name, count=1)} × {len(layers)}"
+    return (
+        name,
+        "not possible" if unsuitable else first.mode,
+        f"{first.out_features} × {first.in_features}",
+        str(first.group_size) if first.mode != "float" else "",
+        str(first.rank) if first.rank else "",
+        first.note or "",
+    )
+
+
+def _ranges(layers: Sequence["LayerFormat"]) -> str:
+    """The numbers of the layers' blocks, such as "0–3,5"."""
+    numbers = [int(found[1]) for layer in layers if (found := _BLOCK.search(layer.name))]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)

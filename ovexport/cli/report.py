@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude, require_gates
-from ovexport.cli.output import Json, Quiet, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, reports_errors, say, set_up_logging
 
 
 @reports_errors
@@ -48,5 +48,5 @@ def report(
     document = {"page": str(page)} if as_json else None
     conclude(verdict, command="report", junit=junit, document=document, quiet=quiet)
     if not (quiet or as_json):
-        typer.echo(str(page))
+        say(str(page))
     require_gates(verdict)

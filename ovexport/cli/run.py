@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ovexport.report.table import Findings
 
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude
-from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, say, set_up_logging
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/<recipe>]", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the folder; finished stages are not done again.")]
@@ -20,7 +20,7 @@ PushToHub = Annotated[
     str | None,
     typer.Option(
         metavar="ORG/NAME",
-        help="Upload the product, its card and its reports to this model repository, once all is verified and every "
+        help="Upload the product, its card and its reports to this model repository, once all is proven and every "
         "gate kept.",
         show_default=False,
     ),
@@ -29,6 +29,9 @@ Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: ma
 Revision = Annotated[
     str | None,
     typer.Option(help="With --push-to-hub: the branch, made where there is none.", show_default=False),
+]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="With --push-to-hub: upload a product that is only partly proven too.")
 ]
 
 
@@ -45,6 +48,7 @@ def run(
     push_to_hub: PushToHub = None,
     private: Private = False,
     revision: Revision = None,
+    allow_partial: AllowPartial = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +65,9 @@ def run(
         until=until,
         gates=gates,
         junit=junit,
-        destination=_destination(push_to_hub, private=private, revision=revision, until=until),
+        destination=_destination(
+            push_to_hub, private=private, revision=revision, allow_partial=allow_partial, until=until
+        ),
         as_json=as_json,
         quiet=quiet,
     )
@@ -102,7 +108,7 @@ def tune(
 
 
 def _destination(
-    repository: str | None, *, private: bool, revision: str | None, until: str | None
+    repository: str | None, *, private: bool, revision: str | None, allow_partial: bool, until: str | None
 ) -> "Destination | None":
     """Where to upload to, from the options.
 
@@ -112,14 +118,15 @@ def _destination(
     from ovexport.errors import RecipeError
 
     if repository is None:
-        if private or revision is not None:
-            raise RecipeError(f"{'--private' if private else '--revision'}: goes with --push-to-hub ORG/NAME; add it")
+        options = {"--private": private, "--revision": revision is not None, "--allow-partial": allow_partial}
+        for option in (name for name, given in options.items() if given):
+            raise RecipeError(f"{option}: goes with --push-to-hub ORG/NAME; add it")
         return None
     if until is not None:
         raise RecipeError(f"--until {until}: a whole run alone is uploaded; leave it out, or --push-to-hub")
     from ovexport.hub import Destination
 
-    return Destination(repository=repository, private=private, revision=revision)
+    return Destination(repository=repository, private=private, revision=revision, allow_partial=allow_partial)
 
 
 def _run(
@@ -146,15 +153,16 @@ def _run(
     quiet = quiet or as_json
     set_up_logging(quiet=quiet)
     if destination:
-        from ovexport.hub import check_destination
+        from ovexport.hub import check_destination, check_proof
 
+        check_proof(destination, loaded.verify)
         check_destination(destination)
 
     def announce(stage: str, skipped: bool) -> None:
         if stage == "prepare":
             set_up_logging(quiet=quiet, file=folder / "logs" / "run.log")
         if not quiet:
-            typer.echo(f"{stage}{'  (done before)' if skipped else ''}", err=True)
+            say(f"{stage}{'  (done before)' if skipped else ''}", err=True)
 
     failed: OvexportError | None = None
     try:
@@ -172,7 +180,7 @@ def _run(
             failed = error
     judged = until in (None, "report")
     if loaded.gates and not (judged or quiet):
-        typer.echo("the gates wait for the stage report", err=True)
+        say("the gates wait for the stage report", err=True)
     _show(folder, judged=judged, junit=junit, uploaded=uploaded, as_json=as_json, quiet=quiet)
     if failed:
         raise failed
@@ -212,11 +220,11 @@ def _show(
     conclude(verdict, command="run", junit=junit, document=document, quiet=quiet)
     product, page = folder / "int4", folder / "report.html"
     if not quiet and (product / "openvino_model.xml").is_file():
-        typer.echo(f"the product: {product}")
+        say(f"the product: {product}")
     if not quiet and page.is_file():
-        typer.echo(f"the report: {page}")
+        say(f"the report: {page}")
     if not quiet and uploaded:
-        typer.echo(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
+        say(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
 
 
 def _print_figures(findings: "Findings") -> None:
@@ -230,17 +238,17 @@ def _print_figures(findings: "Findings") -> None:
         print_table(("", *names), [(row.figure, *row.values) for row in rows])
     if findings.verification:
         counts = findings.verification.summary
-        typer.echo(
-            f"verified: {len(findings.verification.checks)} checks; {counts.packed_int4} Linear layers in 4 bits, "
+        say(
+            f"{findings.verification.told}; {counts.packed_int4} Linear layers in 4 bits, "
             f"{counts.packed_int8} in 8, {counts.float} in floating point; {counts.code_mismatches} codes differ from "
             f"the checkpoint's; {counts.adapter_nodes} adapter operations left"
         )
     if findings.tuned is False:
-        typer.echo(f"not tuned: {NOT_TUNED}")
+        say(f"not tuned: {NOT_TUNED}")
     if findings.evaluation and findings.evaluation.recovered_gap is not None:
         gap = with_interval(findings.evaluation.recovered_gap, findings.evaluation.recovered_gap_ci95, ".0%")
         encoder = findings.evaluation.conditions["encoder"]
-        typer.echo(
+        say(
             f"tuning took away {gap} of the divergence that rounding had caused (95 % interval); similarity by the "
             f"encoder {encoder}"
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ovexport.cli.output import Json, Quiet, print_table, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, print_json, print_table, reports_errors, say, set_up_logging
 
 if TYPE_CHECKING:
     from ovexport.reports import Ratio, SettingsReport
@@ -31,17 +31,17 @@ def runtime(
     if undo:
         undo_settings(model)
         if not quiet:
-            typer.echo(f"{ir}: as it was converted", err=as_json)
+            say(f"{ir}: as it was converted", err=as_json)
         return
     report = settings_report(model)
     if report is None:
         raise ArtifactError(f"{ir}: no settings were searched for; ovexport bench {ir} --search does")
     if as_json:
-        typer.echo(report.model_dump_json())
+        print_json(report.model_dump_json())
     elif not quiet:
         show_settings(report)
         if report.written and not is_written(model, report.written):
-            typer.echo("but the file does not carry them now; search again, or --undo")
+            say("but the file does not carry them now; search again, or --undo")
 
 
 def show_settings(report: "SettingsReport") -> None:
@@ -61,22 +61,22 @@ def show_settings(report: "SettingsReport") -> None:
     header = ("settings", "time per output token over the defaults'", "time to first token", "KL, nats", "")
     print_table(header, rows)
     if not report.chosen:
-        typer.echo("nothing is faster than the runtime's defaults: nothing was written")
+        say("nothing is faster than the runtime's defaults: nothing was written")
         return
-    typer.echo(f"best: {_text(report.chosen)}: {_ratio(report.gain)} of the defaults' time per output token")
+    say(f"best: {_text(report.chosen)}: {_ratio(report.gain)} of the defaults' time per output token")
     if report.written is None:
-        typer.echo("the IR can't carry it in a way that is as good: nothing was written")
+        say("the IR can't carry it in a way that is as good: nothing was written")
     else:
         carried = report.written.options | (
             {"MatMul": report.written.matmul_precision} if report.written.matmul_precision else {}
         )
-        typer.echo(
+        say(
             f'written into the IR: {_text(carried)}: a plain LLMPipeline(folder, "CPU") takes '
             f"{_ratio(report.written_gain)} of the time; ovexport runtime FOLDER --undo takes it out"
         )
     if report.not_written:
         given = ", ".join(f"{name}={value!r}" for name, value in report.not_written.items())
-        typer.echo(f"an IR can't carry the rest; give it to LLMPipeline: {given}")
+        say(f"an IR can't carry the rest; give it to LLMPipeline: {given}")
 
 
 def _text(settings: dict[str, str]) -> str:

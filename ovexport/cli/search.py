@@ -8,6 +8,7 @@ import typer
 from ovexport.cli.output import (
     Json,
     Quiet,
+    print_json,
     print_table,
     progress,
     reports_errors,
@@ -56,7 +57,7 @@ def search(
     report = read_record(folder.search, SearchReport) if folder.search.is_file() or not asked else None
     if as_json:
         document = {"search": report.model_dump(mode="json") if report else None, "validation": asked or None}
-        typer.echo(json.dumps(document))
+        print_json(json.dumps(document))
         return
     if quiet:
         return

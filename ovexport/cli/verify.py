@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ovexport.reports import Check, LayerRow, VerificationReport
 
 from ovexport.cli.gates import Gates, JUnit, conclude, judged, read_gates, require_gates
-from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, set_up_logging
+from ovexport.cli.output import Json, Quiet, print_table, progress, reports_errors, say, set_up_logging
 
 _MOST_NOTES = 3
 
@@ -55,7 +55,7 @@ def verify(
     if not (as_json or quiet):
         if checkpoint is None:
             _print_layers(report)
-        _print_verdict(report, proven=checkpoint is not None)
+        _print_verdict(report)
     verdict = judged(asked, {"verification": report})
     document = report.model_dump(mode="json") if as_json else None
     conclude(verdict, command="verify", junit=junit, document=document, quiet=quiet)
@@ -64,15 +64,12 @@ def verify(
     require_gates(verdict)
 
 
-def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:
+def _print_verdict(report: "VerificationReport") -> None:
     """The verdict, a line for each kind of evidence, and what failed or was not there to compare with."""
-    summary = report.summary
     passed = sum(check.passed for check in report.checks)
-    found = "PROVEN" if summary.reason is None else "PARTLY PROVEN"
-    verdict = "FAILED" if not report.passed else found if proven else "DESCRIBED, NOT PROVEN"
-    typer.echo(f"{verdict}  {report.subject}: {passed} of {len(report.checks)} checks passed")
+    say(f"{report.heading}  {report.subject}: {passed} of {len(report.checks)} checks passed")
     for line in _evidence(report):
-        typer.echo(f"  {line}")
+        say(f"  {line}")
     kinds: dict[str, list[Check]] = {}
     for check in report.checks:
         if not check.passed:
@@ -80,12 +77,12 @@ def _print_verdict(report: "VerificationReport", *, proven: bool) -> None:
     for name, checks in kinds.items():
         first = checks[0]
         more = f" and {len(checks) - 1} more" if len(checks) > 1 else ""
-        typer.echo(
-            f"  not so      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}"
-        )
-    for reason in (summary.reason or "").split("; "):
+        say(f"  not so      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}")
+    for note in report.notes:
+        say(f"  note        {note}")
+    for reason in (report.summary.reason or "").split("; "):
         if reason:
-            typer.echo(f"  not looked at: {reason}")
+            say(f"  not looked at: {reason}")
 
 
 def _evidence(report: "VerificationReport") -> Iterator[str]:
@@ -121,6 +118,6 @@ def _print_layers(report: "VerificationReport") -> None:
     print_table(("layer", "type", "group", "count", "bits per weight", "MB", "MB per token", "at 4 bits, MB"), rows)
     beyond = sorted((layer for layer in report.layers if layer.note), key=lambda layer: -layer.weight_bytes)
     for layer in beyond[:_MOST_NOTES]:
-        typer.echo(f"{layer.name}: {layer.note}")
+        say(f"{layer.name}: {layer.note}")
     if len(beyond) > _MOST_NOTES:
-        typer.echo(f"and {len(beyond) - _MOST_NOTES} smaller ones that are not packed to 4 bits (--json lists them)")
+        say(f"and {len(beyond) - _MOST_NOTES} smaller ones that are not packed to 4 bits (--json lists them)")

@@ -1,5 +1,6 @@
 """Stage compress: which layers, in which format, from which starting point."""
 
+from ovexport.compress.awq import check
 from ovexport.compress.stage import compress
 
-__all__ = ["compress"]
+__all__ = ["check", "compress"]

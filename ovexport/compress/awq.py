@@ -2,7 +2,7 @@
 weights and quantization ranges that it found are read out of its quantizers."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import LayerFormat
 from ovexport.errors import UnsupportedModelError
+from ovexport.foreign import exhausted, said
 from ovexport.model import parameter_of_hook
 from ovexport.quantization import FakeQuantizer
 from ovexport.recipe import CompressSpec
@@ -25,11 +26,7 @@ def awq_and_scales(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Take over the ranges that NNCF finds; returns the weights that AWQ changed, (output, input) float32 by name."""
-    if any(layer.transposed for layer in layers):
-        raise UnsupportedModelError(
-            f"{network.config.model_type}: AWQ and Scale Estimation need Linear layers and this model has Conv1D ones; "
-            "set compress.awq = false and compress.scale_estimation = false"
-        )
+    check(layers, spec)
     tuned = [layer for layer in layers if layer.mode.startswith("int4") and _grouped_as_asked(layer, spec)]
     found = _compressed_by_nncf(copy.deepcopy(network).float(), tuned, layers, spec, calibration)
     changed = {}
@@ -51,6 +48,20 @@ def awq_and_scales(
                 step = ranges["input_range"].reshape(shape) / quantizer.level_high
                 quantizer.set_grid(step, ranges["input_low"].reshape(shape))
     return changed
+
+
+def check(layers: Iterable[LayerFormat], spec: CompressSpec) -> None:
+    """Refuse layers that NNCF's methods can't do.
+
+    Raises:
+        UnsupportedModelError: one is a Conv1D.
+    """
+    transposed = [layer.name.removesuffix(".weight") for layer in layers if layer.transposed]
+    if transposed and (spec.awq or spec.scale_estimation):
+        raise UnsupportedModelError(
+            f"{transposed[0]}: AWQ and Scale Estimation need Linear layers and this is a Conv1D; set compress.awq = "
+            "false and compress.scale_estimation = false"
+        )
 
 
 def _grouped_as_asked(layer: LayerFormat, spec: CompressSpec) -> bool:
@@ -113,8 +124,7 @@ def _translated_nncf(network: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NNCF raises many kinds, not all of them its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(
-            f"{network.config.model_type}: NNCF can't compress it ({first}); "
+        raise exhausted(error, network.config.model_type) or UnsupportedModelError(
+            f"{network.config.model_type}: NNCF can't compress it ({said(error)}); "
             "try compress.awq = false and compress.scale_estimation = false"
         ) from error

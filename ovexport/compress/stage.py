@@ -17,7 +17,7 @@ from ovexport.compress.gptq import gptq
 from ovexport.errors import UnsupportedModelError
 from ovexport.layers import plan_layers
 from ovexport.model import load_model, matrix, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer, write_checkpoint
+from ovexport.quantization import LARGEST_STEP, FakeQuantizer, write_checkpoint
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, ModelSpec
 
@@ -33,7 +33,8 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
 
     Raises:
         RecipeError: a layer's in-features can't be grouped as asked.
-        UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite.
+        UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite or too large for
+            float16 scales.
     """
     network = load_model(model)
     layers = plan_layers(weight_matrices(network), spec)
@@ -43,10 +44,16 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
     digests = {name: weight_digest(weight) for name, weight in weights.items()}
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UnsupportedModelError(f"{name}: holds weights that are not finite; give a sound checkpoint")
     for layer in packed:
-        if not torch.isfinite(weights[layer.name]).all():
-            raise UnsupportedModelError(f"{layer.name}: holds weights that are not finite; give a sound checkpoint")
         quantizers[layer.name].initialize(weights[layer.name], generator)
+        if float(quantizers[layer.name].grid()[0].abs().max()) >= LARGEST_STEP:
+            raise UnsupportedModelError(
+                f"{layer.name}: holds weights up to {float(weights[layer.name].abs().max()):.3g}, which float16 scales "
+                f"can't reach; give a sound checkpoint, or name the layer in compress.ignored"
+            )
     changed: dict[str, Tensor] = {}
     if spec.awq or spec.scale_estimation or spec.gptq:
         calibration = _sample(data.tokens("train"), spec.calibration_sequences)

@@ -7,8 +7,9 @@ import numpy as np
 import openvino_genai
 
 from ovexport.artifacts import IR
-from ovexport.errors import ArtifactError, DataError, UnsupportedModelError, last_line
+from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate.similarity import Answers
+from ovexport.genai import apply_template, load_tokenizer, told
 from ovexport.progress import Listener, Progress
 from ovexport.runtime import ACCURATE
 
@@ -21,17 +22,20 @@ class PromptTokenizer:
     """The tokenizer of an IR, with its chat template; `template` is None where there is none.
 
     Raises:
-        UnsupportedModelError: openvino-genai can't load it.
+        ArtifactError, UnsupportedModelError: the IR has none, or openvino-genai can't load it.
     """
 
     def __init__(self, ir: IR) -> None:
-        try:
-            self._tokenizer = openvino_genai.Tokenizer(str(ir.path))
-        except RuntimeError as error:
-            raise UnsupportedModelError(
-                f"{ir.path}: openvino-genai can't load its tokenizer ({last_line(error)})"
-            ) from error
+        self._tokenizer, self._name = load_tokenizer(ir.path), str(ir.path)
         self.template = str(self._tokenizer.chat_template) or None
+
+    def check_template(self) -> None:
+        """Apply the chat template once.
+
+        Raises:
+            UnsupportedModelError: openvino-genai can't.
+        """
+        apply_template(self._tokenizer, "Hello", self._name)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a text, special tokens included."""
@@ -52,13 +56,13 @@ def generate(
             the generation prompt behind it.
 
     Raises:
-        UnsupportedModelError: openvino-genai can't load the IR.
+        UnsupportedModelError: openvino-genai can't load the IR, or apply its chat template.
         DataError: there is no answer to any prompt.
     """
     try:
         pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", **_SETTINGS)
     except RuntimeError as error:
-        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({last_line(error)})") from error
+        raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({told(error)})") from error
     tokenizer = pipeline.get_tokenizer()
     ending = pipeline.get_generation_config()
     config = openvino_genai.GenerationConfig()
@@ -68,8 +72,7 @@ def generate(
     config.do_sample = False
     texts, generated = [], []
     for index, prompt in enumerate(prompts):
-        message = [{"role": "user", "content": prompt}]
-        wrapped = tokenizer.apply_chat_template(message, True) if templated else prompt
+        wrapped = apply_template(tokenizer, prompt, name) if templated else prompt
         inputs = tokenizer.encode(wrapped, add_special_tokens=not templated)
         tokens = [int(token) for token in pipeline.generate(inputs, config).tokens[0]]
         generated.append(tuple(tokens))
@@ -89,11 +92,13 @@ def common_template(tokenizers: Mapping[str, PromptTokenizer], wanted: Literal["
 
     Raises:
         ArtifactError: they differ.
+        UnsupportedModelError: openvino-genai can't apply it.
     """
     templates = {name: tokenizer.template for name, tokenizer in tokenizers.items()}
     if wanted == "off" or None in templates.values():
         return None
     (first, template), *others = templates.items()
+    tokenizers[first].check_template()
     for name, other in others:
         if other != template:
             raise ArtifactError(

@@ -1,16 +1,19 @@
 """Divergence, similarity and tasks put together to an EvaluationReport."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ovexport.artifacts import IR, PreparedData, bytes_digest, json_digest
+from ovexport.bootstrap import too_few
 from ovexport.errors import DataError
 from ovexport.evaluate import divergence
 from ovexport.evaluate.answers import RUNTIME, PromptTokenizer, common_template, generate, prompt_tokens
 from ovexport.evaluate.divergence import HISTOGRAM_EDGES_NATS, Resampling, TokenFigures
+from ovexport.evaluate.encoder import language_note
 from ovexport.evaluate.ground_truth import (
     Circumstances,
     GroundTruth,
@@ -27,10 +30,16 @@ from ovexport.graph import read_graph
 from ovexport.identity import identify
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
-from ovexport.reports import FEWEST_VALUES, Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
+from ovexport.reports import Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
 from ovexport.runtime import LogitsRunner
 from ovexport.tasks import HarnessTask
 from ovexport.versions import installed_version, stack_versions
+
+_FEWEST_PROMPTS = 4
+_FEW_ANSWERS = 0.5
+_BEYOND = "more than a 64-bit float holds"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +52,14 @@ class _Divergences:
     conditions: dict[str, Any]
     length: int
     words: int
+    no_words: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What was noted of the text, and the models whose perplexity can't be written as a number."""
+        beyond = [name for name, one in self.figures.items() if divergence.perplexity(one) is None]
+        return (*self.notes, *(f"the perplexity of {name} is {_BEYOND}" for name in beyond))
 
     def of(self, name: str, reference: str) -> dict[str, Any]:
         """A model's fields in the report."""
@@ -51,6 +68,8 @@ class _Divergences:
             "perplexity": divergence.perplexity(one),
             "word_perplexity": divergence.word_perplexity(one, self.length, self.words),
         }
+        if found["word_perplexity"] is None:
+            found["word_perplexity_reason"] = self.no_words or f"it is {_BEYOND}"
         if name == reference:
             return found
         summary, histogram = divergence.summarize(one, self.figures[reference], self.resampling)
@@ -75,6 +94,10 @@ class _Conversations:
     answers: dict[str, Answers]
     circumstances: Circumstances
     conditions: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, name: str) -> Answers:
+        """A model's answers; those of the ground truth for the reference, which is not asked again."""
+        return self.answers.get(name, self.truth)
 
 
 def evaluate(
@@ -131,12 +154,16 @@ def evaluate(
         else:
             found |= _alike(said, name, encoder, spec, out)
             found["reason"] = _missing(diverged, len(said.prompts.texts))
+            found["different_answers"] = len(set(said.of(name).texts))
         evaluated[name] = ModelEvaluation(**found)
     if torch_model and tasks:
         evaluated["torch"] = ModelEvaluation(
             tasks={task: reached["torch"] for task, reached in results.items()},
             reason="the model in torch that int4 was made of, asked the tasks alone",
         )
+    notes = (*(diverged.all_notes if diverged else ()), *_notes_on_answers(said, models, spec))
+    for note in notes:
+        logger.warning("  %s", note)
     described = {name: identify(ir) for name, ir in models.items()}
     tuned = described.get("int4", {}).get("tuning_steps") != 0
     gap, interval, reason = _recovered(diverged, reference, distilled=distilled, tuned=tuned)
@@ -148,6 +175,7 @@ def evaluate(
         recovered_gap_ci95=interval,
         reason=reason,
         histogram_edges_nats=HISTOGRAM_EDGES_NATS,
+        notes=notes,
         conditions={
             "models": described | ({"torch": described["int4"] | {"weights": "torch"}} if torch_model else {}),
             "encoder": spec.encoder,
@@ -185,6 +213,8 @@ def _diverge(
         },
         length=manifest.sequence_length,
         words=manifest.test_words,
+        no_words=manifest.test_words_reason or (None if manifest.test_words else "the text holds no words"),
+        notes=manifest.notes,
     )
 
 
@@ -230,6 +260,7 @@ def _converse(
             "prompt_set": prompts.name,
             "prompts": len(prompts.texts),
             "prompts_sha256": circumstances.prompts_sha256,
+            "prompt_language": prompts.language,
             "max_new_tokens": spec.max_new_tokens,
             "chat_template": template is not None,
             "ground_truth": _origin(truth),
@@ -251,6 +282,22 @@ def _origin(truth: GroundTruth | None) -> str:
     if truth is None:
         return "generated here"
     return f"{truth.path}, " + ("checked by its sidecar" if truth.sidecar else "which has no sidecar to check it by")
+
+
+def _notes_on_answers(said: _Conversations, names: Iterable[str], spec: EvaluateSpec) -> Iterator[str]:
+    """What keeps the similarity from saying much: the encoder's language, and answers that are the same."""
+    count = len(said.prompts.texts)
+    for name in names:
+        different = len(set(said.of(name).texts))
+        if count >= _FEWEST_PROMPTS and different <= _FEW_ANSWERS * count:
+            answers = "the same text" if different == 1 else f"{different} different texts"
+            yield (
+                f"{name} answers {count} prompts with {answers}, and the similarity compares no more than that; give "
+                "other prompts, or another chat_template"
+            )
+    note = language_note(spec.encoder, said.prompts.language)
+    if note:
+        yield note
 
 
 def _alike(said: _Conversations, name: str, encoder: Encoder, spec: EvaluateSpec, out: Path) -> dict[str, Any]:
@@ -285,7 +332,7 @@ def _missing(diverged: _Divergences | None, prompts: int) -> str | None:
     """Why a model's figures or intervals are not there."""
     reasons = (
         diverged.resampling.too_few if diverged else "no text and reference were given to measure the divergence on",
-        f"{prompts} prompts are too few for an interval" if prompts < FEWEST_VALUES else None,
+        too_few(prompts, "prompts"),
     )
     return "; ".join(filter(None, reasons)) or None
 

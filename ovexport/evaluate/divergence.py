@@ -3,6 +3,8 @@
 The models run in lockstep on the same tokens; of a batch only per-token figures are kept.
 """
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,14 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ovexport.bootstrap import too_few
 from ovexport.comparator import Comparator, Floats
 from ovexport.errors import ArtifactError
 from ovexport.progress import Listener, Progress
-from ovexport.reports import FEWEST_VALUES, Comparison, Divergence, Estimate, Interval
+from ovexport.reports import Comparison, Divergence, Estimate, Interval
 from ovexport.runtime import LogitsRunner
 
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
 _LARGEST_LOGITS = 2**26
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _FEWEST_DOCUMENTS = 10
 _RESAMPLED_AT_ONCE = 100
 
@@ -142,7 +146,7 @@ class Resampling:
     @property
     def too_few(self) -> str | None:
         """Why there are no intervals; None where there are."""
-        return None if self.count >= FEWEST_VALUES else f"{self.count} {self.name} are too few for an interval"
+        return too_few(self.count, self.name)
 
     @classmethod
     def of(cls, documents: NDArray[np.int32] | None, scored: tuple[int, int], seed: int) -> "Resampling":
@@ -169,7 +173,7 @@ class Resampling:
         return means
 
     def interval(self, resampled: Floats) -> Interval | None:
-        """The 95 % percentile interval; None where there are fewer than FEWEST_VALUES."""
+        """The 95 % percentile interval; None where there are too few values."""
         return None if self.too_few else interval(resampled)
 
 
@@ -200,7 +204,7 @@ def summarize(
     inside = np.clip(kl, HISTOGRAM_EDGES_NATS[0], HISTOGRAM_EDGES_NATS[-1])
     own, other = figures.joined("nll"), reference.joined("nll")
     resampled = resampling.means(per_token, own - other, same)
-    ratio = Estimate(value=float(np.exp((own - other).mean())), ci95=resampling.interval(np.exp(resampled[:, 1])))
+    ratio = _ratio(own - other, resampled[:, 1], resampling)
     return (
         Divergence(
             kl_mean_nats=float(kl.mean()),
@@ -216,12 +220,21 @@ def summarize(
             same_top1_ci95=resampling.interval(resampled[:, 2]),
             same_top1_standard_error=float(np.sqrt(same.mean() * (1 - same.mean()) / (same.size - 1))),
             perplexity_ratio=ratio,
-            perplexity_verdict=verdict(ratio.ci95, 1.0),
+            perplexity_verdict=verdict(ratio.ci95, 1.0)
+            if ratio
+            else verdict(resampling.interval(resampled[:, 1]), 0.0),
             true_token_probability_change_mean=float(change.mean()),
             true_token_probability_change_rms=float(np.sqrt((change**2).mean())),
         ),
         tuple(int(count) for count in np.histogram(inside, HISTOGRAM_EDGES_NATS)[0]),
     )
+
+
+def _ratio(differences: Floats, resampled: Floats, resampling: Resampling) -> Estimate | None:
+    """Of two perplexities, from the differences of log-likelihoods; None where it is more than a float holds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        value, ci95 = float(np.exp(differences.mean())), resampling.interval(np.exp(resampled))
+    return Estimate(value=value, ci95=ci95) if np.isfinite((value, *(ci95 or ()))).all() else None
 
 
 def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling) -> Comparison:
@@ -240,18 +253,24 @@ def difference(first: TokenFigures, second: TokenFigures, resampling: Resampling
     )
 
 
-def perplexity(figures: TokenFigures) -> float:
-    """exp of the mean negative log-likelihood per token."""
-    return float(np.exp(figures.joined("nll").mean()))
+def perplexity(figures: TokenFigures) -> float | None:
+    """exp of the mean negative log-likelihood per token; None where that is more than a float holds."""
+    return _exponential(figures.joined("nll").mean())
 
 
 def word_perplexity(figures: TokenFigures, length: int, words: int) -> float | None:
     """exp(total negative log-likelihood / words), as lm-evaluation-harness's wikitext has it.
 
-    The first token of a sequence has no prediction; it is counted with the mean of the others.
+    The first token of a sequence has no prediction; it is counted with the mean of the others. None where there are no
+    words, or the figure is more than a float holds.
     """
     nll = figures.joined("nll")
-    return float(np.exp(nll.mean() * nll.shape[0] * length / words)) if words else None
+    return _exponential(nll.mean() * nll.shape[0] * length / words) if words else None
+
+
+def _exponential(exponent: float) -> float | None:
+    """exp, or None where it is more than a float holds."""
+    return math.exp(exponent) if exponent < _LARGEST_EXPONENT else None
 
 
 def recovered_gap(twin: TokenFigures, tuned: TokenFigures, resampling: Resampling) -> tuple[float, Interval | None]:

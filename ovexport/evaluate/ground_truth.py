@@ -14,6 +14,7 @@ from ovexport.artifacts import Record, json_digest, read_record, write_record, w
 from ovexport.errors import ArtifactError
 from ovexport.evaluate.prompts import Prompts
 from ovexport.evaluate.similarity import Answers, Mode, QuestionMetrics, aggregate
+from ovexport.rowfile import read_csv
 
 _LAYOUT = ("", "prompts", "answers", "language", "prompt_length_type")
 _FIGURES = ("similarity", "FDT", "SDT", "FDT norm", "SDT norm")
@@ -95,14 +96,11 @@ def read_ground_truth(path: Path) -> GroundTruth:
         ArtifactError: it can't be read, lacks a column or a row, or is not the one that its sidecar is of.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = read_csv(path)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: can't be read ({error}); give a csv of answers") from error
     if not rows or not {"prompts", "answers"} <= set(rows[0]):
         raise ArtifactError(f"{path}: no ground truth, which has rows with the columns prompts and answers")
-    if any(row["prompts"] is None or row["answers"] is None for row in rows):
-        raise ArtifactError(f"{path}: a row is cut short; make it again")
     prompts = Prompts(
         name=path.name,
         texts=tuple(row["prompts"] for row in rows),

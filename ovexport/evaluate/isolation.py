@@ -5,7 +5,7 @@ last one as the runtime and the IR have it by themselves. The reference under th
 what an approximation costs any model is no fault of 4-bit weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from ovexport.graph import read_graph
 from ovexport.progress import Listener
 from ovexport.reports import IsolationStep
 from ovexport.runtime import ACCURATE, PIECE_TOKENS, LogitsRunner
+
+_KEPT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,25 @@ _STEPS = (
 )
 
 
+class KeptRunner(LogitsRunner):
+    """Keeps the logits that it gave and gives them again, as far as they fit into `kept_bytes`."""
+
+    def __init__(self, graph: ov.Model, name: str, kept_bytes: int = _KEPT_BYTES) -> None:
+        super().__init__(graph, name)
+        self._free_bytes = kept_bytes
+        self._kept: dict[tuple[bytes, int], list[NDArray[np.float32]]] = {}
+
+    def pieces(self, tokens: NDArray[np.int64], longest: int) -> Iterator[NDArray[np.float32]]:
+        """As a LogitsRunner's."""
+        asked, size = (tokens.tobytes(), longest), tokens.size * self.vocabulary * np.dtype(np.float32).itemsize
+        if asked not in self._kept and size > self._free_bytes:
+            return super().pieces(tokens, longest)
+        if asked not in self._kept:
+            self._free_bytes -= size
+            self._kept[asked] = [logits.copy() for logits in super().pieces(tokens, longest)]
+        return iter(self._kept[asked])
+
+
 def isolate(
     models: Mapping[str, IR],
     reference: str,
@@ -52,7 +73,7 @@ def isolate(
     """
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     found: dict[str, list[IsolationStep]] = {name: [] for name in models if name != reference}
-    exact = LogitsRunner(read_graph(models[reference]), reference)
+    exact = KeptRunner(read_graph(models[reference]), reference)
     for step in _STEPS:
         asked = {name: str(value) for name, value in step.settings.items()}
         if step.needs is not None and step.needs not in capabilities:

@@ -1,14 +1,18 @@
 """What the models are asked to continue: a packaged set, a file, a data set's column, or the test text itself."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovexport.errors import DataError
+from ovexport.languages import language_of, unit_ends
 from ovexport.prompt_sets import LANGUAGES, packaged_prompts
 from ovexport.recipe import ROW_SUFFIXES, EvaluateSpec, SourceSpec, section
 
 _LONG_CHARACTERS = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Prompts:
 
     Attributes:
         name: of the set or file.
-        language: two letters, WhoWhatBench's "cn" included.
+        language: as ovexport.languages.language_of writes it.
         length_type: "short" or "long".
     """
 
@@ -28,8 +32,8 @@ class Prompts:
 
 
 def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts:
-    """The prompts that the recipe names; without a name the first words of the test documents that are at least twice
-    as long, or the first halves of the documents, where none is.
+    """The prompts that the recipe names, each once; without a name the beginnings of the test documents that are at
+    least twice as long, or the first halves of the documents, where none is.
 
     Raises:
         DataError: a file can't be read, is of the wrong type, or there are no prompts in it or in the text.
@@ -40,7 +44,10 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
         found = _packaged(spec.prompts)
     else:
         found = _read(spec.prompts, spec)
-    return replace(found, texts=found.texts[: spec.prompt_count])
+    distinct = tuple(dict.fromkeys(found.texts))
+    if len(distinct) < len(found.texts):
+        logger.info("prompts of %s: %d repeat others and are left out", found.name, len(found.texts) - len(distinct))
+    return replace(found, texts=distinct[: spec.prompt_count])
 
 
 def _packaged(name: str) -> Prompts:
@@ -60,43 +67,33 @@ def _read(name: str, spec: EvaluateSpec) -> Prompts:
     if not texts:
         raise DataError(f"evaluate.prompts={name}: holds no prompt; write one on each line")
     length_type = "long" if sum(map(len, texts)) / len(texts) >= _LONG_CHARACTERS else "short"
-    return Prompts(name=name, texts=tuple(texts), language="en", length_type=length_type)
+    return Prompts(name=name, texts=tuple(texts), language=language_of(texts), length_type=length_type)
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"evaluate.prompts={path}: can't be read ({error}); give a text file in UTF-8") from error
-    if "\0" in "".join(lines):
-        raise DataError(f"evaluate.prompts={path}: no text file; give one with a prompt on each line")
-    return [line.strip() for line in lines if line.strip()]
+    from ovexport.rows import load_lines
+
+    return [line.strip() for line in load_lines(path) if line.strip()]
 
 
 def _column(name: str, spec: EvaluateSpec) -> list[str]:
     """A column of a file with rows, or of a hub data set."""
-    from ovexport.rows import load_rows
+    from ovexport.rows import load_texts
 
     local = Path(name).suffix.lower() in ROW_SUFFIXES
     where = {"path": name} if local else {"hub": name, "split": spec.prompts_split}
-    rows = load_rows(section(SourceSpec, **where))
-    column = spec.prompts_column
-    if column not in rows.column_names:
-        raise DataError(
-            f"evaluate.prompts={name}: no column {column!r}; it has {', '.join(rows.column_names)}; set "
-            "evaluate.prompts_column"
-        )
-    return [text for text in rows[column] if isinstance(text, str) and text.strip()]
+    return load_texts(section(SourceSpec, **where, column=spec.prompts_column), "evaluate.prompts_column")
 
 
 def _beginnings(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts:
-    words = [text.split() for text in test_documents]
-    enough = [text for text in words if len(text) >= 2 * spec.prompt_words]
-    texts = [" ".join(text[: spec.prompt_words]) for text in enough]
-    texts = texts or [" ".join(text[: len(text) // 2]) for text in words if len(text) > 1]
+    """Prompts cut from documents behind a word, or a character where there are no blanks; line ends are kept."""
+    documents = [(text, unit_ends(text)) for text in test_documents]
+    enough = [(text, ends[spec.prompt_words - 1]) for text, ends in documents if len(ends) >= 2 * spec.prompt_words]
+    halves = [(text, ends[len(ends) // 2 - 1]) for text, ends in documents if len(ends) > 1]
+    texts = tuple(text[:end].strip() for text, end in enough or halves)
     if not texts:
         raise DataError(
             "data.test: holds single words; set evaluate.prompts to a file with a prompt on each line, or to "
             + ", ".join(f'"{name}"' for name in LANGUAGES)
         )
-    return Prompts(name="test", texts=tuple(texts), language="en", length_type="short")
+    return Prompts(name="test", texts=texts, language=language_of(texts), length_type="short")

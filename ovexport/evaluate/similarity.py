@@ -5,7 +5,8 @@ are the same before the first divergent one), SDT (how many tokens diverge) and 
 
 "wwb"
     WhoWhatBench's own, to the last digit, so that figures can stand beside anybody's: tokens of the texts, encoded
-    anew; difflib's matching blocks with its defaults; FDT over the mean length of all references.
+    anew; difflib's matching blocks with its defaults; FDT over the mean length of all references. An answer whose only
+    token has the id 0 counts as empty, as it does there.
 "strict"
     The generated tokens themselves; FDT is the true common prefix, its norm the share of the reference that it is (1
     where both are empty); SDT is the edit distance, the tokens to exchange, add or leave out, its norm the share of
@@ -20,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from ovexport.bootstrap import too_few
 from ovexport.evaluate.divergence import interval
-from ovexport.reports import FEWEST_VALUES, Similarity, WorstAnswer
+from ovexport.reports import Similarity, WorstAnswer
 
 Mode = Literal["wwb", "strict"]
 Encoder = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -45,8 +47,13 @@ class Answers:
     encoded: tuple[tuple[int, ...], ...]
 
     def tokens(self, mode: Mode) -> tuple[tuple[int, ...], ...]:
-        """Those that a mode compares."""
-        return self.encoded if mode == "wwb" else self.generated
+        """Those that a mode compares.
+
+        Source: WhoWhatBench turns a text of one token into a plain number and asks whether that is true: 0 is not.
+        """
+        if mode == "strict":
+            return self.generated
+        return tuple(() if one == (0,) else one for one in self.encoded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +129,8 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamples: int = 2000) -> Similarity:
-    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them, where there are at
-    least FEWEST_VALUES.
+    """Means over the questions, with the 95 % interval of the similarity's by bootstrap over them; None where they are
+    too few for one.
 
     In the mode "wwb" the mean similarity is taken in float32, as its cosines are; FDT norm is the mean FDT over the
     mean length of the references, and None where WhoWhatBench has NaN, as all references are empty.
@@ -135,7 +142,7 @@ def aggregate(rows: Sequence[QuestionMetrics], mode: Mode, seed: int = 0, resamp
     chosen = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
     return Similarity(
         similarity=float(similarities.mean()),
-        similarity_ci95=interval(similarities[chosen].mean(axis=1)) if len(rows) >= FEWEST_VALUES else None,
+        similarity_ci95=None if too_few(len(rows), "prompts") else interval(similarities[chosen].mean(axis=1)),
         fdt=fdt,
         fdt_norm=None if np.isnan(fdt_norm) else fdt_norm,
         sdt=float(np.mean([row.sdt for row in rows])),

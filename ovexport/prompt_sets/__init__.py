@@ -10,5 +10,5 @@ LANGUAGES: Mapping[str, str] = {"long": "en", "short": "en", "chinese": "cn"}
 
 def packaged_prompts(name: str) -> tuple[str, ...]:
     """The prompts of a set."""
-    lines = (files("ovexport.prompt_sets") / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(json.loads(line)["prompt"] for line in lines)
+    lines = (files("ovexport.prompt_sets") / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    return tuple(json.loads(line)["prompt"] for line in lines if line)

@@ -1,46 +1,45 @@
 """README.md of a run: a model card as the hub reads it, with the product's figures as evaluation results."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from yaml import YAMLError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import ovexport
 from ovexport.prompt_sets import LANGUAGES
-from ovexport.recipe import ModelSpec, Recipe, SourceSpec
+from ovexport.recipe import Recipe, SourceSpec
+from ovexport.report.base_card import base_metadata
 from ovexport.report.names import NOT_TUNED, PRODUCT
 from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
 from ovexport.versions import stack_versions
+from ovexport.wording import inert_markdown
 
 _TASK = "text-generation"
 _TAGS = ["openvino", "nncf", "int4", "ovexport"]
 _FIGURES_OF_TASKS = {"acc": "accuracy", "acc_norm": "accuracy, normalized by length", "exact_match": "exact match"}
-_FROM_BASE = ("license", "license_name", "license_link", "language")
 
 
 def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -> str:
     """The card's text.
 
-    Licence and language are those that the base model's own card or configuration names, and left out where neither
-    does. A base model in a folder has no name that the hub knows, so the card has no `base_model` then.
+    Licence and language are those that the base model's card or configuration names, as far as they are short plain
+    text, and left out otherwise. A base model in a folder has no name that the hub knows, so the card has no
+    `base_model` then.
 
     Args:
         digests: SHA-256 of the run's files, by path.
     """
     title = Path(recipe.model.id).name
-    base = _base_metadata(recipe.model)
+    base = base_metadata(recipe.model)
     on_hub = not Path(recipe.model.id).exists()
     train = recipe.data.train
     data = ModelCardData(
-        **base,
+        **base.values,
         base_model=recipe.model.id if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
         library_name="openvino",
@@ -53,7 +52,7 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
     models, rows = comparison(findings)
     revision = f" at {recipe.model.revision}" if recipe.model.revision else ""
     body = (
-        environment()
+        environment(finalize=_inert)
         .get_template("card.md")
         .render(
             title=title,
@@ -63,13 +62,19 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
             rows=rows,
             digests=digests,
             base=f"{recipe.model.id}{revision}" if on_hub else f"the checkpoint in the folder {title}",
-            license=base.get("license"),
+            license=base.values.get("license"),
+            left_out=base.left_out,
             made_with=findings.verification.versions if findings.verification else stack_versions(),
             not_tuned=NOT_TUNED,
             ovexport_version=ovexport.__version__,
         )
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _inert(value: Any) -> Any:
+    """A value as it goes into the card: text of names and files adds no Markdown of its own."""
+    return inert_markdown(value) if isinstance(value, str) else value
 
 
 def _results(recipe: Recipe, evaluation: EvaluationReport) -> Iterator[EvalResult]:
@@ -159,45 +164,3 @@ def _file_dataset(path: str, part: str = "") -> dict[str, Any]:
 def _identifier(name: str) -> str:
     """A name with the characters that a data set's name on the hub can have."""
     return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _base_metadata(model: ModelSpec) -> dict[str, Any]:
-    """Licence and language as the base model's card names them; its configuration's licence where the card has none."""
-    found = {key: value for key, value in _card_of(model).items() if key in _FROM_BASE and value}
-    if "license" not in found:
-        stated = _configuration_of(model).get("license")
-        return found | ({"license": stated} if isinstance(stated, str) and stated else {})
-    link = found.get("license_link")
-    if isinstance(link, str) and "://" not in link:
-        del found["license_link"]
-        if not Path(model.id).exists():
-            found["license_link"] = hf_hub_url(model.id, link, revision=model.revision)
-    return found
-
-
-def _card_of(model: ModelSpec) -> dict[str, Any]:
-    """The metadata of the base model's card; nothing where it has no card that can be read."""
-    text = _text_of(model, "README.md")
-    if not text.startswith("---"):
-        return {}
-    try:
-        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
-    except (ValueError, YAMLError):
-        return {}
-
-
-def _configuration_of(model: ModelSpec) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_text_of(model, "config.json")))
-    except (ValueError, TypeError):
-        return {}
-
-
-def _text_of(model: ModelSpec, name: str) -> str:
-    """A file of the base model, from its folder or from the hub; empty where it can't be had."""
-    folder = Path(model.id)
-    try:
-        path = folder / name if folder.is_dir() else Path(hf_hub_download(model.id, name, revision=model.revision))
-        return path.read_text(encoding="utf-8")
-    except (HfHubHTTPError, HFValidationError, OSError, UnicodeDecodeError):
-        return ""

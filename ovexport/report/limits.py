@@ -16,10 +16,14 @@ def promises(benchmark: BenchmarkReport) -> tuple[str, ...]:
         if base is None or model.limit is None or ratios is None or model.limit.bytes_per_token >= base.bytes_per_token:
             continue
         ratio, share = ratios.time_per_output_token, model.limit.bytes_per_token / base.bytes_per_token
-        slower = ratio.ci95[0] > share
+        if ratio.ci95 is None:
+            verdict = f"too few sessions to judge that ({ratio.reason})"
+        else:
+            slower = ratio.ci95[0] > share
+            verdict = "slower than its bytes promise" if slower else "as fast as its bytes promise, or faster"
         told.append(
             f"For each token {called[name]} reads {written(share, '.2f')} of the bytes that "
             f"{called[reference]} reads, and takes {with_interval(ratio.median, ratio.ci95, '.2f')} of "
-            f"its time: {'slower than its bytes promise' if slower else 'as fast as its bytes promise, or faster'}."
+            f"its time: {verdict}."
         )
     return tuple(told)

@@ -19,6 +19,7 @@ from ovexport.report.proof import proof_rows
 from ovexport.report.table import Column, Findings, columns_of, comparison, read_findings
 from ovexport.report.templating import environment
 from ovexport.report.verdict import headlines, verdict
+from ovexport.textfile import read_text
 from ovexport.versions import stack_versions
 
 
@@ -60,7 +61,7 @@ def _values(folder: RunFolder, recipe: Recipe, findings: Findings) -> dict[str, 
         "title": Path(recipe.model.id).name,
         "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         "recipe": recipe,
-        "recipe_text": folder.recipe.read_text(encoding="utf-8"),
+        "recipe_text": read_text(folder.recipe),
         "findings": findings,
         "models": models,
         "rows": rows,

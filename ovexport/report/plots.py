@@ -324,9 +324,10 @@ def grid(benchmark: BenchmarkReport) -> Plot | None:
             mine = [(labels.index(grid_label(point)), ratio) for point, other, ratio in rows if other == name]
             places = [place + 0.16 * (number - (len(names) - 1) / 2) for place, _ in mine]
             medians = [ratio.median for _, ratio in mine]
+            ends = [ratio.ci95 or (ratio.median, ratio.median) for _, ratio in mine]
             reach = [
-                [ratio.median - ratio.ci95[0] for _, ratio in mine],
-                [ratio.ci95[1] - ratio.median for _, ratio in mine],
+                [median - low for median, (low, _) in zip(medians, ends, strict=True)],
+                [high - median for median, (_, high) in zip(medians, ends, strict=True)],
             ]
             axes.errorbar(
                 medians,

@@ -167,6 +167,7 @@ def _quality_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
         figure(f"KL from {source}, 99 %, nats", "kl_p99_nats", ".5f"),
         figure("same likeliest token", "same_top1", ".2%", "same_top1_ci95"),
         figure(similarity, "similarity", ".4f", "similarity_ci95"),
+        _row("  different answers to the prompts", columns, _different_answers),
         figure("first divergent token (FDT)", "fdt", ".1f"),
         figure("share of divergent tokens (SDT norm)", "sdt_norm", ".2%"),
     ]
@@ -179,6 +180,13 @@ def _has_mode(report: EvaluationReport) -> bool:
 def _figure(model: ModelEvaluation | None, field: str, form: str, interval: str) -> str | None:
     value = getattr(model, field) if model else None
     return None if value is None else with_interval(value, getattr(model, interval) if interval else None, form)
+
+
+def _different_answers(column: Column) -> str | None:
+    report, model = column.findings.evaluation, column.evaluation
+    if report is None or model is None or model.different_answers is None:
+        return None
+    return f"{model.different_answers} of {report.conditions.get('prompts', '?')}"
 
 
 def _perplexity_ratio(column: Column) -> str | None:
@@ -272,6 +280,6 @@ def _ratio(column: Column, reference: str, field: str) -> str | None:
     return with_interval(ratio.median, ratio.ci95, ".2f") + (", a tie" if holds_one(ratio.ci95) else "")
 
 
-def holds_one(interval: tuple[float, float]) -> bool:
-    """Whether a ratio's interval contains 1: the two are a tie."""
-    return interval[0] <= 1 <= interval[1]
+def holds_one(interval: tuple[float, float] | None) -> bool:
+    """Whether a ratio's interval contains 1: the two are a tie. Without an interval there is no verdict."""
+    return interval is not None and interval[0] <= 1 <= interval[1]

@@ -16,7 +16,7 @@ class Verdict:
     """Whether the product may ship.
 
     Attributes:
-        standing: "open" where proof or gates are not there to say, or a gate is undecided.
+        standing: "open" where proof or gates are not there to say, the proof is partial, or a gate is undecided.
     """
 
     standing: Standing
@@ -41,27 +41,30 @@ class Headline:
 
 def verdict(findings: Findings) -> Verdict:
     """What the proof and the gates say together."""
+    reasons = (_proof_reason(findings), *_tuning_reason(findings), _gates_reason(findings))
+    return Verdict(*_standing(findings), reasons)
+
+
+def _standing(findings: Findings) -> tuple[Standing, str]:
+    """Whether the product may ship, and the headline: the first of these that is so."""
     proof, gates = findings.verification, findings.gates
-    reasons = [_proof_reason(findings), *_tuning_reason(findings), _gates_reason(findings)]
-    if proof and not proof.passed:
-        return Verdict("bad", "Not fit to ship: the proof failed", tuple(reasons))
-    if gates and any(gate.status == "failed" for gate in gates.gates):
-        return Verdict("bad", "Not fit to ship: a gate failed", tuple(reasons))
-    if proof and gates and not gates.passed:
-        return Verdict("open", "Conversion verified, quality undecided", tuple(reasons))
-    if proof and gates:
-        return Verdict("good", "Fit to ship: proven, and every gate passed", tuple(reasons))
-    if proof:
-        return Verdict("open", "Conversion verified, quality not judged", tuple(reasons))
-    return Verdict("open", "Not proven yet", tuple(reasons))
+    cases: tuple[tuple[object, Standing, str], ...] = (
+        (proof and not proof.passed, "bad", "Not fit to ship: the proof failed"),
+        (gates and any(gate.status == "failed" for gate in gates.gates), "bad", "Not fit to ship: a gate failed"),
+        (not proof, "open", "Not proven yet"),
+        (proof and proof.verdict != "proven", "open", "Partly proven"),
+        (not gates, "open", "Conversion verified, quality not judged"),
+        (gates and not gates.passed, "open", "Conversion verified, quality undecided"),
+    )
+    found = ((standing, headline) for holds, standing, headline in cases if holds)
+    return next(found, ("good", "Fit to ship: proven, and every gate passed"))
 
 
 def _proof_reason(findings: Findings) -> str:
     proof = findings.verification
     if proof is None:
         return "Proof: none in this run; ovexport verify makes one."
-    passed = sum(check.passed for check in proof.checks)
-    return f"Proof: {passed:,} of {len(proof.checks):,} checks passed."
+    return f"Proof: {proof.told}."
 
 
 def _tuning_reason(findings: Findings) -> tuple[str, ...]:
@@ -96,11 +99,13 @@ def _of_benchmark(benchmark: BenchmarkReport, called: Titles) -> tuple[Headline,
     product, base = benchmark.models[PRODUCT].weight_bytes, benchmark.models[reference].weight_bytes
     title = called[reference]
     ratio = ratios.time_per_output_token
-    ends = between(*(written(1 / end, ".2f") for end in reversed(ratio.ci95)))
+    between_ends = str(ratio.reason)
+    if ratio.ci95 is not None:
+        between_ends = "95 % interval " + between(*(written(1 / end, ".2f") for end in reversed(ratio.ci95)))
     speed = Headline(
         f"{written(1 / ratio.median, '.2f')}×",
         f"as fast as {title} per token" + (", a tie" if holds_one(ratio.ci95) else ""),
-        f"95 % interval {ends}; first token {written(1 / ratios.time_to_first_token.median, '.2f')}×",
+        f"{between_ends}; first token {written(1 / ratios.time_to_first_token.median, '.2f')}×",
     )
     size = Headline(
         f"{written(base / product, '.1f')}×",

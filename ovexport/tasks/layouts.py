@@ -83,7 +83,7 @@ def _rows(task: TaskSpec, source: SourceSpec) -> list[Row]:
     origin = source.path or str(source.hub)
     convert = _LAYOUTS.get(task.name, _own)
     rows = []
-    for number, row in enumerate(load_rows(source), 1):
+    for number, row in enumerate(load_rows(source).records, 1):
         present = {name: value for name, value in row.items() if value is not None}
         try:
             rows.append(convert(present))

@@ -8,30 +8,34 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ovexport.artifacts import read_json_lines
+from ovexport.artifacts import read_json_lines, translated_disk_errors
 
 
 class TuningLog:
     """tuning.jsonl and TensorBoard events in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with translated_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "tuning.jsonl"
         self._folder = folder
 
     def __enter__(self) -> Self:
-        self._board = SummaryWriter(str(self._folder / "tuning"))
+        with translated_disk_errors(self._folder):
+            self._board = SummaryWriter(str(self._folder / "tuning"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._board.close()
+        with translated_disk_errors(self._folder):
+            self._board.close()
 
     def write(self, step: int, **figures: float) -> None:
         """Append the figures of a step."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+        with translated_disk_errors(self._folder):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
 
     def losses(self) -> list[tuple[int, float]]:
         """The steps that are in the log, from 0, each with its training loss in nats."""

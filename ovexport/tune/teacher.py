@@ -27,6 +27,7 @@ from ovexport.model import weight_digest
 from ovexport.progress import Listener, Progress
 from ovexport.tensorfile import TensorFile, TensorWriter
 from ovexport.versions import installed_version
+from ovexport.wording import byte_size
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def cached_teacher(
                 return CachedTeacher(folder / key, len(tokens))
     except (ArtifactError, OSError) as error:
         logger.warning("  %s can't hold the teacher's hidden states: %s", folder, error)
-    logger.info("  no room for %.2f GB of the teacher's hidden states; it runs at every step", size / 1e9)
+    logger.info("  no room for %s of the teacher's hidden states; it runs at every step", byte_size(size))
     return None
 
 

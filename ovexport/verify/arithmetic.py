@@ -16,6 +16,7 @@ from ovexport.tensorfile import TensorFile
 
 _SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
 _BLOCK_ELEMENTS = 2**17
+_TOP = {"int4_asym": 15, "int4_sym": 7, "int8_asym": 255, "int8_sym": 127}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,11 @@ def expected_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
     Raises:
         ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
     """
-    if layer.mode == "int4_sym":
-        return ExpectedGrid(_float16_grid(_floats(layer, adapters, "scale") / np.float32(8)), None)
-    top = _top(layer)
-    scale = _float16_grid((np.abs(_floats(layer, adapters, "input_range")) / top).astype(np.float32))
-    zero_point = np.clip(np.round(-_floats(layer, adapters, "input_low") / scale.astype(np.float32)), 0, top)
+    top = np.float32(_TOP[layer.mode])
+    if layer.symmetric:
+        return ExpectedGrid(_float16_grid(stored_ranges(layer, adapters, "scale") / (top + 1)), None)
+    scale = _float16_grid((np.abs(stored_ranges(layer, adapters, "input_range")) / top).astype(np.float32))
+    zero_point = np.clip(np.round(-stored_ranges(layer, adapters, "input_low") / scale.astype(np.float32)), 0, top)
     return ExpectedGrid(scale, zero_point.astype(np.uint8))
 
 
@@ -53,13 +54,8 @@ class ExpectedCodes:
         self._zero_point = None if grid.zero_point is None else grid.zero_point.astype(np.float32)[..., None]
         rank = layer.used_rank
         up, down = (layer.out_features, layer.rank), (layer.rank, layer.in_features)
-        self._down = _tensor(layer, adapters, "lora_A", down)[:rank].astype(np.float64) if rank else None
-        self._up = _tensor(layer, adapters, "lora_B", up)[:, :rank] if rank else None
-
-    def blocks(self) -> Iterator[slice]:
-        """The rows, in blocks with an even number of codes but for the last."""
-        height = 2 * max(1, _BLOCK_ELEMENTS // self._layer.in_features // 2)
-        return (slice(begin, begin + height) for begin in range(0, self._layer.out_features, height))
+        self._down = stored_tensor(layer, adapters, "lora_A", down)[:rank].astype(np.float64) if rank else None
+        self._up = stored_tensor(layer, adapters, "lora_B", up)[:, :rank] if rank else None
 
     def rows(self, weight: NDArray[np.float32], rows: slice) -> NDArray[np.generic]:
         """Codes of some rows, (rows, input), uint8, or int8 where symmetric.
@@ -73,21 +69,34 @@ class ExpectedCodes:
         values = weight.reshape(-1, layer.groups, layer.group_size)
         np.divide(values, self._scale[rows], out=values)
         np.rint(values, out=values)
+        top = _TOP[layer.mode]
         if self._zero_point is None:
-            return np.clip(values, -8, 7, out=values).astype(np.int8).reshape(-1, layer.in_features)
+            return np.clip(values, -top - 1, top, out=values).astype(np.int8).reshape(-1, layer.in_features)
         np.add(values, self._zero_point[rows], out=values)
-        return np.clip(values, 0, _top(layer), out=values).astype(np.uint8).reshape(-1, layer.in_features)
+        return np.clip(values, 0, top, out=values).astype(np.uint8).reshape(-1, layer.in_features)
 
 
-def _top(layer: LayerFormat) -> np.float32:
-    return np.float32({"int4_asym": 15, "int8_asym": 255}[layer.mode])
+def row_blocks(layer: LayerFormat) -> Iterator[slice]:
+    """A layer's rows, in blocks with an even number of codes but for the last."""
+    height = 2 * max(1, _BLOCK_ELEMENTS // layer.in_features // 2)
+    return (slice(begin, begin + height) for begin in range(0, layer.out_features, height))
 
 
-def _floats(layer: LayerFormat, adapters: TensorFile, name: str) -> NDArray[np.float32]:
-    return _tensor(layer, adapters, name, (layer.out_features, layer.groups, 1))[..., 0]
+def stored_ranges(layer: LayerFormat, adapters: TensorFile, name: str) -> NDArray[np.float32]:
+    """A parameter of each group, (output, groups).
+
+    Raises:
+        ArtifactError: as stored_tensor.
+    """
+    return stored_tensor(layer, adapters, name, (layer.out_features, layer.groups, 1))[..., 0]
 
 
-def _tensor(layer: LayerFormat, adapters: TensorFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def stored_tensor(layer: LayerFormat, adapters: TensorFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor of a layer in the checkpoint.
+
+    Raises:
+        ArtifactError: it is missing, of another shape or not finite.
+    """
     values = adapters.require(f"{layer.name}.{name}")
     if values.shape != shape:
         raise ArtifactError(f"{layer.name}.{name}: shape {values.shape}, {shape} by checkpoint.json; tune again")

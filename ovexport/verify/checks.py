@@ -1,10 +1,11 @@
-"""The two shapes that nearly every check has, and the types that modes are stored in."""
+"""The two shapes that nearly every check has, what they are about, and the types that modes are stored in."""
 
 from typing import Any
 
+from ovexport.graph import Weight
 from ovexport.reports import Check
 
-ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8"}
+ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8", "int8_sym": "i8"}
 
 
 def zero(name: str, subject: str, value: int, detail: str = "") -> Check:
@@ -16,3 +17,15 @@ def equal(name: str, subject: str, value: Any, limit: Any, detail: str = "") -> 
     """Passes when the value is the limit; the detail is for a failure."""
     same = value == limit
     return Check(name=name, subject=subject, value=value, limit=limit, passed=same, detail="" if same else detail)
+
+
+def readings(found: tuple[Weight, ...]) -> dict[str, list[tuple[str, Weight]]]:
+    """By name of its codes, each way in which a weight is read, with what a check on it is called: the name alone where
+    there is one way."""
+    by_name: dict[str, list[Weight]] = {}
+    for weight in found:
+        by_name.setdefault(weight.name, []).append(weight)
+    return {
+        name: [(f"{name} as read by {one.consumer_names[0]}" if len(ways) > 1 else name, one) for one in ways]
+        for name, ways in by_name.items()
+    }

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, bytes_digest
 from ovexport.errors import ArtifactError
-from ovexport.graph import Matrix, Weight, nibbles, raw, unpacked
+from ovexport.graph import Weight, nibbles, raw, unpacked
+from ovexport.matrices import Matrix
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
 from ovexport.tensorfile import TensorFile
-from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid
-from ovexport.verify.checks import equal, zero
+from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid, row_blocks
+from ovexport.verify.checks import equal, readings, zero
+from ovexport.verify.nncf_arithmetic import NncfCodes, nncf_grid
 
 Rows = Callable[[slice], NDArray[np.float32]]
 
@@ -31,54 +33,47 @@ class Mismatches:
 
 def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Digests of the IR's tensors against those that tuning recorded at its last step."""
-    by_name = {weight.name: weight for weight in found}
-    checks = []
-    for layer in manifest.packed:
-        weight = by_name.get(layer.name)
-        if weight is None or weight.scale is None:
-            continue
-        recorded = manifest.digests[layer.name]
-        tensors = {"codes": weight.codes, "scale": weight.scale}
-        if weight.zero_point is not None:
-            tensors["zero_point"] = weight.zero_point
-        for part, node in tensors.items():
-            digest = bytes_digest(np.ascontiguousarray(unpacked(node)))
-            checks.append(
-                equal(
-                    "as the checkpoint recorded it",
-                    f"{layer.name} {part}",
-                    digest,
-                    getattr(recorded, part),
-                    "other values than those that were trained",
-                )
-            )
-    return checks
+    by_name = readings(found)
+    return [
+        equal(
+            "as the checkpoint recorded it",
+            subject.replace(layer.name, f"{layer.name} {part}", 1),
+            bytes_digest(np.ascontiguousarray(unpacked(node))),
+            getattr(manifest.digests[layer.name], part),
+            "other values than those that were trained",
+        )
+        for layer in manifest.packed
+        for subject, weight in by_name.get(layer.name, ())
+        for part, node in (("codes", weight.codes), ("scale", weight.scale), ("zero_point", weight.zero_point))
+        if weight.scale is not None and node is not None
+    ]
 
 
 def arithmetic(
     found: tuple[Weight, ...],
     checkpoint: Checkpoint,
     manifest: CheckpointManifest,
-    matrices: Mapping[str, list[Matrix]],
+    matrices: Mapping[str, Matrix],
     listener: Listener,
 ) -> dict[str, Mismatches]:
-    """By layer, how the IR differs from codes computed anew from adapters and base weights.
+    """By layer, and by way of reading it where there are several, how the IR differs from codes computed anew from
+    adapters and base weights.
 
     Args:
-        matrices: of the base IR, by digest.
+        matrices: of the base IR, by layer.
 
     Raises:
         ArtifactError: the base does not hold the weights that were tuned, or the checkpoint lacks a tensor.
     """
-    by_name = {weight.name: weight for weight in found}
+    by_name = readings(found)
     adapters = checkpoint.adapters
     changed = checkpoint.weights if manifest.changed else None
     mismatches = {}
     for index, layer in enumerate(manifest.packed):
-        weight = by_name.get(layer.name)
-        if weight is not None and weight.scale is not None:
-            rows = _rows(layer, manifest, matrices, changed)
-            mismatches[layer.name] = _compare(layer, weight, rows, adapters)
+        rows = _rows(layer, manifest, matrices, changed)
+        for subject, weight in by_name.get(layer.name, ()):
+            if weight.scale is not None:
+                mismatches[subject] = _compare(layer, weight, rows, adapters)
         listener(Progress(task="verify", done=index + 1, total=len(manifest.packed)))
     return mismatches
 
@@ -93,25 +88,25 @@ def arithmetic_checks(mismatches: dict[str, Mismatches]) -> list[Check]:
 
 
 def changed_floats(
-    graph: ov.Model, matrices: Mapping[str, list[Matrix]], checkpoint: Checkpoint, manifest: CheckpointManifest
+    graph: ov.Model, matrices: Mapping[str, Matrix], checkpoint: Checkpoint, manifest: CheckpointManifest
 ) -> list[Check]:
     """Weights that the method changed and left in floating point are the checkpoint's, rounded to the IR's type.
 
     Args:
-        matrices: of the base IR, by digest.
+        matrices: of the base IR, by layer.
     """
     layers = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     checks = []
     for layer in layers:
-        found = matrices.get(manifest.weight_digests[layer.name])
-        node = nodes.get(found[0].node.get_friendly_name()) if found else None
+        found = matrices.get(layer.name)
+        node = nodes.get(found.node.get_friendly_name()) if found else None
         size = layer.out_features * layer.in_features
-        if not found or node is None or node.get_output_shape(0) != found[0].node.get_output_shape(0):
+        if found is None or node is None or node.get_output_shape(0) != found.node.get_output_shape(0):
             checks.append(zero("changed weights as in the checkpoint", layer.name, size, "not in the graph"))
             continue
-        own = Matrix(node, found[0].turned).reader()(slice(None))
-        expected = found[0].rounded(_changed(layer, checkpoint.weights))
+        own = Matrix(node, found.turned).reader()(slice(None))
+        expected = found.rounded(_changed(layer, checkpoint.weights))
         checks.append(zero("changed weights as in the checkpoint", layer.name, int(np.count_nonzero(own != expected))))
     return checks
 
@@ -119,12 +114,12 @@ def changed_floats(
 def _rows(
     layer: LayerFormat,
     manifest: CheckpointManifest,
-    matrices: Mapping[str, list[Matrix]],
+    matrices: Mapping[str, Matrix],
     changed: TensorFile | None,
 ) -> Rows:
     """A reader of rows of the weight that the adapters are added to, float32, known by the checkpoint's digest."""
-    found = matrices.get(manifest.weight_digests[layer.name])
-    if not found:
+    found = matrices.get(layer.name)
+    if found is None:
         raise ArtifactError(
             f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
             f"give the IR of {manifest.model_id}"
@@ -132,7 +127,7 @@ def _rows(
     if changed is not None and layer.name in manifest.changed:
         own = _changed(layer, changed)
         return lambda rows: np.array(own[rows])
-    return found[0].reader()
+    return found.reader()
 
 
 def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
@@ -149,7 +144,8 @@ def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
 
 
 def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFile) -> Mismatches:
-    grid = expected_grid(layer, adapters)
+    by_nncf = layer.arithmetic == "nncf"
+    grid = nncf_grid(layer, adapters) if by_nncf else expected_grid(layer, adapters)
     try:
         scales, zero_points = _differing_grid(layer, weight, grid)
         stored = raw(weight.codes)
@@ -157,9 +153,9 @@ def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFil
             raise ValueError(f"{len(stored)} bytes of codes")
     except ValueError:
         return Mismatches(codes=layer.out_features * layer.in_features, detail="tensors of another shape or type")
-    expected = ExpectedCodes(layer, grid, adapters)
+    expected = NncfCodes(layer, adapters) if by_nncf else ExpectedCodes(layer, grid, adapters)
     count, places = 0, []
-    for rows in expected.blocks():
+    for rows in row_blocks(layer):
         codes = expected.rows(read(rows), rows)
         begin = rows.start * layer.in_features * weight.bits // 8
         differing = _differing_codes(codes, stored[begin : begin + -(-codes.size * weight.bits // 8)], weight)

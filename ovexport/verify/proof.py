@@ -10,18 +10,17 @@ import openvino as ov
 from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
 from ovexport.carried import told_settings
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.graph import Weight, matrices_by_digest, read_graph, weights
+from ovexport.graph import Weight, read_graph, weights
+from ovexport.matrices import layer_matrices
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.verify.behaviour import behaviour
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
+from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
 from ovexport.verify.structure import (
     adapter_operations,
-    as_made,
-    changed_files,
-    companions,
     note,
     operators_beyond,
     packed_bytes,
@@ -78,7 +77,7 @@ def verify(
     for option, other in (("--base", base), ("--twin", twin)):
         if other and other.path.resolve() == ir.path.resolve():
             raise RecipeError(f"{option} {other.path}: is the very IR that is to be proven; give another")
-    with _blaming_changed_files(ir, checkpoint):
+    with _blaming_changed_files(ir, checkpoint, twin):
         graph = read_graph(ir)
         found = weights(graph)
         if not found:
@@ -92,6 +91,7 @@ def verify(
         summary=_summary(found, evidence),
         layers=tuple(_row(weight, evidence) for weight in found),
         files=files,
+        notes=tuple(filter(None, [told_settings(ir)])),
         versions=stack_versions(),
     )
 
@@ -108,23 +108,23 @@ def _gathered(
 ) -> _Evidence:
     """All the evidence there is; parameters as of `verify`."""
     evidence = _Evidence()
-    if settings := told_settings(ir):
-        evidence.reasons.append(settings)
     if ir.manifest is None:
         evidence.reasons.append("no ovexport.json is in the folder: files can't be compared with what convert wrote")
-    evidence.checks += as_made(ir, checkpoint)
+    evidence.checks += as_made(ir, checkpoint, base, twin)
+    other = read_graph(twin) if twin else None
+    others = weights(other) if other else ()
     if checkpoint:
-        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, twin, listener)
+        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, others, listener)
     else:
         evidence.adapters = adapter_operations(graph, found, None)
         evidence.reasons.append("no checkpoint is given: codes can't be compared with what was tuned")
     evidence.checks.append(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
-    if twin:
-        _against_twin(evidence, ir, graph, found, twin)
-    else:
-        evidence.reasons.append("no twin is given: tokenizer and configurations can't be compared")
+    if twin and other:
+        _against_twin(evidence, ir, graph, found, twin, other, others)
+    elif base is None:
+        evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     if runtime:
         _executed(evidence, ir, graph, found, checkpoint)
     else:
@@ -133,8 +133,9 @@ def _gathered(
 
 
 @contextmanager
-def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Where something can't be read, say which files are not those that convert wrote or read."""
+def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None, twin: IR | None) -> Iterator[None]:
+    """Where something can't be read, say which files are not those that convert wrote or read, and which operation or
+    constant is not as in the twin."""
     try:
         yield
     except OSError as error:
@@ -143,9 +144,12 @@ def _blaming_changed_files(ir: IR, checkpoint: Checkpoint | None) -> Iterator[No
         ) from error
     except (ArtifactError, UnsupportedModelError) as error:
         changed = changed_files(ir, checkpoint)
-        if not changed:
+        unlike = differing_place(ir, twin) if twin else None
+        blamed = [f"changed since convert: {', '.join(changed)}"] if changed else []
+        blamed += [f"not as in the twin: {unlike}"] if unlike else []
+        if not blamed:
             raise
-        raise ArtifactError(f"{error} [changed since convert: {', '.join(changed)}]") from error
+        raise ArtifactError(f"{error} [{'; '.join(blamed)}]") from error
 
 
 def _against_checkpoint(
@@ -155,9 +159,10 @@ def _against_checkpoint(
     found: tuple[Weight, ...],
     checkpoint: Checkpoint,
     base: IR | None,
-    twin: IR | None,
+    others: tuple[Weight, ...],
     listener: Listener,
 ) -> None:
+    """Codes, structure and wiring; `others` are the twin's weights."""
     manifest = checkpoint.manifest
     if not {weight.name for weight in found} & {layer.name for layer in manifest.packed}:
         raise ArtifactError(
@@ -165,13 +170,13 @@ def _against_checkpoint(
             "convert, or of another model"
         )
     evidence.adapters = adapter_operations(graph, found, manifest)
-    evidence.checks += structure(found, manifest)
+    evidence.checks += structure(graph, found, manifest)
     evidence.checks += trained_codes(found, manifest)
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
         original = read_graph(base)
-        matrices = matrices_by_digest(original, manifest.layers)
+        matrices = layer_matrices(original, manifest)
         evidence.mismatches = arithmetic(found, checkpoint, manifest, matrices, listener)
         evidence.checks += arithmetic_checks(evidence.mismatches)
         evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
@@ -179,22 +184,30 @@ def _against_checkpoint(
         evidence.checks += same_operations(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
-        evidence.checks.append(same_options(ir, graph, original, "base IR"))
+        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
         evidence.errors = weight_errors(found, manifest, matrices)
-        evidence.twin_errors = weight_errors(weights(read_graph(twin)), manifest, matrices) if twin else {}
+        evidence.twin_errors = weight_errors(others, manifest, matrices)
     evidence.checks.append(packed_bytes(found, manifest))
     evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
 
 
-def _against_twin(evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Weight, ...], twin: IR) -> None:
-    other = read_graph(twin)
+def _against_twin(
+    evidence: _Evidence,
+    ir: IR,
+    graph: ov.Model,
+    found: tuple[Weight, ...],
+    twin: IR,
+    other: ov.Model,
+    others: tuple[Weight, ...],
+) -> None:
+    """Operators, wiring and files; `other` is the twin's graph, `others` its weights."""
     beyond = evidence.beyond_twin = operators_beyond(graph, other)
     names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
     evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
     evidence.checks += same_operations(
-        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(weights(other))), "twin"
+        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(others)), "twin"
     )
-    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin)]
+    evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 
 
 def _executed(

@@ -1,51 +1,40 @@
-"""Is the IR what was promised? Layers, formats, bytes, operators, adapters, and the files beside the graph."""
+"""Is the IR what was promised? Layers, formats, bytes, operators and adapters."""
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import openvino as ov
 
-from ovexport.artifacts import (
-    IR,
-    IR_MANIFEST,
-    RUN_FILES,
-    Checkpoint,
-    CheckpointManifest,
-    check_files,
-    file_digest,
-    files_in,
-)
-from ovexport.carried import SETTINGS_FILE, converted_options
-from ovexport.carried import changed_files as unlike
-from ovexport.errors import ArtifactError
-from ovexport.graph import Weight, runtime_options
+from ovexport.artifacts import IR, CheckpointManifest
+from ovexport.carried import converted_options
+from ovexport.graph import Weight, runtime_options, stray_readers, walk
 from ovexport.reports import Check
-from ovexport.verify.checks import ELEMENT_TYPES, equal, zero
+from ovexport.verify.checks import ELEMENT_TYPES, equal, readings, zero
 from ovexport.verify.wiring import expected_chains
 
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
-_NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST, SETTINGS_FILE})
-_HUB_CACHE = ".cache/huggingface/"
 
 
-def structure(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
+def structure(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Every layer of the checkpoint is in the graph, as the recipe promised it, and no Linear beside them."""
-    by_name = {weight.name: weight for weight in found}
-    twice = [name for name, count in Counter(weight.name for weight in found).items() if count > 1]
-    checks = [zero("each weight stands once", "model", len(twice), ", ".join(twice[:3]))]
+    by_name = readings(found)
+    twice = [subject for ways in by_name.values() if len(ways) > 1 for subject, _ in ways]
+    stray = stray_readers(graph)
+    checks = [
+        zero("each weight stands once", "model", len(twice), ", ".join(twice[:3])),
+        zero("packed weights are read whole", "model", len(stray), "; ".join(stray[:3])),
+    ]
     for layer in manifest.packed:
-        weight = by_name.get(layer.name)
         promised = f"{ELEMENT_TYPES[layer.mode]} {layer.out_features}x{layer.in_features} group {layer.group_size}"
-        if weight is None:
+        if layer.name not in by_name:
             detail = "no constant of this name is unpacked and used as a weight"
             checks.append(equal("layer packed as promised", layer.name, None, promised, detail))
-            continue
-        rows = weight.shape[0] if weight.shape else 0
-        actual = f"{weight.element_type} {rows}x{weight.elements // max(1, rows)} group {weight.group_size}"
-        if actual == promised and weight.chain not in expected_chains(layer):
-            actual = f"{promised}, unpacked in another way"
-        checks.append(equal("layer packed as promised", layer.name, actual, promised))
+        for subject, weight in by_name.get(layer.name, ()):
+            rows = weight.shape[0] if weight.shape else 0
+            actual = f"{weight.element_type} {rows}x{weight.elements // max(1, rows)} group {weight.group_size}"
+            if actual == promised and weight.chain not in expected_chains(layer):
+                actual = f"{promised}, unpacked in another way"
+            checks.append(equal("layer packed as promised", subject, actual, promised))
     names = [weight.name for weight in _floats(found, manifest)]
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
     checks.append(equal("matrices left in floating point", "model", len(names), allowed, ", ".join(names[:3])))
@@ -56,18 +45,6 @@ def _floats(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Wei
     """The matrices in floating point, tables that are no layer (of positions, say) left out."""
     embeddings = {(layer.out_features, layer.in_features) for layer in manifest.layers if layer.kind != "linear"}
     return [weight for weight in found if not weight.packed and (weight.kind == "linear" or weight.shape in embeddings)]
-
-
-def changed_files(ir: IR, checkpoint: Checkpoint | None) -> list[str]:
-    """Files of the IR and of the checkpoint that are not as ovexport.json has them; none where that can't be told."""
-    try:
-        manifest = ir.manifest
-    except ArtifactError:
-        return [IR_MANIFEST]
-    if manifest is None:
-        return []
-    changed = unlike(ir, manifest.files, ir.path)
-    return changed + (check_files(manifest.checkpoint_files, checkpoint.path) if checkpoint else [])
 
 
 def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
@@ -94,51 +71,9 @@ def same_options(ir: IR, graph: ov.Model, other: ov.Model, name: str) -> Check:
     return equal(f"runtime options as the {name}'s", "model", own, runtime_options(other))
 
 
-def companions(ir: IR, twin: IR) -> Check:
-    """Tokenizer, templates and configurations are the twin's."""
-    differing = [
-        name
-        for name in sorted({name for folder in (ir.path, twin.path) for name in _names_in(folder)})
-        if name not in _NOT_COMPANIONS and _digest_or_none(ir.path / name) != _digest_or_none(twin.path / name)
-    ]
-    return zero("tokenizer and configurations as the twin's", "files", len(differing), ", ".join(differing))
-
-
-def _names_in(folder: Path) -> list[str]:
-    """The files of an IR's folder, but for those that an upload and a download lay beside it and nothing loads: the
-    run's own, and what the hub and its client add."""
-    names = [file.relative_to(folder).as_posix() for file in files_in(folder)]
-    return [name for name in names if name not in (*RUN_FILES, ".gitattributes") and not name.startswith(_HUB_CACHE)]
-
-
-def _digest_or_none(path: Path) -> str | None:
-    return file_digest(path) if path.is_file() else None
-
-
-def as_made(ir: IR, checkpoint: Checkpoint | None) -> list[Check]:
-    """The files are those that convert wrote, and the checkpoint, when one is given, is the one it read.
-
-    Without ovexport.json, in an IR that another tool made, there is nothing to compare with.
-    """
-    manifest = ir.manifest
-    if manifest is None:
-        return []
-    differing = unlike(ir, manifest.files, ir.path)
-    strangers = sorted(set(_names_in(ir.path)) - set(manifest.files) - {IR_MANIFEST, SETTINGS_FILE})
-    found = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
-    checks = [zero("files as convert wrote them", "files", len(differing) + len(strangers), found)]
-    if checkpoint is not None:
-        others = check_files(manifest.checkpoint_files, checkpoint.path)
-        detail = f"{', '.join(others)}: not of the checkpoint that the IR was made from"
-        checks.append(zero("made from this checkpoint", "files", len(others), detail))
-    return checks
-
-
 def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:
     """Operations of an adapter: LoRA states and names, and MatMuls with weights that the checkpoint does not know."""
-    named = [
-        node.get_friendly_name() for node in graph.get_ordered_ops() if _ADAPTER_NAME.search(node.get_friendly_name())
-    ]
+    named = [name for name, _ in walk(graph) if _ADAPTER_NAME.search(name)]
     if manifest is None:
         return named
     names = {layer.name for layer in manifest.layers}
@@ -157,4 +92,4 @@ def operators_beyond(graph: ov.Model, twin: ov.Model) -> Counter[str]:
 
 
 def _operators(graph: ov.Model) -> Counter[str]:
-    return Counter(node.get_type_name() for node in graph.get_ordered_ops() if node.get_type_name() != "Constant")
+    return Counter(node.get_type_name() for _, node in walk(graph) if node.get_type_name() != "Constant")

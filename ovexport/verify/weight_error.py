@@ -6,34 +6,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovexport.artifacts import CheckpointManifest
-from ovexport.graph import Matrix, Weight, nibbles, raw, unpacked
+from ovexport.graph import Weight, nibbles, raw, unpacked
+from ovexport.matrices import Matrix
 
 _BLOCK_ENTRIES = 1 << 22
 
 
 def weight_errors(
-    found: tuple[Weight, ...], manifest: CheckpointManifest, matrices: Mapping[str, list[Matrix]]
+    found: tuple[Weight, ...], manifest: CheckpointManifest, matrices: Mapping[str, Matrix]
 ) -> dict[str, float]:
     """By layer, the Frobenius norm of the unpacked matrix less the base's, over the base's.
 
     Args:
         found: weights of an IR; those that do not fit the checkpoint's layers are left out.
-        matrices: of the base IR, by digest.
+        matrices: of the base IR, by layer.
     """
     by_name = {weight.name: weight for weight in found}
     errors = {}
     for layer in manifest.packed:
-        weight, base = by_name.get(layer.name), matrices.get(manifest.weight_digests[layer.name])
+        weight, base = by_name.get(layer.name), matrices.get(layer.name)
         fits = weight is not None and weight.packed and weight.elements == layer.out_features * layer.in_features
-        if weight is None or not base or not fits:
+        if weight is None or base is None or not fits:
             continue
-        read = base[0].reader()
+        read = base.reader()
         squares, total = 0.0, 0.0
         step = max(1, _BLOCK_ENTRIES // layer.in_features)
         for begin in range(0, layer.out_features, step):
             rows = slice(begin, min(begin + step, layer.out_features))
             original = read(rows).astype(np.float64)
-            squares += float(np.square(_values(weight, rows, layer.in_features) - original).sum())
+            with np.errstate(all="ignore"):  # a damaged scale can be anything; a check says so
+                squares += float(np.square(_values(weight, rows, layer.in_features) - original).sum())
             total += float(np.square(original).sum())
         errors[layer.name] = float(np.sqrt(squares / total)) if total else 0.0
     return errors

@@ -1,8 +1,9 @@
 """Is the graph, weights aside, the one that was traced?
 
 Every operation gets a fingerprint: SHA-256 over its type, its attributes and the fingerprints of what it reads, down to
-the bytes of the constants. A weight is a leaf: packed or not, it counts as the weight it stands for. So two graphs with
-equal fingerprints at their ends compute the same function of equal weights, whatever their operations are called.
+the bytes of the constants, and of the graphs inside it with what goes in and out of them. A weight is a leaf: packed
+or not, it counts as the weight it stands for. So two graphs with equal fingerprints at their ends compute the same
+function of equal weights, whatever their operations are called.
 """
 
 import hashlib
@@ -14,9 +15,11 @@ import numpy as np
 import openvino as ov
 
 from ovexport.artifacts import CheckpointManifest, LayerFormat, bytes_digest
-from ovexport.graph import Matrix, Weight, raw, type_name, weight_inputs
+from ovexport.graph import Weight, check_depth, raw, type_name, weight_inputs
+from ovexport.matrices import Matrix
 from ovexport.reports import Check
 from ovexport.verify.checks import ELEMENT_TYPES, zero
+from ovexport.verify.ports import Ports, ports
 
 _BROADCAST = "[('auto_broadcast', 'numpy')]"
 
@@ -51,16 +54,9 @@ def leaves_of_product(manifest: CheckpointManifest, base: Mapping[str, Leaf]) ->
     Args:
         base: the leaves of the traced graph; a float weight that the method changed keeps its constant's name.
     """
-    floats = {
-        manifest.weight_digests[layer.name]
-        for layer in manifest.layers
-        if layer.mode == "float" and layer.name in manifest.changed
-    }
+    floats = {layer.name for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed}
     changed = {name: leaf for name, leaf in base.items() if leaf.identity in floats}
-    packed = {
-        layer.name: Leaf(manifest.weight_digests[layer.name], chains=expected_chains(layer))
-        for layer in manifest.packed
-    }
+    packed = {layer.name: Leaf(layer.name, chains=expected_chains(layer)) for layer in manifest.packed}
     return changed | packed
 
 
@@ -74,7 +70,7 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     chain = _converted(f"{kind} {shape}", "f16")
-    if layer.mode != "int4_sym":
+    if not layer.symmetric:
         chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:
@@ -86,19 +82,17 @@ def _converted(source: str, kind: str) -> str:
     return f"Convert opset1 [('destination_type', '{kind}')] ({source})"
 
 
-def leaves_of_base(matrices: Mapping[str, list[Matrix]], manifest: CheckpointManifest) -> dict[str, Leaf]:
+def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest) -> dict[str, Leaf]:
     """By name of its constant, what each weight of the traced graph stands for.
 
     Args:
-        matrices: of the traced graph, by the digest of their bytes.
+        matrices: of the traced graph, by layer.
     """
     tuned = {layer.name for layer in manifest.packed} | set(manifest.changed)
-    digests = {digest for name, digest in manifest.weight_digests.items() if name in tuned}
     return {
-        matrix.node.get_friendly_name(): Leaf(digest, matrix.turned)
-        for digest, found in matrices.items()
-        if digest in digests
-        for matrix in found
+        matrix.node.get_friendly_name(): Leaf(layer, matrix.turned)
+        for layer, matrix in matrices.items()
+        if layer in tuned
     }
 
 
@@ -110,28 +104,59 @@ def leaves_of_packed(found: tuple[Weight, ...]) -> dict[str, Leaf]:
 
 
 def operations(graph: ov.Model, leaves: Mapping[str, Leaf]) -> tuple[Operation, ...]:
-    """The graph's operations in an order in which each comes after what it reads."""
-    nodes = graph.get_ordered_ops()
-    weights = {node.get_name(): dict(_leaves_read(node, leaves)) for node in nodes}
-    sources = {node.get_name(): _sources(node, weights[node.get_name()]) for node in nodes}
-    needed = _reached(nodes, sources)
-    fingerprints: dict[str, str] = {}
-    found = []
-    for node in nodes:
-        name = node.get_name()
-        if name not in needed:
-            continue
-        content = _content(node, weights[name], fingerprints)
-        fingerprints[name] = hashlib.sha256(content.encode()).hexdigest()
-        found.append(
-            Operation(
-                name=node.get_friendly_name(),
+    """The graph's operations, and those of the graphs inside them, in an order in which each comes after what it reads.
+
+    Raises:
+        UnsupportedModelError: an operation holds a graph that can't be looked at, or graphs lie too deep in each other.
+    """
+    return tuple(_Fingerprints(leaves).of(graph))
+
+
+class _Fingerprints:
+    """Fingerprints of operations, by their names, filled in graph by graph."""
+
+    def __init__(self, leaves: Mapping[str, Leaf]) -> None:
+        self._leaves = leaves
+        self._known: dict[str, str] = {}
+
+    def of(
+        self, graph: ov.Model, roles: Mapping[str, str] | None = None, within: str = "", depth: int = 0
+    ) -> Iterator[Operation]:
+        """The operations of a graph that its outputs and states depend on.
+
+        Args:
+            roles: for a graph inside an operation, what each of its parameters is fed with, by their names.
+            within: the friendly names of the operations that it lies in.
+        """
+        check_depth(within, depth)
+        nodes = graph.get_ordered_ops()
+        weights = {node.get_name(): dict(_leaves_read(node, self._leaves)) for node in nodes}
+        sources = {node.get_name(): _sources(node, weights[node.get_name()]) for node in nodes}
+        needed = _reached(nodes, sources)
+        for node in nodes:
+            name, friendly = node.get_name(), within + node.get_friendly_name()
+            if name not in needed:
+                continue
+            inside = ports(node)
+            for body in inside:
+                yield from self.of(body.graph, body.roles, f"{friendly}/", depth + 1)
+            content = _content(node, weights[name], self._known, roles) + self._inside(inside)
+            self._known[name] = hashlib.sha256(content.encode()).hexdigest()
+            results = [self._known[end] for body in inside for end in body.ends]
+            yield Operation(
+                name=friendly,
                 kind="Constant" if _constant_like(node) else node.get_type_name(),
-                fingerprint=fingerprints[name],
-                sources=tuple(fingerprints[source] for source in sources[name]),
+                fingerprint=self._known[name],
+                sources=(*(self._known[source] for source in sources[name]), *results),
             )
-        )
-    return tuple(found)
+
+    def _inside(self, inside: tuple[Ports, ...]) -> str:
+        """Of each graph inside an operation, what goes in and what comes out, in words."""
+        lines = [
+            (*sorted(body.roles.values()), *sorted(f"{role} {self._known[end]}" for end, role in body.outcomes))
+            for body in inside
+        ]
+        return "".join(f"\n{line}" for line in lines)
 
 
 def same_operations(ours: tuple[Operation, ...], theirs: tuple[Operation, ...], other: str) -> list[Check]:
@@ -183,8 +208,14 @@ def _sources(node: Any, weights: Mapping[int, Leaf]) -> tuple[str, ...]:
     return tuple(value.get_node().get_name() for port, value in enumerate(node.input_values()) if port not in weights)
 
 
-def _content(node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, str]) -> str:
-    """All that an operation is, in words."""
+def _content(
+    node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, str], roles: Mapping[str, str] | None
+) -> str:
+    """All that an operation is, in words, but for the graphs inside it.
+
+    Args:
+        roles: of the parameters of a graph inside an operation; elsewhere parameters and results have names.
+    """
     kind = node.get_type_name()
     if _constant_like(node):
         element_type = type_name(node)
@@ -203,7 +234,9 @@ def _content(node: Any, weights: Mapping[int, Leaf], fingerprints: Mapping[str, 
         for port, name in enumerate(("transpose_a", "transpose_b")):
             if port in weights and weights[port].turned:
                 attributes[name] = not attributes[name]
-    names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") else []
+    names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") and roles is None else []
+    if kind == "Parameter" and roles is not None:
+        names = [roles[node.get_name()]]
     version = node.get_type_info().version_id
     return "\n".join((f"{kind} {version}", f"{sorted(attributes.items(), key=str)} {names}", *inputs))
 

@@ -1,0 +1,92 @@
+"""A recipe carried out from start to end, and its reports kept as a result: the tables of the demo and of the models.
+
+python benchmarks/whole_way.py RECIPE [--set section.key=value]… [--other-text FILE [--last COUNT]] [--save]
+
+--other-text measures the divergence on a second text too, with the same three models; --last takes only so many of its
+documents, from the end. --save puts the reports under benchmarks/results/RECIPE, where tables.py finds them.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tomli_w
+from provenance import provenance
+from tables import RESULTS, whole_way_table
+
+from ovexport import pipeline
+from ovexport import recipe as recipes
+from ovexport.artifacts import MODELS, RunFolder, StageRecord, read_record, write_record, write_text
+from ovexport.evaluate import evaluate, load_encoder
+from ovexport.prepare import read_documents
+from ovexport.recipe import Recipe, SourceSpec
+
+REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
+OTHER_TEXT = "other_text.json"
+
+
+def main() -> None:
+    """Carry out the recipe, measure the other text, keep the reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    parser.add_argument("--other-text", type=Path, metavar="FILE")
+    parser.add_argument("--last", type=int, metavar="COUNT")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/RECIPE too")
+    options = parser.parse_args()
+    recipe = recipes.load(options.recipe, options.overrides)
+    with TemporaryDirectory() as scratch:
+        run = pipeline.run(recipe, Path(scratch) / "run")
+        result = (RESULTS if options.save else Path(scratch)) / options.recipe.stem
+        keep(run, recipe, result)
+        if options.other_text:
+            _measure_other_text(run, recipe, options.other_text, options.last, Path(scratch), result / OTHER_TEXT)
+        origin = provenance(Path(sys.argv[0]), options.recipe)
+        write_text(json.dumps({"provenance": origin}, indent=2) + "\n", result / "provenance.json")
+        print(whole_way_table(result))
+
+
+def keep(run: RunFolder, recipe: Recipe, result: Path) -> None:
+    """Copy a run's reports, its recipe and the seconds of its stages."""
+    result.mkdir(parents=True, exist_ok=True)
+    for report in REPORTS:
+        shutil.copyfile(run.path / report, result / report)
+    samples = result / "benchmark.json"
+    samples.write_text(json.dumps(json.loads(samples.read_text())) + "\n")
+    write_text(_without_folders(recipe), result / "recipe.toml")
+    records = [read_record(path, StageRecord) for path in sorted(run.stages.glob("*.json"))]
+    write_text(
+        json.dumps({record.stage: record.seconds for record in records}, indent=2) + "\n", result / "seconds.json"
+    )
+
+
+def _without_folders(resolved: Recipe) -> str:
+    """The recipe with the names of model and text in place of where they lay on this machine."""
+    values = resolved.model_dump(mode="json", exclude_none=True)
+    values["model"]["id"] = Path(resolved.model.id).name
+    for source in (values["data"][name] for name in ("train", "validation", "test") if name in values["data"]):
+        source["path"] = Path(source["path"]).name
+    return tomli_w.dumps(values)
+
+
+def _measure_other_text(
+    run: RunFolder, recipe: Recipe, text: Path, last: int | None, scratch: Path, result: Path
+) -> None:
+    """Divergence and similarity on the documents of another text, as an EvaluationReport."""
+    documents = read_documents(SourceSpec(path=str(text))).texts[-last if last else 0 :]
+    chosen = scratch / text.with_suffix(".jsonl").name
+    chosen.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    sizes = recipe.data.model_copy(update={"test_sequences": None})
+    data = pipeline.prepare_test(run.ir("bf16"), SourceSpec(path=str(chosen)), sizes, scratch / "other")
+    spec = recipe.evaluate.model_copy(update={"isolate": False, "prompts": None})
+    models = {name: run.ir(name) for name in MODELS}
+    report = evaluate(models, "bf16", data, spec, load_encoder(spec.encoder), scratch / "answers")
+    conditions = report.conditions | {"text": text.name, "documents": len(documents)}
+    write_record(report.model_copy(update={"conditions": conditions}), result)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ import csv
 import io
 from typing import Any
 
+from ovexport.numbers import with_interval, written
 from ovexport.reports import BenchmarkReport, Generation, PointBenchmark, Ratio
 
 _COLUMNS = (
@@ -180,13 +181,13 @@ def _rows(report: BenchmarkReport) -> list[dict[str, Any]]:
 
 
 def _shown(ratio: Ratio) -> str:
-    return f"{ratio.median:.3f}" + (f" ({ratio.ci95[0]:.3f}–{ratio.ci95[1]:.3f})" if ratio.ci95 else "")
+    return with_interval(ratio.median, ratio.ci95, ".3f")
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return written(value, ".3f") if isinstance(value, float) else str(value)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,7 +1,6 @@
 """The options `--gate` and `--junit` with what every reporting command does with them, and `ovexport gates`."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,7 +81,7 @@ def judge(
     document: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> None:
-    """Hold the figures against the gates, show them, write the JUnit file, and raise when one fails.
+    """Hold the figures against the gates, show them, write the JUnit file, and raise when one has not passed.
 
     Args:
         gates: from read_gates.
@@ -92,7 +91,7 @@ def judge(
         quiet: show nothing.
 
     Raises:
-        GateFailed: naming every gate that failed.
+        GateFailed: naming every gate that has not passed.
         RecipeError: a gate is on a figure that is not known.
     """
     verdict = judged(gates, reports)
@@ -149,10 +148,10 @@ def show_gates(verdict: "GateReport") -> None:
 
 
 def require_gates(verdict: "GateReport | None") -> None:
-    """Raise when a gate failed.
+    """Raise when a gate failed or is undecided.
 
     Raises:
-        GateFailed: naming every gate that failed.
+        GateFailed: naming every gate that has not passed.
     """
     from ovexport.gates import require_passed
 
@@ -213,12 +212,10 @@ def _described(name: str, figure: "Figure") -> dict[str, Any]:
 def _show_figures(known: "Mapping[str, Figure]", *, valued: bool) -> None:
     """A table for each report's file."""
     from ovexport.figures import unit_of
-    from ovexport.numbers import number, number_with_interval
+    from ovexport.numbers import number_with_interval
 
     def value_of(figure: "Figure") -> str:
-        if figure.value is None:
-            return "–"
-        return number_with_interval(figure.value, figure.ci95) if math.isfinite(figure.value) else number(figure.value)
+        return "–" if figure.value is None else number_with_interval(figure.value, figure.ci95)
 
     for file in dict.fromkeys(figure.file for figure in known.values()):
         rows = []

@@ -168,7 +168,7 @@ def _probe(tuner: Tuner, listener: Listener) -> None:
             tuner.step(index)
             listener(Progress(task="probe", done=number * steps + index + 1, total=total))
         found[rate] = tuner.validate()
-        logger.info("  learning rate %g: %s %.5f after %d steps", rate, tuner.objective.figure, found[rate], steps)
+        logger.info("  learning rate %g: %s %.3g after %d steps", rate, tuner.objective.figure, found[rate], steps)
     finite = {rate: nats for rate, nats in found.items() if math.isfinite(nats)}
     tuner.begin_anew(min(finite, key=finite.__getitem__, default=spec.learning_rate), tuner.steps)
 

@@ -92,6 +92,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 @pytest.mark.slow
 def test_a_run_prints_one_table_and_one_json_document(values: dict, write, tmp_path: Path) -> None:
     path = write(values)
+    assert ", tuned 0\n" in ovexport("plan", path, "--set", "tune.steps=0").stdout
     done = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=0")
     assert done.returncode == 0, done.stderr
     assert "KL from BF16, mean, nats" in done.stdout

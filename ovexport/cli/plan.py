@@ -55,7 +55,8 @@ def plan(
 def _show(found: "Plan") -> None:
     header = ("layer", "mode", "shape", "group", "rank", "note")
     print_table(header, [_row(alike, unsuitable=alike[0].name in found.unsuitable) for alike in _folded(found.layers)])
-    say(f"parameters         {found.parameters:,}, tuned {found.tuned_parameters:,}")
+    tuned = 0 if found.tuning_steps == 0 else found.tuned_parameters
+    say(f"parameters         {found.parameters:,}, tuned {tuned:,}")
     say(f"weights            {byte_size(found.baseline_bytes)} before, {byte_size(found.product_bytes)} in INT4")
     say(f"tuning memory      {byte_size(found.tuning_memory_bytes)} and the activations")
     say(f"disk               {byte_size(found.disk_bytes)}")

@@ -23,6 +23,7 @@ from ovexport.artifacts import MODELS, RunFolder, StageRecord, read_record, writ
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.prepare import read_documents
 from ovexport.recipe import Recipe, SourceSpec
+from ovexport.report.table import read_findings
 
 REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
 OTHER_TEXT = "other_text.json"
@@ -40,6 +41,8 @@ def main() -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     with TemporaryDirectory() as scratch:
         run = pipeline.run(recipe, Path(scratch) / "run")
+        if not read_findings(run).tuned:
+            sys.exit(f"{options.recipe}: tuning found nothing better than its start, and the tables are of tuned models")
         result = (RESULTS if options.save else Path(scratch)) / options.recipe.stem
         keep(run, recipe, result)
         if options.other_text:

@@ -42,7 +42,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         run = pipeline.run(recipe, Path(scratch) / "run")
         if not read_findings(run).tuned:
-            sys.exit(f"{options.recipe}: tuning found nothing better than its start, and the tables are of tuned models")
+            sys.exit(f"{options.recipe}: tuning found nothing better than its start; the tables are of tuned models")
         result = (RESULTS if options.save else Path(scratch)) / options.recipe.stem
         keep(run, recipe, result)
         if options.other_text:

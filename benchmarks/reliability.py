@@ -117,7 +117,7 @@ def count(run: RunFolder, generator: random.Random, share: int) -> dict[str, Cou
     counts: dict[str, Count] = {}
     pool = None
     for damage in damages(run, generator, share):
-        entry = counts.setdefault(damage.kind, Count(part_named=0 if damage.names else None))
+        entry = counts.setdefault(damage.kind, Count())
         said = {}
         with damaged(run.path / damage.file, damage.content), damaged(run.path / MANIFEST, None):
             for case in CASES:
@@ -139,8 +139,8 @@ def note(entry: Count, damage: Damage, said: dict[str, str], *, unchanged: bool)
     """Count a trial's names, and what was missed."""
     entry.trials += 1
     own = [said["removed"], said["rewritten"]]
-    if entry.part_named is not None:
-        entry.part_named += all(damage.names_part(text) for text in own)
+    if damage.names:
+        entry.part_named = (entry.part_named or 0) + all(damage.names_part(text) for text in own)
     entry.file_named += all(damage.names_file(text) for text in own)
     if not all(said.values()):
         entry.same_codes += unchanged

@@ -128,7 +128,7 @@ def test_a_manifest_rewritten_to_match_hides_no_changed_companion(run_copy: RunF
     path = ir.path / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 9.0, "do_sample": True}))
     rewritten(ir)
-    assert failures(proof(run_copy)) == "tokenizer and configurations as the twin's: files: generation_config.json"
+    assert "tokenizer and configurations as the twin's: files: generation_config.json" in failures(proof(run_copy))
 
 
 @pytest.mark.parametrize("part", ["<edge from-layer=", "<layer id=", "constant"])

@@ -16,7 +16,6 @@ from ovexport import bench, compress, evaluate, gates, tune
 from ovexport.artifacts import LayerFormat, Record, existing_parent
 from ovexport.checking import Caution, Finding, raised
 from ovexport.errors import ArtifactError, OvexportError
-from ovexport.evaluate.prompts import choose_prompts
 from ovexport.layers import LayerPlan, examine_layers
 from ovexport.model import (
     DTYPES,
@@ -194,7 +193,7 @@ class Outlook:
         spec = self.recipe.evaluate
         texts = list(self.text.test_documents or ())[:CHECKED_DOCUMENTS]
         if spec.prompts is not None:
-            texts += choose_prompts((), spec).texts
+            texts += evaluate.choose_prompts((), spec).texts
         check_tokenizer(self.recipe.model, texts, templated=spec.chat_template == "auto")
 
     def compress(self) -> Iterator[Finding]:

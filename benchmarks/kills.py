@@ -42,7 +42,7 @@ from ovexport.versions import stack_versions
 KILLS_PER_TRIAL = 4
 QUICK_KILLS = 2
 MEASURED_FIELDS = re.compile(
-    r".*_ms|.*tokens_per_s|.*_per_s|.*seconds|ratios|machine|limit|peak_rss_bytes|load_memory|generation_memory"
+    r".*_ms|.*tokens_per_s|.*_per_s|.*seconds|ratios|machine|limit|peak_rss_bytes|load_memory|generation_memory|began|ended"
 )
 PRELOADED = (
     "ovexport.plan",

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import ovexport, refused
 from conftest import COMMON, save_tiny_model
 from nncf_files import RANK, Example, differences, nncf_codes, nncf_model, our_codes, recomputed, stripped
-from test_cli import ovexport, refused
 from transformers import GPT2Config, LlamaConfig
 
 from ovexport.adopt import adopt

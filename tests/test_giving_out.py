@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import ovexport
+from command_line import ovexport
 
 from ovexport import artifacts, pipeline, plan, recipe
 from ovexport.artifacts import atomic_folder, write_text

@@ -511,7 +511,9 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     try:
         return kind.model_validate_json(read_text(path))
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
+        raise ArtifactError(
+            f"{path}: missing; give the folder that holds it, or run the stage that writes it"
+        ) from None
     except (OSError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[-1]
         raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error

@@ -337,8 +337,8 @@ def _translated_os_error(name: str, spec: ModelSpec, error: OSError) -> Artifact
         return ArtifactError(f"{name}: can't be read ({said(error)}); copy the model again")
     offline = " (HF_HUB_OFFLINE is set)" if _offline() else ""
     return ArtifactError(
-        f"{name}: not a folder here, and not to be had from the hub{offline}; check the name and the network, or give "
-        "a folder"
+        f"{name}: not a folder here, and could not be downloaded from the Hugging Face hub{offline}; check the name "
+        "and the network, or give a folder"
     )
 
 

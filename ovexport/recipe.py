@@ -648,6 +648,8 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         return parse_toml(read_text(path, LARGEST_RECIPE_BYTES))
     except FileNotFoundError:
         raise RecipeError(f"{path}: {absent}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; give a TOML file") from None
     except (OSError, NotTextError) as error:
         raise RecipeError(f"{path}: can't be read ({error})") from error
     except ValueError as error:

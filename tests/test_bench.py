@@ -246,6 +246,26 @@ def test_memory_is_split_and_the_limit_counts_the_bytes_that_a_token_reads(grid:
     assert bf16.limit.operations_first_token == expected
 
 
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((0.9, 1.1), "slower than its bytes promise"),
+        ((0.01, 0.02), "faster than its bytes promise"),
+        ((0.01, 20.0), "the interval holds what its bytes promise"),
+    ],
+)
+def test_an_interval_decides_whether_a_model_is_as_fast_as_its_bytes_promise(
+    grid: BenchmarkReport, interval: tuple[float, float], told: str
+) -> None:
+    ratios = grid.ratios["int4/bf16"]
+    ratio = ratios.time_per_output_token.model_copy(update={"ci95": interval})
+    measured = grid.model_copy(
+        update={"ratios": {"int4/bf16": ratios.model_copy(update={"time_per_output_token": ratio})}}
+    )
+    (sentence,) = promises(measured)
+    assert sentence.endswith(f": {told}.")
+
+
 def test_ratios_without_an_interval_are_shown_as_such_everywhere(grid: BenchmarkReport) -> None:
     ratios = grid.ratios["int4/bf16"]
     assert (ratios.time_per_output_token.ci95, ratios.time_to_first_token.ci95) == (None, None)

@@ -95,6 +95,19 @@ def test_a_run_prints_one_table_and_one_json_document(values: dict, write, tmp_p
     assert (tmp_path / "out" / "logs" / "run.log").is_file()
 
 
+def test_a_folder_where_a_recipe_belongs(tmp_path: Path) -> None:
+    assert f"{tmp_path}: is a folder; give a TOML file" in refused(ovexport("plan", tmp_path), 2)
+
+
+def test_a_plan_of_no_model_shows_the_problem_alone(tmp_path: Path) -> None:
+    done = ovexport("plan", "--model", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (4, "")
+
+
+def test_a_misspelt_command_is_answered_with_one_suggestion() -> None:
+    assert ovexport("rnu").stderr.count("Did you mean") == 1
+
+
 def test_an_unknown_recipe_key(values: dict, write, tmp_path: Path) -> None:
     values["compress"]["grop_size"] = 32
     line = refused(ovexport("run", write(values), "--out", tmp_path / "out"), 2)
@@ -110,7 +123,7 @@ def test_a_missing_model(values: dict, write, tmp_path: Path) -> None:
 def test_no_network_and_a_hub_name(values: dict, write, tmp_path: Path) -> None:
     values["model"]["id"] = "nobody/no-such-model"
     line = refused(ovexport("run", write(values), "--out", tmp_path / "out"), 4)
-    assert "nobody/no-such-model: not a folder here, and not to be had from the hub" in line
+    assert "nobody/no-such-model: not a folder here, and could not be downloaded from the Hugging Face hub" in line
 
 
 def test_a_folder_that_is_no_model(values: dict, write, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def test_a_proof_is_proven_partial_described_or_failed(finished_run: RunFolder) 
     report = read_record(finished_run.path / "verification.json", VerificationReport)
     assert report.verdict == "proven"
     assert verify(finished_run.ir("int4"), checkpoint=finished_run.checkpoint, runtime=False).verdict == "partial"
+    without_twin = verify(finished_run.ir("int4"), checkpoint=finished_run.checkpoint, base=finished_run.ir("bf16"))
+    assert without_twin.verdict == "partial"
+    assert "no twin is given" in (without_twin.summary.reason or "")
     assert verify(finished_run.ir("int4"), runtime=False).verdict == "described"
     assert report.model_copy(update={"passed": False}).verdict == "failed"
 

@@ -38,6 +38,7 @@ def convert(
     """A tuned checkpoint to an INT4 IR, its adapters absorbed.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
+
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
     """
     from ovexport import pipeline

@@ -30,9 +30,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Held-out text: .txt, .jsonl, .csv, .parquet.  [default: the run's own test text]"),
     ] = None,
-    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.", min=8)] = 256,
-    sequences: Annotated[int, typer.Option(help="How many sequences.", min=2)] = 64,
+    column: Annotated[str, typer.Option(help="The column of --data that holds the text.")] = "text",
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence of --data.", min=8)] = 256,
+    sequences: Annotated[int, typer.Option(help="How many sequences of --data.", min=2)] = 64,
     encoder: Annotated[str, typer.Option(help='Sentence encoder: a name, a folder, or "offline".')] = (
         "sentence-transformers/all-mpnet-base-v2"
     ),

@@ -87,7 +87,7 @@ def reports_errors(command: Command) -> Command:
         try:
             command(*arguments, **options)
         except KeyboardInterrupt:
-            say("interrupted; --resume goes on with what is finished", err=True)
+            say("interrupted" + ("; --resume goes on from there" if "resume" in options else ""), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             ours = translate(error)

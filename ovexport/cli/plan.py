@@ -20,7 +20,12 @@ _BLOCK = re.compile(r"\.(\d+)\.")
 @reports_errors
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe, a TOML file.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="Plan this model with the default compression.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan this model with the default compression; groups are smaller where their size does not fit."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, to look at its disk.", show_default=False)] = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -53,6 +58,13 @@ def plan(
 
 
 def _show(found: "Plan") -> None:
+    if found.layers:
+        _show_model(found)
+    for warning in found.warnings:
+        say(f"warning            {warning}")
+
+
+def _show_model(found: "Plan") -> None:
     header = ("layer", "mode", "shape", "group", "rank", "note")
     print_table(header, [_row(alike, unsuitable=alike[0].name in found.unsuitable) for alike in _folded(found.layers)])
     tuned = 0 if found.tuning_steps == 0 else found.tuned_parameters
@@ -63,8 +75,6 @@ def _show(found: "Plan") -> None:
     if found.tuning_steps is not None and not found.problems:
         least = "" if found.tuning_seconds is None else f", at least {found.tuning_seconds:,.0f} s here"
         say(f"tuning             {found.tuning_steps} steps{least}")
-    for warning in found.warnings:
-        say(f"warning            {warning}")
 
 
 def _folded(layers: Sequence["LayerFormat"]) -> list[list["LayerFormat"]]:

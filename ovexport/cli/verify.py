@@ -31,7 +31,7 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The proof of any OpenVINO LLM IR; without a checkpoint it proves what the graph alone can show.
+    """The proof of any OpenVINO LLM IR; without a checkpoint it describes the graph and proves nothing.
 
     Example: ovexport verify runs/demo/int4 --checkpoint runs/demo/checkpoint --twin runs/demo/plain
     """

@@ -46,7 +46,7 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
         found = _read(spec.prompts, spec)
     distinct = tuple(dict.fromkeys(found.texts))
     if len(distinct) < len(found.texts):
-        logger.info("prompts of %s: %d repeat others and are left out", found.name, len(found.texts) - len(distinct))
+        logger.info("prompts of %s: %d duplicates are left out", found.name, len(found.texts) - len(distinct))
     return replace(found, texts=distinct[: spec.prompt_count])
 
 

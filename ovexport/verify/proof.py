@@ -125,6 +125,8 @@ def _gathered(
         _against_twin(evidence, ir, graph, found, twin, other, others)
     elif base is None:
         evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
+    else:
+        evidence.reasons.append("no twin is given: operators and openvino_model.xml can't be compared with its own")
     if runtime:
         _executed(evidence, ir, graph, found, checkpoint)
     else:

@@ -414,7 +414,8 @@ def _committed(name: str) -> str:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    """What a result's file holds; nothing where it is missing, which `problems` says."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
@@ -441,8 +442,8 @@ def _origins(name: str) -> list[dict[str, Any]]:
 
 
 def _measured_at(name: str) -> str:
-    found = [document["provenance"] for document in _origins(name)]
-    revisions = ", ".join(dict.fromkeys(one["revision"] for one in found))
+    found = [document["provenance"] for document in _origins(name) if "provenance" in document]
+    revisions = ", ".join(dict.fromkeys(one["revision"] for one in found)) or "unknown"
     notes = [f" {one['note']}" for one in found if one.get("note")]
     return f"Measured at git revision {revisions}.{''.join(notes)}"
 

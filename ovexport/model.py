@@ -111,20 +111,6 @@ def require_unquantized(spec: ModelSpec, config: Any) -> None:
     )
 
 
-def readable_tokens(config: Any) -> int | None:
-    """How many tokens a model can read at once, as its configuration says; None where it sets no limit."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    scaling = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None) or {}
-    factor = scaling.get("factor") if isinstance(scaling, dict) else None
-    if not isinstance(factor, int | float) or not math.isfinite(factor):
-        return positions
-    original = scaling.get("original_max_position_embeddings")
-    return max(positions, int(factor * (original if isinstance(original, int) else positions)))
-
-
 def check_weights(spec: ModelSpec) -> None:
     """Look whether a checkpoint's files are there, whole, and of this model, by their headers; download them if needed.
 

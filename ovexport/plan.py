@@ -23,9 +23,9 @@ from ovexport.model import (
     check_weights,
     load_config,
     load_tokenizer,
-    readable_tokens,
     skeleton,
 )
+from ovexport.positions import readable_tokens
 from ovexport.prepare import CHECKED_DOCUMENTS, Survey, missing_files, survey
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
@@ -136,7 +136,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
             changed=spec.awq or spec.gptq,
-            positions=readable_tokens(config),
+            positions=readable_tokens(config.to_dict()),
         )
     except OvexportError as error:
         return Shape(problem=error)

@@ -16,12 +16,22 @@ def check(spec: BenchSpec, prompt_tokens: int | None, positions: int | None) -> 
         positions: how many tokens the model can read; None where it has no limit.
     """
     yield from raised(check_device, spec.device)
-    prompt, output = max(spec.prompt_tokens), max(spec.output_tokens)
+    prompt = max(spec.prompt_tokens)
     if prompt_tokens is not None and prompt > prompt_tokens:
         yield DataError(f"bench.prompt_tokens={prompt}: the test text has {prompt_tokens} tokens; lower it")
+    yield from raised(check_lengths, spec, positions)
+
+
+def check_lengths(spec: BenchSpec, positions: int | None) -> None:
+    """Refuse prompts and answers that are longer than what a model can read.
+
+    Raises:
+        RecipeError: they are.
+    """
+    prompt, output = max(spec.prompt_tokens), max(spec.output_tokens)
     if positions is None or prompt + output - 1 <= positions:  # the last token is not read any more
         return
     room = positions + 1 - output
     cure = f"lower bench.prompt_tokens to {room}" if room > 0 else f"lower bench.output_tokens below {positions}"
     lengths = f"bench.prompt_tokens={prompt}, bench.output_tokens={output}"
-    yield RecipeError(f"{lengths}: the model reads {positions} tokens at most; {cure}")
+    raise RecipeError(f"{lengths}: the model reads {positions} tokens at most; {cure}")

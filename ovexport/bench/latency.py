@@ -8,6 +8,7 @@ import openvino as ov
 
 from ovexport.artifacts import IR
 from ovexport.bench.adapters import require_applied
+from ovexport.bench.check import check_lengths
 from ovexport.bench.limits import Work, machine_limits, physical_limit, work_of
 from ovexport.bench.loading import RuntimeAdapter, device_settings
 from ovexport.bench.memory import Peaks, peak_memory
@@ -16,6 +17,7 @@ from ovexport.bench.sessions import Candidate, EndedBy, Latencies, measure, rati
 from ovexport.errors import DataError, UnsupportedModelError, last_line
 from ovexport.graph import read_graph, weights
 from ovexport.identity import identify
+from ovexport.positions import readable_by_all
 from ovexport.progress import Listener, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import BenchmarkReport, Generation, MachineLimits, ModelBenchmark, PointBenchmark
@@ -51,13 +53,14 @@ def bench(
 
     Raises:
         DataError: the prompt is too short.
-        RecipeError: the device is not there.
+        RecipeError: the device is not there, or prompt and answer are longer than what a model can read.
         ArtifactError: an IR is missing or unreadable.
         UnsupportedModelError: openvino-genai can't load an IR, does not apply an adapter, or generates nothing.
     """
     if len(prompt) < max(spec.prompt_tokens):
         raise DataError(f"bench.prompt_tokens={max(spec.prompt_tokens)}: the prompt has {len(prompt)} tokens; lower it")
     check_device(spec.device)
+    check_lengths(spec, readable_by_all(models.values()))
     deadline = time.monotonic() + spec.time_limit_s
     adapters = adapters or {}
     candidates = {name: Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}

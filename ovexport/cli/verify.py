@@ -24,7 +24,12 @@ def verify(
         Path | None,
         typer.Option(help="IR of the uncompressed model.  [default: bf16 beside the checkpoint]", show_default=False),
     ] = None,
-    twin: Annotated[Path | None, typer.Option(help="The same compression, not tuned.", show_default=False)] = None,
+    twin: Annotated[
+        Path | None,
+        typer.Option(
+            help="The same compression, not tuned.  [default: plain beside the checkpoint]", show_default=False
+        ),
+    ] = None,
     runtime: Annotated[bool, typer.Option(help="Compile the IR and look at what is executed.")] = True,
     gates: Gates = None,
     junit: JUnit = None,
@@ -33,7 +38,7 @@ def verify(
 ) -> None:
     """The proof of any OpenVINO LLM IR; without a checkpoint it describes the graph and proves nothing.
 
-    Example: ovexport verify runs/demo/int4 --checkpoint runs/demo/checkpoint --twin runs/demo/plain
+    Example: ovexport verify runs/demo/int4 --checkpoint runs/demo/checkpoint
     """
     from ovexport.artifacts import IR, Checkpoint
     from ovexport.errors import VerificationFailed
@@ -41,8 +46,8 @@ def verify(
 
     set_up_logging(quiet=quiet or as_json)
     asked = read_gates(gates, junit, ("verification",))
-    if base is None and checkpoint is not None and (checkpoint.absolute().parent / "bf16").is_dir():
-        base = checkpoint.absolute().parent / "bf16"
+    if checkpoint is not None:
+        base, twin = base or _beside(checkpoint, "bf16", ir), twin or _beside(checkpoint, "plain", ir)
     with progress(quiet=quiet or as_json) as listener:
         report = prove(
             IR(ir),
@@ -62,6 +67,12 @@ def verify(
     if not report.passed:
         raise VerificationFailed(f"{ir}: verification failed", report)
     require_gates(verdict)
+
+
+def _beside(checkpoint: Path, name: str, ir: Path) -> Path | None:
+    """A run's folder that lies beside its checkpoint; None where there is none, or where it is the IR itself."""
+    folder = checkpoint.absolute().parent / name
+    return folder if folder.is_dir() and folder.resolve() != ir.resolve() else None
 
 
 def _print_verdict(report: "VerificationReport") -> None:

@@ -28,6 +28,7 @@ from ovexport.evaluate.similarity import Answers, Encoder, aggregate, compare_an
 from ovexport.evaluate.tasks import Loaded, ask_models, loaded
 from ovexport.graph import read_graph
 from ovexport.identity import identify
+from ovexport.positions import readable_by_all, require_readable
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
 from ovexport.reports import Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
@@ -138,8 +139,14 @@ def evaluate(
             f"{ground_truth.path}: has no sidecar with the generated tokens, which the strict mode compares; use "
             'similarity_mode "wwb"'
         )
+    positions = readable_by_all(models.values())
+    if data:
+        length = data.manifest.sequence_length
+        require_readable(length, positions, f"data.sequence_length={length}")
+    prompts = ground_truth.prompts if ground_truth else choose_prompts(data.test_documents if data else (), spec)
+    asking = _ask_how(models, prompts, spec, positions)
     diverged = _diverge(models, reference, data, spec, listener) if reference and data else None
-    said = _converse(models, reference, data, spec, ground_truth, listener)
+    said = _converse(models, reference, asking, spec, ground_truth, listener)
     if ground_truth is None:
         write_ground_truth(said.prompts, said.truth, said.circumstances, stack_versions(), out / "reference.csv")
     asked = {name: loaded(ir) for name, ir in models.items()} | ({"torch": torch_model} if torch_model else {})
@@ -218,25 +225,52 @@ def _diverge(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """How the models are asked: the prompts, wrapped in a chat template or not, and the circumstances."""
+
+    prompts: Prompts
+    tokenizer: PromptTokenizer
+    templated: bool
+    circumstances: Circumstances
+
+
+def _ask_how(models: Mapping[str, IR], prompts: Prompts, spec: EvaluateSpec, positions: int | None) -> _Asked:
+    """How the models will be asked, before any of them is.
+
+    Raises:
+        ArtifactError: their tokenizers or templates differ.
+        RecipeError: prompt and answer are longer than what they can read.
+    """
+    tokenizers = {name: PromptTokenizer(ir) for name, ir in models.items()}
+    template = common_template(tokenizers, spec.chat_template)
+    tokens = prompt_tokens(tokenizers, prompts.texts)
+    longest = max(map(len, tokens)) + spec.max_new_tokens - 1  # the last token is not read any more
+    require_readable(longest, positions, f"the longest prompt and evaluate.max_new_tokens={spec.max_new_tokens}")
+    return _Asked(
+        prompts=prompts,
+        tokenizer=next(iter(tokenizers.values())),
+        templated=template is not None,
+        circumstances=Circumstances(
+            prompts_sha256=json_digest(prompts.texts),
+            prompt_tokens_sha256=json_digest(tokens),
+            chat_template_sha256=bytes_digest(template.encode()) if template else None,
+            max_new_tokens=spec.max_new_tokens,
+            runtime=dict(RUNTIME),
+        ),
+    )
+
+
 def _converse(
     models: Mapping[str, IR],
     reference: str | None,
-    data: PreparedData | None,
+    asked: _Asked,
     spec: EvaluateSpec,
     truth: GroundTruth | None,
     listener: Listener,
 ) -> _Conversations:
     """Ask every model that has to be asked, one in memory at a time."""
-    prompts = truth.prompts if truth else choose_prompts(data.test_documents if data else (), spec)
-    tokenizers = {name: PromptTokenizer(ir) for name, ir in models.items()}
-    template = common_template(tokenizers, spec.chat_template)
-    circumstances = Circumstances(
-        prompts_sha256=json_digest(prompts.texts),
-        prompt_tokens_sha256=json_digest(prompt_tokens(tokenizers, prompts.texts)),
-        chat_template_sha256=bytes_digest(template.encode()) if template else None,
-        max_new_tokens=spec.max_new_tokens,
-        runtime=dict(RUNTIME),
-    )
+    prompts, circumstances = asked.prompts, asked.circumstances
     if truth:
         require_same_circumstances(truth, circumstances)
     answers = {
@@ -244,7 +278,7 @@ def _converse(
             name,
             ir,
             prompts.texts,
-            templated=template is not None,
+            templated=asked.templated,
             max_new_tokens=spec.max_new_tokens,
             listener=listener,
         )
@@ -253,7 +287,7 @@ def _converse(
     }
     return _Conversations(
         prompts=prompts,
-        truth=_answers_of(truth, next(iter(tokenizers.values()))) if truth else answers[str(reference)],
+        truth=_answers_of(truth, asked.tokenizer) if truth else answers[str(reference)],
         answers=answers,
         circumstances=circumstances,
         conditions={
@@ -262,7 +296,7 @@ def _converse(
             "prompts_sha256": circumstances.prompts_sha256,
             "prompt_language": prompts.language,
             "max_new_tokens": spec.max_new_tokens,
-            "chat_template": template is not None,
+            "chat_template": asked.templated,
             "ground_truth": _origin(truth),
             "answers_runtime": circumstances.runtime,
         },

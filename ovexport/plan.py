@@ -27,7 +27,7 @@ from ovexport.model import (
     readable_tokens,
     skeleton,
 )
-from ovexport.prepare import CHECKED_DOCUMENTS, Survey, missing_files, survey
+from ovexport.prepare import Survey, missing_files, survey
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.tasks import require_harness
@@ -190,9 +190,9 @@ class Outlook:
         yield from raised(self._tokenizer_of_the_ir)
 
     def _tokenizer_of_the_ir(self) -> None:
-        """Let the run's test documents and prompts go through the tokenizer that the IR is going to have."""
+        """Let the run's first documents and its prompts go through the tokenizer that the IR is going to have."""
         spec = self.recipe.evaluate
-        texts = list(self.text.test_documents or ())[:CHECKED_DOCUMENTS]
+        texts = list(self.text.checked_documents)
         if spec.prompts is not None:
             texts += choose_prompts((), spec).texts
         check_tokenizer(self.recipe.model, texts, templated=spec.chat_template == "auto")

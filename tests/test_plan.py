@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import transformers
 from conftest import COMMON, REPOSITORY, STORIES, save_tiny_model, tiny_values
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
-from ovexport import pipeline, recipe
+from ovexport import evaluate, pipeline, recipe
 from ovexport.artifacts import RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.plan import plan_model
-from ovexport.recipe import CompressSpec, ModelSpec, Recipe
+from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe
 
 
 def parsed(values: dict) -> Recipe:
@@ -243,3 +244,15 @@ def test_a_folder_with_stages_of_the_users_is_never_touched(values: dict, tmp_pa
         pipeline.run(parsed(values), tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert STORIES.is_file()
+
+
+def test_the_token_that_begins_a_prompt_counts_where_the_model_has_no_chat_template() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "word": 2}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    spec = EvaluateSpec(encoder="offline", prompt_words=8, max_new_tokens=24)
+    documents = [" ".join(["word"] * 40)]
+    (found,) = evaluate.check(spec, own, documents, 31)
+    assert "the longest prompt has 9 tokens, and the model reads 31 at most; lower it to 23" in str(found)
+    assert not list(evaluate.check(spec, own, documents, 32))

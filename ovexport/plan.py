@@ -21,7 +21,7 @@ from ovexport.layers import LayerPlan, examine_layers
 from ovexport.model import (
     DTYPES,
     all_matrices,
-    check_weights,
+    check_checkpoint,
     load_config,
     load_tokenizer,
     readable_tokens,
@@ -306,7 +306,7 @@ def _tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
 def _local_weights(model: ModelSpec) -> None:
     """Look at the weights of a folder; those of the hub are not downloaded to plan."""
     if Path(model.id).is_dir():
-        check_weights(model)
+        check_checkpoint(model)
 
 
 def _check_disk(out: Path, needed: int) -> None:

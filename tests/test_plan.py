@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from conftest import COMMON, REPOSITORY, STORIES, save_tiny_model, tiny_values
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
@@ -103,6 +105,20 @@ def cut_short(model: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def with_tensors(model: Path, change: Callable[[dict], None]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+def with_another_name(model: Path) -> None:
+    with_tensors(model, lambda tensors: tensors.update(norm=tensors.pop("model.norm.weight")))
+
+
+def with_another_shape(model: Path) -> None:
+    with_tensors(model, lambda tensors: tensors.update({"model.norm.weight": torch.ones(128)}))
+
+
 def without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
@@ -114,6 +130,11 @@ def without_weights(model: Path) -> None:
         (without_a_shard, "lacks 1 of its 2 files of weights, such as model-00002-of-00002.safetensors"),
         (cut_short, "corrupt weights"),
         (without_weights, "model.safetensors: not there"),
+        (with_another_name, "lacks 1 weights, such as model.norm.weight"),
+        (
+            with_another_shape,
+            "1 weights have another shape than config.json says, such as model.norm.weight: [128], not [64]",
+        ),
     ],
 )
 def test_checkpoints_that_a_run_can_not_load(values, own_model, tmp_path, damage: Callable, message: str) -> None:

@@ -45,7 +45,7 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
     check_weights(spec)
-    with _translated(spec), _no_bars():
+    with _translated(spec), _quiet():
         model, told = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
     _require_whole(spec, told)
     model.eval().requires_grad_(False)
@@ -61,7 +61,7 @@ def check_checkpoint(spec: ModelSpec) -> None:
     """
     check_weights(spec)
     told: Mapping[str, Any] = {}
-    with suppress(Exception), _no_bars():  # what transformers can't load without its values, load_model judges
+    with suppress(Exception), _quiet():  # what transformers can't load without its values, load_model judges
         _, told = _load(spec, device_map="meta")
     _require_whole(spec, told)
 
@@ -339,13 +339,16 @@ def weight_digest(weight: Tensor) -> str:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws a bar of its own while it loads; progress is ours to show."""
-    drawn = transformers_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar while it loads, and prints a table of weights that it sets at random; progress is ours
+    to show, and missing weights are refused."""
+    drawn, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if drawn:
             transformers_logging.enable_progress_bar()
 

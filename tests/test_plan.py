@@ -1,6 +1,7 @@
 """What plan promises: every problem ahead, the same ones that run refuses before any work."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,10 +138,14 @@ def without_weights(model: Path) -> None:
         ),
     ],
 )
-def test_checkpoints_that_a_run_can_not_load(values, own_model, tmp_path, damage: Callable, message: str) -> None:
+def test_checkpoints_that_a_run_can_not_load(
+    values, own_model, tmp_path, caplog, monkeypatch, damage: Callable, message: str
+) -> None:
     damage(own_model)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     values["model"]["id"] = str(own_model)
     assert message in refused(values, tmp_path / "out")
+    assert "LOAD REPORT" not in caplog.text
 
 
 def test_an_encoder_without_weights(values: dict, tmp_path: Path) -> None:

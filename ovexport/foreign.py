@@ -123,6 +123,8 @@ def translate(error: BaseException, subject: str = "") -> OvexportError | None:
     """
     if isinstance(error, OvexportError):
         return error
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "ovexport":
+        return None
     return exhausted(error, subject) or _by_row(error, subject, TABLE) or _of_system(error, subject)
 
 

@@ -5,8 +5,8 @@ Errors of transformers and of the hub are translated here, once.
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,63 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
     check_weights(spec)
-    with _translated(spec), _no_bars():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.id,
-            revision=spec.revision,
-            dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]),
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-            use_safetensors=True,  # a pickle is never loaded
-        )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UnsupportedModelError(
-            f"{spec.id}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; "
-            "give the folder of the whole model"
-        )
+    with _translated(spec), _quiet():
+        model, told = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
+    _require_whole(spec, told)
     model.eval().requires_grad_(False)
     return model  # type: ignore[no-any-return]
+
+
+def check_checkpoint(spec: ModelSpec) -> None:
+    """Look whether load_model will find every weight, by the files' headers.
+
+    Raises:
+        ArtifactError: as check_weights.
+        UnsupportedModelError: as check_weights; or a weight has another name or shape.
+    """
+    check_weights(spec)
+    told: Mapping[str, Any] = {}
+    with suppress(Exception), _quiet():  # what transformers can't load without its values, load_model judges
+        _, told = _load(spec, device_map="meta")
+    _require_whole(spec, told)
+
+
+def _load(spec: ModelSpec, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and what transformers tells of loading it."""
+    model, told = AutoModelForCausalLM.from_pretrained(
+        spec.id,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused by name
+        use_safetensors=True,  # a pickle is never loaded
+        **options,
+    )
+    return model, told
+
+
+def _require_whole(spec: ModelSpec, told: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights are not all in its files.
+
+    Args:
+        told: of loading it.
+
+    Raises:
+        UnsupportedModelError: one is missing or has another shape.
+    """
+    cure = "give the folder of the whole model"
+    unlike = sorted(told.get("mismatched_keys", ()), key=str)
+    if unlike:
+        name, held, needed = unlike[0]
+        raise UnsupportedModelError(
+            f"{spec.id}: {len(unlike)} weights have another shape than config.json says, such as {name}: {list(held)}, "
+            f"not {list(needed)}; {cure}"
+        )
+    missing = sorted(told.get("missing_keys", ()))
+    if missing:
+        raise UnsupportedModelError(
+            f"{spec.id}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; {cure}"
+        )
 
 
 def skeleton(spec: ModelSpec) -> PreTrainedModel:
@@ -285,13 +325,16 @@ def weight_digest(weight: Tensor) -> str:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws a bar of its own while it loads; progress is ours to show."""
-    drawn = transformers_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar while it loads, and prints a table of weights that it sets at random; progress is ours
+    to show, and missing weights are refused."""
+    drawn, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if drawn:
             transformers_logging.enable_progress_bar()
 

@@ -42,6 +42,9 @@ _SIZES = (
     "d_model",
     "ffn_dim",
 )
+_WITHOUT_END = "time_step_limit"
+"""Mamba's bounds of a time step, of which the upper one is infinite in the checkpoints of many."""
+
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -57,6 +60,8 @@ def check_configuration(spec: ModelSpec) -> None:
     if config is None:
         return
     for name, number in numbers(config):
+        if number == math.inf and name.endswith(_WITHOUT_END):
+            continue
         if not math.isfinite(number) or (abs(number) > LARGEST_NUMBER and isinstance(number, int)):
             raise UnsupportedModelError(f"{spec.id}: config.json has {name}={number}; no model has that, mend it")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):

@@ -20,13 +20,13 @@ from ovexport.layers import LayerPlan, examine_layers
 from ovexport.model import (
     DTYPES,
     all_matrices,
-    check_weights,
+    check_checkpoint,
     load_config,
     load_tokenizer,
     skeleton,
 )
 from ovexport.positions import readable_tokens
-from ovexport.prepare import CHECKED_DOCUMENTS, Survey, missing_files, survey
+from ovexport.prepare import Survey, missing_files, survey
 from ovexport.ranks import RankSpace
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, Recipe, TuneSpec
 from ovexport.tasks import require_harness
@@ -189,9 +189,9 @@ class Outlook:
         yield from raised(self._tokenizer_of_the_ir)
 
     def _tokenizer_of_the_ir(self) -> None:
-        """Let the run's test documents and prompts go through the tokenizer that the IR is going to have."""
+        """Let the run's first documents and its prompts go through the tokenizer that the IR is going to have."""
         spec = self.recipe.evaluate
-        texts = list(self.text.test_documents or ())[:CHECKED_DOCUMENTS]
+        texts = list(self.text.checked_documents)
         if spec.prompts is not None:
             texts += evaluate.choose_prompts((), spec).texts
         check_tokenizer(self.recipe.model, texts, templated=spec.chat_template == "auto")
@@ -305,7 +305,7 @@ def _tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
 def _local_weights(model: ModelSpec) -> None:
     """Look at the weights of a folder; those of the hub are not downloaded to plan."""
     if Path(model.id).is_dir():
-        check_weights(model)
+        check_checkpoint(model)
 
 
 def _check_disk(out: Path, needed: int) -> None:

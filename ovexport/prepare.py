@@ -57,11 +57,13 @@ class Survey:
     Attributes:
         sequences: how many each split will have, where that is known.
         test_documents: the texts of the test split; None where they are not known.
+        checked_documents: the texts that prepare lets go through the IR's tokenizer.
         findings: what stops the stage, and what it does otherwise than asked.
     """
 
     sequences: dict[str, int] = field(default_factory=dict)
     test_documents: list[str] | None = None
+    checked_documents: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
@@ -106,7 +108,7 @@ def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | 
         findings += [Caution(text) for text in _fewer(data, split, count)]
         if _wanted(data, split) is not None:
             sequences[split] = count
-    return Survey(sequences, splits["test"].texts, tuple(findings))
+    return Survey(sequences, splits["test"].texts, _checked_documents(splits), tuple(findings))
 
 
 def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None = None) -> PreparedData:
@@ -171,7 +173,12 @@ def _check_tokenizer(model: ModelSpec, splits: Mapping[str, Documents]) -> None:
     Raises:
         UnsupportedModelError: it encodes or decodes one of them otherwise.
     """
-    check_tokenizer(model, [text for documents in splits.values() for text in documents.texts[:CHECKED_DOCUMENTS]])
+    check_tokenizer(model, _checked_documents(splits))
+
+
+def _checked_documents(splits: Mapping[str, Documents]) -> tuple[str, ...]:
+    """The first documents of every split."""
+    return tuple(text for documents in splits.values() for text in documents.texts[:CHECKED_DOCUMENTS])
 
 
 def _write(

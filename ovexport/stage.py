@@ -4,6 +4,7 @@ It is done when its record holds the digest of everything that its result depend
 them. What was measured with other versions of a library is measured again; what was made with others is kept, and said.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,9 +140,13 @@ def _section(recipe: Recipe, path: str, without: tuple[str, ...]) -> Any:
     return {key: found for key, found in value.model_dump(mode="json").items() if f"{path}.{key}" not in without}
 
 
+_TOLD_OF_A_MODEL = re.compile(r"(licen[cs]e|notice)(\.txt)?|.*\.(md|png|jpe?g|gif|svg|pdf)", re.IGNORECASE)
+"""Names of files beside a model that nothing loads: texts about it, and pictures."""
+
+
 def _model_files(recipe: Recipe) -> dict[str, str] | None:
-    """What a local model is loaded from: neither hidden files nor texts about it."""
-    return _folder_digests(recipe.model.id, lambda file: file.suffix.lower() != ".md")
+    """What a local model is loaded from: neither hidden files nor what is told of it."""
+    return _folder_digests(recipe.model.id, lambda file: not _TOLD_OF_A_MODEL.fullmatch(file.name))
 
 
 def _card_files(recipe: Recipe) -> dict[str, str] | None:

@@ -106,7 +106,18 @@ def test_what_gave_out_is_found_behind_other_errors() -> None:
     assert isinstance(exhausted(error, "text.csv"), OutOfMemory)
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), TypeError("x"), IndexError(), RuntimeError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        ValueError("x"),
+        TypeError("x"),
+        IndexError(),
+        RuntimeError("x"),
+        ImportError("cannot import name 'x' from 'ovexport.rows'", name="ovexport.rows"),
+        ModuleNotFoundError("No module named 'ovexport.x'", name="ovexport.x"),
+    ],
+)
 def test_a_defect_of_ours_stays_one(error: Exception) -> None:
     assert translate(error) is None
     with pytest.raises(type(error)):

@@ -113,6 +113,7 @@ def test_an_adapter_beside_the_model_loads_no_other_model(model: Path) -> None:
         {"head_dim": [4, -4]},
         {"rope_theta": 10**30},
         {"rms_norm_eps": float("inf")},
+        {"time_step_limit": [0.0, float("nan")]},
         {"rope_parameters": {"factor": float("nan")}},
     ],
     ids=str,
@@ -121,6 +122,11 @@ def test_a_number_that_no_model_has_is_named(model: Path, values: dict[str, Any]
     configured(model, **values)
     with pytest.raises(UnsupportedModelError, match=rf"config\.json has .*{next(iter(values))}"):
         load_config(spec(model))
+
+
+def test_the_infinite_bound_of_a_time_step_is_a_number_that_models_have(model: Path) -> None:
+    configured(model, time_step_limit=[0.0, float("inf")])
+    assert load_config(spec(model)).time_step_limit == [0.0, float("inf")]
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,25 @@
 """What plan promises: every problem ahead, the same ones that run refuses before any work."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from conftest import COMMON, REPOSITORY, STORIES, save_tiny_model, tiny_values
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
-from ovexport import pipeline, recipe
+from ovexport import evaluate, pipeline, recipe
 from ovexport.artifacts import RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.plan import plan_model
-from ovexport.recipe import CompressSpec, ModelSpec, Recipe
+from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe
 
 
 def parsed(values: dict) -> Recipe:
@@ -102,6 +106,20 @@ def cut_short(model: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def with_tensors(model: Path, change: Callable[[dict], None]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+def with_another_name(model: Path) -> None:
+    with_tensors(model, lambda tensors: tensors.update(norm=tensors.pop("model.norm.weight")))
+
+
+def with_another_shape(model: Path) -> None:
+    with_tensors(model, lambda tensors: tensors.update({"model.norm.weight": torch.ones(128)}))
+
+
 def without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
@@ -113,12 +131,21 @@ def without_weights(model: Path) -> None:
         (without_a_shard, "lacks 1 of its 2 files of weights, such as model-00002-of-00002.safetensors"),
         (cut_short, "corrupt weights"),
         (without_weights, "model.safetensors: not there"),
+        (with_another_name, "lacks 1 weights, such as model.norm.weight"),
+        (
+            with_another_shape,
+            "1 weights have another shape than config.json says, such as model.norm.weight: [128], not [64]",
+        ),
     ],
 )
-def test_checkpoints_that_a_run_can_not_load(values, own_model, tmp_path, damage: Callable, message: str) -> None:
+def test_checkpoints_that_a_run_can_not_load(
+    values, own_model, tmp_path, caplog, monkeypatch, damage: Callable, message: str
+) -> None:
     damage(own_model)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     values["model"]["id"] = str(own_model)
     assert message in refused(values, tmp_path / "out")
+    assert "LOAD REPORT" not in caplog.text
 
 
 def test_an_encoder_without_weights(values: dict, tmp_path: Path) -> None:
@@ -243,3 +270,15 @@ def test_a_folder_with_stages_of_the_users_is_never_touched(values: dict, tmp_pa
         pipeline.run(parsed(values), tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert STORIES.is_file()
+
+
+def test_the_token_that_begins_a_prompt_counts_where_the_model_has_no_chat_template() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "word": 2}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    spec = EvaluateSpec(encoder="offline", prompt_words=8, max_new_tokens=24)
+    documents = [" ".join(["word"] * 40)]
+    (found,) = evaluate.check(spec, own, documents, 31)
+    assert "the longest prompt has 9 tokens, and the model reads 31 at most; lower it to 23" in str(found)
+    assert not list(evaluate.check(spec, own, documents, 32))

@@ -123,6 +123,8 @@ def test_of_a_models_folder_what_is_loaded_counts_and_what_is_said_of_it_does_no
     (folder / ".cache").mkdir()
     (folder / ".cache" / "log").write_text("hidden")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    for name in ("LICENSE", "license.txt", "NOTICE", "logo.PNG"):
+        (folder / name).write_text("said of it")
     after = digests(resolved)
     assert changed(before, after) == set()
     assert before["report"] != after["report"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import COMMON, REPOSITORY, STORYTELLER, tiny_values
+from conftest import COMMON, REPOSITORY, STORYTELLER, save_tiny_model, tiny_values
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, LlamaConfig, PreTrainedTokenizerFast
 
@@ -77,6 +77,22 @@ def test_text_of_the_run_counts_too(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps({"text": f"These {index} quxes are none."}) + "\n" for index in range(40)))
     with pytest.raises(UnsupportedModelError, match=r"encodes '.*quxes.*' as"):
         prepare(model, DataSpec(train=SourceSpec(path=str(rows)), sequence_length=8), tmp_path / "data")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_plan_refuses_text_of_any_split_that_prepare_would_refuse(tmp_path: Path, split: str) -> None:
+    model = save_tiny_model(tmp_path / "model", LlamaConfig(**COMMON | {"vocab_size": 2049}))
+    tokenizer = load_tokenizer(ModelSpec(id=str(model)), 2049)
+    tokenizer.add_tokens([AddedToken("qux", single_word=True)])
+    tokenizer.save_pretrained(model)
+    values = tiny_values(model)
+    for name in ("train", "validation", "test"):
+        rows = tmp_path / f"{name}.jsonl"
+        word = "quxes" if name == split else "boxes"
+        rows.write_text("".join(json.dumps({"text": f"{name} {n}: many {word} " * 200}) + "\n" for n in range(40)))
+        values["data"][name] = {"path": str(rows)}
+    plan = pipeline.plan(recipe.parse(values, base=REPOSITORY, origin="tiny"), tmp_path / "out")
+    assert any("quxes" in problem for problem in plan.problems), plan.problems
 
 
 def test_double_blanks_that_are_encoded_otherwise_are_refused_in_text_of_the_run_only(tmp_path: Path, caplog) -> None:

@@ -48,7 +48,8 @@ def check(
 
 def _length(text: str, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> int:
     """Tokens of a prompt as the models are asked it."""
-    if templated and tokenizer.chat_template:
+    templated = templated and bool(tokenizer.chat_template)
+    if templated:
         message = [{"role": "user", "content": text}]
         with suppress(Exception):  # a template is code of the model's; what it can't do is found where it is applied
             text = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))

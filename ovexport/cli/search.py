@@ -44,6 +44,7 @@ def search(
 
     from ovexport import pipeline
     from ovexport.artifacts import RunFolder, read_record
+    from ovexport.errors import ArtifactError
     from ovexport.numbers import written
     from ovexport.reports import SearchReport
 
@@ -54,7 +55,12 @@ def search(
     if given is not None:
         with progress(quiet=quiet or as_json) as listener:
             asked = pipeline.ask_with_ranks(folder, given, listener)
-    report = read_record(folder.search, SearchReport) if folder.search.is_file() or not asked else None
+    if not folder.search.is_file() and not asked:
+        raise ArtifactError(
+            f'{folder.search}: missing; a run searches ranks where compress.format is "fq_lora_nls" and '
+            "compress.rank_space has several"
+        )
+    report = read_record(folder.search, SearchReport) if folder.search.is_file() else None
     if as_json:
         document = {"search": report.model_dump(mode="json") if report else None, "validation": asked or None}
         print_json(json.dumps(document))

@@ -183,11 +183,11 @@ def test_a_perplexity_beyond_a_float_is_none() -> None:
     figures = TokenFigures(nll=[np.full((2, 3), 400.0, np.float32)])
     assert perplexity(figures) == pytest.approx(np.exp(400.0))
     assert word_perplexity(figures, length=4, words=4) is None
-    beyond = TokenFigures(nll=[np.full((2, 3), 800.0, np.float32)])
+    beyond = TokenFigures(nll=[np.full((5, 3), 800.0, np.float32)])
     assert perplexity(beyond) is None
-    beyond.kl, beyond.same_top1, beyond.probability_change = beyond.nll, [np.zeros((2, 3), bool)], beyond.nll
-    reference = TokenFigures(nll=[np.ones((2, 3), np.float32)])
-    found, _ = summarize(beyond, reference, sequences(2, 3))
+    beyond.kl, beyond.same_top1, beyond.probability_change = beyond.nll, [np.zeros((5, 3), bool)], beyond.nll
+    reference = TokenFigures(nll=[np.ones((5, 3), np.float32)])
+    found, _ = summarize(beyond, reference, sequences(5, 3))
     assert (found.perplexity_ratio, found.perplexity_verdict, found.kl_mean_nats) == (None, "higher", 800.0)
 
 

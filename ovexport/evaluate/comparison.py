@@ -161,7 +161,7 @@ def evaluate(
         else:
             found |= _alike(said, name, encoder, spec, out)
             found["reason"] = _missing(diverged, len(said.prompts.texts))
-            found["different_answers"] = len(set(said.of(name).texts))
+        found["different_answers"] = len(set(said.of(name).texts))
         evaluated[name] = ModelEvaluation(**found)
     if torch_model and tasks:
         evaluated["torch"] = ModelEvaluation(

@@ -3,8 +3,6 @@
 import errno
 import json
 import resource
-import shutil
-from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +12,13 @@ import pytest
 import torch
 from command_line import ovexport
 
-from ovexport import artifacts, pipeline, plan, recipe
+from ovexport import artifacts, engine, recipe
 from ovexport.artifacts import atomic_folder, write_text
 from ovexport.cli import app
 from ovexport.errors import ArtifactError, OutOfMemory, OvexportError
 from ovexport.foreign import translated
 from ovexport.recipe import Recipe
+from ovexport.stage import Context, Stage
 from ovexport.tensorfile import write_tensors
 from ovexport.tune.log import TuningLog
 
@@ -66,21 +65,12 @@ def test_a_disk_that_is_full_where_tensorboard_opens_its_file_is_one_line(
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
 def test_memory_that_gives_out_in_a_stage_is_one_line(allocate, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    stage = pipeline.Stage(name="tune", run=lambda _: allocate())
+    stage = Stage(name="tune", run=lambda _: allocate())
     folder = artifacts.RunFolder(tmp_path)
     folder.stages.mkdir()
     with pytest.raises(OutOfMemory, match=r"stage tune: out of memory .*; lower tune.batch_size") as caught:
-        pipeline._carry_out(stage, pipeline.Context(tiny_recipe, folder, "", lambda _: None), "digest")
+        engine._carry_out(stage, Context(tiny_recipe, folder, "", lambda _: None), "digest")
     assert caught.value.exit_code == 5
-
-
-def test_the_disks_figures_have_units_that_fit(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")(0, 0, 1234)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ArtifactError, match=r"1\.23 kB free on the disk, and the run needs about [\d.]+ MB"):
-        plan.check_runnable(tiny_recipe, tmp_path / "out")
 
 
 def test_a_name_that_is_too_long_is_one_line(

@@ -14,7 +14,7 @@ from shapes import convert_moved
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
 from ovexport.artifacts import IR, RunFolder
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.graph import read_graph, weights
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.reports import VerificationReport
@@ -188,7 +188,7 @@ def test_graphs_that_lie_too_deep_in_each_other_are_refused_by_name(run_copy: Ru
         return choice(value, lambda inner: deep(inner, levels - 1) if levels else doubled(inner), doubled)
 
     rewrite(run_copy.ir("int4"), spliced(deep))
-    with pytest.raises(UnsupportedModelError, match=r"choice/choice/.*more than 8 graphs inside each other"):
+    with pytest.raises(ArtifactError, match=r"choice/choice/.*more than 8 graphs inside each other"):
         proof(run_copy)
 
 
@@ -225,7 +225,7 @@ def test_one_reader_of_a_tied_embedding_with_a_grid_of_its_own_is_found(
     for given in ({"twin": None}, {"twin": None, "base": None}):
         text = failures(proof(run_copy, **given))
         assert f"each weight stands once: model: {EMBEDDING}{reader}" in text
-        assert f"as the last tuning step used it: {EMBEDDING} {part}{reader}" in text
+        assert f"as the checkpoint recorded it: {EMBEDDING} {part}{reader}" in text
     assert f"codes recomputed from the checkpoint: {EMBEDDING}{reader}" in failures(proof(run_copy, twin=None))
 
 

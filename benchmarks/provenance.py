@@ -64,14 +64,14 @@ def stale_sources(document: dict[str, Any]) -> list[str]:
 
 
 def revision() -> str:
-    """The git revision of this checkout, marked where tracked files are changed."""
+    """The git revision of this checkout, marked where tracked files other than results are changed."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "not in a git checkout"

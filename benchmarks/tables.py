@@ -55,7 +55,7 @@ def _other_text(result: Path, names: list[str]) -> Iterator[str]:
     yield "|---|" + "---:|" * len(names)
     yield "| perplexity per token |" + "".join(f" {model.perplexity:.3f} |" for model in models)
     shown = [_kl(model.kl_mean_nats, model.kl_standard_error_nats) for model in models]
-    yield "| KL from BF16, mean ± standard error, nats |" + "".join(f" {one} |" for one in shown)
+    yield f"| KL from {names[0]}, mean ± standard error, nats |" + "".join(f" {one} |" for one in shown)
     yield "| same likeliest token |" + "".join(
         " – |" if model.same_top1 is None else f" {model.same_top1:.2%} |" for model in models
     )

@@ -247,7 +247,7 @@ def decompression(source: ov.Output) -> Weight | None:
             node = _through(node.input_value(0).get_node())
         if scale is None:
             return None
-    if node.get_type_name() != "Constant" or len(_upstream(source.get_node())) > MOST_UNPACKING:
+    if node.get_type_name() != "Constant" or _unpacked_by_too_many(source.get_node()):
         return None
     return Weight(
         name=node.get_friendly_name(),
@@ -263,12 +263,34 @@ def decompression(source: ov.Output) -> Weight | None:
 
 
 def describe(node: Any) -> str:
-    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants."""
+    """An operation and all that it comes from, in words: types, attributes, shapes, values of index constants.
+
+    Raises:
+        ArtifactError: it comes from more operations than any weight's unpacking has.
+    """
+    if _unpacked_by_too_many(node):
+        raise ArtifactError(
+            f"{node.get_friendly_name()}: unpacked by more than {MOST_UNPACKING} operations, as no weight is; make the "
+            "IR again"
+        )
+    return _in_words(node)
+
+
+def _unpacked_by_too_many(node: Any) -> bool:
+    """Whether an operation comes from more than MOST_UNPACKING others, each counted as often as it is reached."""
+    count, waiting = 0, [node]
+    while waiting and count <= MOST_UNPACKING:
+        count += 1
+        waiting += [value.get_node() for value in waiting.pop().input_values()]
+    return count > MOST_UNPACKING
+
+
+def _in_words(node: Any) -> str:
     if node.get_type_name() == "Constant":
         kind, shape = type_name(node), tuple(node.get_output_shape(0))
         values = f" {node.data.tolist()}" if kind in ("i64", "i32") else ""
         return f"{kind} {shape}{values}"
-    sources = ", ".join(describe(value.get_node()) for value in node.input_values())
+    sources = ", ".join(_in_words(value.get_node()) for value in node.input_values())
     attributes = sorted(node.get_attributes().items(), key=str)
     return f"{node.get_type_name()} {node.get_type_info().version_id} {attributes} ({sources})"
 

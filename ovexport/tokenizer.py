@@ -92,6 +92,7 @@ def write_tokenizer(
     for graph, file in ((encode, "openvino_tokenizer.xml"), (decode, "openvino_detokenizer.xml")):
         ov.save_model(graph, folder / file)
         name_nodes(folder / file)
+    _require_short_template(tokenizer, name)
     comparison = _Comparison(name, tokenizer, genai.load_tokenizer(folder, name))
     for text in dict.fromkeys(text[:_LONGEST] for text in (*texts, *_PLAIN, *packaged_prompts("long")[:2])):
         comparison.check(text)
@@ -128,6 +129,21 @@ def check_ends(model: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
             "max_new_tokens only",
             model.id,
         )
+
+
+def _require_short_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a chat template whose loops jinja2's sandbox does not allow: openvino-genai applies it without limits, and
+    for the first time while it loads the tokenizer.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": _MESSAGE}], tokenize=False)
+    except OverflowError as error:
+        raise UnsupportedModelError(f"{name}: its chat template loops too long ({error}); mend or remove it") from error
+    except Exception:  # what else a template raises is compared where it is asked for
+        return
 
 
 class _Comparison:

@@ -148,6 +148,13 @@ def test_a_chat_template_that_openvino_genai_cant_apply_is_said_and_refused_wher
     assert not pipeline.plan(recipe.parse(sections, base=REPOSITORY, origin="tiny"), tmp_path / "run").problems
 
 
+def test_a_chat_template_that_loops_too_long_is_refused_before_openvino_genai_applies_it(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, LlamaConfig(**COMMON))
+    (tmp_path / "chat_template.jinja").write_text("{% for x in range(10**9) %}a{% endfor %}")
+    with pytest.raises(UnsupportedModelError, match=r"its chat template loops too long .*; mend or remove it"):
+        check_tokenizer(ModelSpec(id=str(tmp_path)))
+
+
 def test_a_chat_template_that_openvino_genai_applies_otherwise_is_said(tmp_path: Path, caplog) -> None:
     model = bundled(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{{ 'é' | length }}")

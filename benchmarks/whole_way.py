@@ -8,7 +8,6 @@ documents, from the end. --save puts the reports under benchmarks/results/RECIPE
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,10 +52,12 @@ def main() -> None:
 
 
 def keep(run: RunFolder, recipe: Recipe, result: Path) -> None:
-    """Copy a run's reports, its recipe and the seconds of its stages."""
+    """Copy a run's reports, its recipe and the seconds of its stages, without the folder that the model lies in."""
     result.mkdir(parents=True, exist_ok=True)
+    folder = f"{Path(recipe.model.id).parent}/"
     for report in REPORTS:
-        shutil.copyfile(run.path / report, result / report)
+        text = (run.path / report).read_text(encoding="utf-8")
+        write_text(text.replace(folder, "") if Path(recipe.model.id).is_absolute() else text, result / report)
     samples = result / "benchmark.json"
     samples.write_text(json.dumps(json.loads(samples.read_text())) + "\n")
     write_text(_without_folders(recipe), result / "recipe.toml")

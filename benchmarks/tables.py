@@ -428,8 +428,12 @@ def filled(text: str) -> str:
     """The README with each table between its marks made again."""
     for name, table in TABLES.items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end of table: {name} -->"
-        head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(end)
+        head, mark, rest = text.partition(begin)
+        _, closing, tail = rest.partition(end)
+        if not (mark and closing):
+            sys.exit(
+                f"{README.name}: has no place for the table {name}; add its two marks, as the other tables have them"
+            )
         text = f"{head}{begin}\n{table()}\n\n{_measured_at(name)}\n\n{end}{tail}"
     return text
 

@@ -7,7 +7,7 @@ ValueError that says which limit it is.
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -85,12 +85,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     _require_size(len(text), LARGEST_RECIPE_BYTES)
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
         raise _too_deep()
-    try:
-        values = tomllib.loads(text)
-    except RecursionError:
-        raise _too_deep() from None
-    _require_shape(values)
-    return values
+    return dict(_parsed(tomllib.loads, text))
 
 
 def parse_json(text: str | bytes, *, largest: int = LARGEST_CONFIG_BYTES) -> Any:
@@ -100,12 +95,7 @@ def parse_json(text: str | bytes, *, largest: int = LARGEST_CONFIG_BYTES) -> Any
         ValueError: it is none, too large or too deep, or has a number that Python does not read.
     """
     _require_size(len(text), largest)
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise _too_deep() from None
-    _require_shape(values)
-    return values
+    return _parsed(json.loads, text)
 
 
 def parse_yaml(text: str) -> Any:
@@ -173,6 +163,16 @@ def numbers(values: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
             yield from numbers(value, name)
     elif isinstance(values, int | float) and not isinstance(values, bool):
         yield name, values
+
+
+def _parsed(parse: Callable[[Any], Any], text: str | bytes) -> Any:
+    """What a parser that recurses reads, where it is not too deep."""
+    try:
+        values = parse(text)
+    except RecursionError:
+        raise _too_deep() from None
+    _require_shape(values)
+    return values
 
 
 def _require_shape(values: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from provenance import modules_of, source_digest, stale_sources
+from tables import filled
 
 
 def test_the_readmes_tables_are_the_committed_results() -> None:
@@ -41,6 +42,11 @@ def test_a_stale_or_quick_result_or_one_without_its_origin_is_named() -> None:
     assert stale_sources({"provenance": fresh | {"quick": True}}) == ["it was measured with --quick"]
     assert stale_sources({"provenance": fresh | {"sources": {name: "0"}}}) == [f"{name} has changed"]
     assert stale_sources({"provenance": fresh | {"sources": {"no.toml": "0"}}}) == ["no.toml is gone"]
+
+
+def test_a_result_without_a_place_in_the_readme_is_named_and_not_appended() -> None:
+    with pytest.raises(SystemExit, match=r"README\.md: has no place for the table demo"):
+        filled("# A page without marks")
 
 
 def test_the_readme_names_a_test_command_that_ci_finds() -> None:

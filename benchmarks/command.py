@@ -9,7 +9,7 @@ from typing import Any
 from provenance import provenance
 from tables import MEASURED, RESULTS
 
-from ovexport.artifacts import write_text
+from ovexport.storage.files import write_text
 
 
 def parser(description: str | None, name: str, quick: str) -> argparse.ArgumentParser:

@@ -18,10 +18,10 @@ from shapes import M30, M360, Shape, build_run
 
 from ovexport.bench.rounds import ratio
 from ovexport.evaluate.divergence import compare
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.progress import silent
 from ovexport.recipe import CompressSpec
-from ovexport.runtime import LogitsRunner
 from ovexport.versions import stack_versions
 
 SEQUENCES, LENGTH, BATCH, PAIRS = 6, 256, 2, 7

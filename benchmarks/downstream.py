@@ -35,14 +35,15 @@ from intervals import Samples, difference, interval, ratio
 from peft_lora import tuned_with_peft
 from ptq import post_training
 
-from ovexport import pipeline
 from ovexport import recipe as recipes
-from ovexport.artifacts import RunFolder, StageRecord, read_record
+from ovexport.artifacts import RunFolder, StageRecord
 from ovexport.evaluate.tasks import Loaded, ask_model, loaded
+from ovexport.models.student import TunedModel
+from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import ModelSpec, Recipe
 from ovexport.reports import SearchReport, VerificationReport
-from ovexport.student import TunedModel
+from ovexport.storage.records import read_record
 from ovexport.tasks import HarnessTask, TaskResult
 from ovexport.trace import trace
 from ovexport.tune.tuner import Tuner
@@ -161,7 +162,7 @@ class Comparison:
         return self.recipe.model_copy(update={"tune": tune, "search": search})
 
     def _elastic(self, seed: int) -> RunFolder:
-        run = pipeline.run(self._seeded(seed), self._scratch / "elastic", resume=True, until="verify")
+        run = services.run(self._seeded(seed), self._scratch / "elastic", resume=True, until="verify")
         report = read_record(run.search, SearchReport)
         self._searches.append(report)
         searched = sum(score.seconds for score in report.scores)
@@ -187,7 +188,7 @@ class Comparison:
             {self._other: plain.model_copy(update={"tune": other})} if seed == self.seeds[0] else {}
         )
         for row, each in rows.items():
-            run = pipeline.run(each, self._scratch / "fixed", resume=True, until="convert")
+            run = services.run(each, self._scratch / "fixed", resume=True, until="convert")
             self._seconds[row].append(_stage_seconds(run))
             self._ask(row, loaded(run.ir("int4")), run)
 

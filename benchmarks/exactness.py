@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from shapes import REPOSITORY, convert_moved
 
-from ovexport.artifacts import BITS, IR, RunFolder
-from ovexport.graph import nibbles, read_graph, weights
-from ovexport.matrices import layer_matrices
-from ovexport.model import load_model, matrix, parameter_of_hook
+from ovexport.artifacts import IR, RunFolder
+from ovexport.models.architecture import matrix, parameter_of_hook
+from ovexport.models.loading import load_model
+from ovexport.openvino.graph import nibbles, read_graph, weights
+from ovexport.openvino.matrices import layer_matrices
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.progress import silent
-from ovexport.quantization import load_quantizer
 from ovexport.recipe import CompressSpec, ModelSpec
-from ovexport.runtime import LogitsRunner
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
+from ovexport.weights.encoding import BITS
+from ovexport.weights.quantizer import load_quantizer
 
 MODEL = REPOSITORY / "models" / "storyteller-4m"
 GROUP_SIZE, RANK = 32, 32

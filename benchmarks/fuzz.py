@@ -23,7 +23,8 @@ import conftest  # noqa: E402
 from fuzz_values import Material  # noqa: E402
 from fuzzing import COUNTS, TIME_LIMIT_S, Worker, cases  # noqa: E402
 
-from ovexport import pipeline, recipe  # noqa: E402
+from ovexport import recipe  # noqa: E402
+from ovexport.pipeline import services  # noqa: E402
 from ovexport.versions import stack_versions  # noqa: E402
 
 QUICK_SHARE = 10
@@ -57,7 +58,7 @@ def material(folder: Path) -> Material:
     model = conftest.save_tiny_model(folder / "llama", config)
     sections = conftest.tiny_values(model)
     sound = recipe.parse(sections, base=conftest.REPOSITORY, origin="fuzz")
-    run = pipeline.run(sound, folder / "run", until="convert")
+    run = services.run(sound, folder / "run", until="convert")
     return Material(model=model, run=run.path, recipe=sections, text=conftest.STORIES)
 
 

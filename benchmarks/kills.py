@@ -33,10 +33,13 @@ from unittest.mock import patch
 import command
 from shapes import REPOSITORY, TINY, save_random_llama
 
-from ovexport import engine, pipeline, recipe
-from ovexport.artifacts import RunFolder, StageRecord, files_in, read_record
+from ovexport import recipe
+from ovexport.artifacts import RunFolder, StageRecord
+from ovexport.pipeline import engine, services
+from ovexport.pipeline.stage import Stage
 from ovexport.recipe import Recipe
-from ovexport.stage import Stage
+from ovexport.storage.files import files_in
+from ovexport.storage.records import read_record
 from ovexport.versions import stack_versions
 
 KILLS_PER_TRIAL = 4
@@ -45,7 +48,7 @@ MEASURED_FIELDS = re.compile(
     r".*_ms|.*tokens_per_s|.*_per_s|.*seconds|ratios|machine|limit|peak_rss_bytes|load_memory|generation_memory|began|ended"
 )
 PRELOADED = (
-    "ovexport.plan",
+    "ovexport.pipeline.plan",
     "ovexport.trace",
     "ovexport.convert",
     "ovexport.verify",
@@ -82,7 +85,7 @@ class Count:
 def main() -> None:
     """Kill, resume, compare, and say how often the files were the same."""
     parser = command.parser(__doc__, "kills", f"{QUICK_KILLS} kills in each stage")
-    names = [stage.name for stage in pipeline.STAGES]
+    names = [stage.name for stage in services.STAGES]
     parser.add_argument("--stage", action="append", choices=names, help="this stage alone; may be repeated")
     parser.add_argument("--kills", type=int, default=20, help="in each stage (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
@@ -109,9 +112,9 @@ def count(folder: Path, stages: Sequence[str], kills: int, generator: random.Ran
     _let_go(_forked(lambda _: save_random_llama(model, TINY)))
     resolved = recipe.parse({"model": {"id": str(model)}, **VALUES}, base=REPOSITORY, origin="kills")
     whole = RunFolder(folder / "whole")
-    _let_go(_forked(lambda _: pipeline.run(resolved, whole.path)))
+    _let_go(_forked(lambda _: services.run(resolved, whole.path)))
     counts: dict[str, Count] = {}
-    for stage in (stage for stage in pipeline.STAGES if stage.name in stages):
+    for stage in (stage for stage in services.STAGES if stage.name in stages):
         counts[stage.name] = killed = Count()
         while killed.kills < kills:
             trial = RunFolder(folder / "trial")
@@ -137,7 +140,7 @@ def resume(run: RunFolder, resolved: Recipe, stage: Stage, begun: Callable[[], N
             begun()
 
     with patch.object(engine, "require_runnable"):
-        pipeline.run(resolved, run.path, resume=True, until=stage.name, announce=announce)
+        services.run(resolved, run.path, resume=True, until=stage.name, announce=announce)
 
 
 def kill(run: RunFolder, resolved: Recipe, stage: Stage, seconds: float, generator: random.Random) -> bool:
@@ -190,7 +193,7 @@ def _without_measured(value: Any) -> Any:
 def _begin(whole: RunFolder, trial: RunFolder, stage: Stage) -> None:
     """A copy of the whole run as it was when the stage began."""
     shutil.copytree(whole.path, trial.path)
-    for later in pipeline.STAGES[pipeline.STAGES.index(stage) :]:
+    for later in services.STAGES[services.STAGES.index(stage) :]:
         trial.stage_record(later.name).unlink()
         for output in later.outputs:
             path = trial.path / output

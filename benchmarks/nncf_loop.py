@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from ovexport.artifacts import Checkpoint
-from ovexport.model import parameter_of_hook
+from ovexport.models.architecture import parameter_of_hook
 
 LEARNING_RATE = 1e-4
 QuantizerTypes = (AsymmetricLoraQuantizer, SymmetricLoraQuantizer)

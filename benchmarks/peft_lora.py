@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from ovexport.artifacts import PreparedData
-from ovexport.head import Head
-from ovexport.model import compute_in, load_model, load_tokenizer, weight_matrices
+from ovexport.models.architecture import compute_in, weight_matrices
+from ovexport.models.head import Head
+from ovexport.models.loading import load_model, load_tokenizer
+from ovexport.objectives.objectives import Answers
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tune import arithmetic
-from ovexport.tune.objectives import Answers
 from ovexport.tune.tuner import batches
 
 

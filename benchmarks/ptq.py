@@ -8,7 +8,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
 from ovexport.recipe import CompressSpec
 
 

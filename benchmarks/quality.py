@@ -37,10 +37,8 @@ from numpy.typing import NDArray
 from provenance import revision
 from ptq import post_training
 
-from ovexport import pipeline
 from ovexport import recipe as recipes
-from ovexport.adopt import adopt
-from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord, read_record, write_text
+from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
@@ -48,10 +46,14 @@ from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
 from ovexport.evaluate.prompts import Prompts, choose_prompts
 from ovexport.evaluate.similarity import Answers, aggregate, compare_answers
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.pipeline import services
 from ovexport.progress import silent
+from ovexport.readers import adopt
 from ovexport.recipe import EvaluateSpec, Recipe
-from ovexport.runtime import LogitsRunner
+from ovexport.storage.files import write_text
+from ovexport.storage.records import read_record
 from ovexport.strip import strip
 from ovexport.versions import stack_versions
 
@@ -155,7 +157,7 @@ class Maker:
         self._scratch = scratch
         self.revisions: set[str] = set()
         resume = (scratch / "run").is_dir()
-        self.run = pipeline.run(recipe, scratch / "run", resume=resume, until="compress")
+        self.run = services.run(recipe, scratch / "run", resume=resume, until="compress")
         self.start = self._converted(self.run.compressed, "start")
 
     def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[float]]:
@@ -164,7 +166,7 @@ class Maker:
         def tuned(seed: int, folder: Path) -> float:
             tune = self._recipe.tune.model_copy(update={"seed": seed})
             recipe = self._recipe.model_copy(update={"tune": tune})
-            run = pipeline.run(recipe, self._scratch / "run", resume=True, until="tune")
+            run = services.run(recipe, self._scratch / "run", resume=True, until="tune")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 

@@ -32,14 +32,15 @@ import numpy as np
 import torch
 from shapes import TINY, build_run
 
-from ovexport.artifacts import IR, RunFolder, file_digest
+from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import OvexportError
-from ovexport.graph import read_graph, weights
-from ovexport.matrices import layer_matrices
-from ovexport.quantization import load_quantizer
+from ovexport.openvino.graph import read_graph, weights
+from ovexport.openvino.matrices import layer_matrices
 from ovexport.recipe import CompressSpec
+from ovexport.storage.digests import file_digest
 from ovexport.verify import verify
 from ovexport.versions import stack_versions
+from ovexport.weights.quantizer import load_quantizer
 
 EXPECTED_CODES = (4, 7)
 FLIPS = {"codes": 400, "scale": 300, "zero_point": 300}

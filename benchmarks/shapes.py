@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ovexport.artifacts import Checkpoint, PreparedData, RunFolder, atomic_folder, write_record
+from ovexport.artifacts import Checkpoint, PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
-from ovexport.model import load_model, matrix
-from ovexport.quantization import load_quantizer
+from ovexport.models.architecture import matrix
+from ovexport.models.loading import load_model
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
+from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import write_record
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.tensorfile import write_tensors
 from ovexport.trace import trace
+from ovexport.weights.quantizer import load_quantizer
 
 REPOSITORY = Path(__file__).parent.parent
 TOKENIZER = REPOSITORY / "models" / "storyteller-4m"

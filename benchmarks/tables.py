@@ -16,10 +16,11 @@ from typing import Any
 
 from provenance import REPOSITORY, stale_sources
 
-from ovexport.artifacts import RunFolder, read_record
+from ovexport.artifacts import RunFolder
 from ovexport.bench.formats import course
 from ovexport.report.table import Findings, comparison, read_findings
 from ovexport.reports import EvaluationReport
+from ovexport.storage.records import read_record
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"

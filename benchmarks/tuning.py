@@ -108,7 +108,7 @@ def _ours(folder: Path, device: str) -> dict[str, Any]:
     from ovexport.compress import compress
     from ovexport.progress import silent
     from ovexport.recipe import CompressSpec, ModelSpec, TuneSpec
-    from ovexport.tensorfile import write_tensors
+    from ovexport.storage.tensorfile import write_tensors
     from ovexport.tune.tuner import Tuner
 
     with TemporaryDirectory(dir=folder) as scratch:

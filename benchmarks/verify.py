@@ -19,8 +19,8 @@ import command
 from process import measured
 
 from ovexport.artifacts import IR, Checkpoint
-from ovexport.graph import read_graph, weights
-from ovexport.matrices import layer_matrices
+from ovexport.openvino.graph import read_graph, weights
+from ovexport.openvino.matrices import layer_matrices
 from ovexport.progress import silent
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions

@@ -16,13 +16,15 @@ import tomli_w
 from provenance import provenance
 from tables import RESULTS, whole_way_table
 
-from ovexport import pipeline
 from ovexport import recipe as recipes
-from ovexport.artifacts import MODELS, RunFolder, StageRecord, read_record, write_record, write_text
+from ovexport.artifacts import MODELS, RunFolder, StageRecord
 from ovexport.evaluate import evaluate, load_encoder
+from ovexport.pipeline import services
 from ovexport.prepare import read_documents
 from ovexport.recipe import Recipe, SourceSpec
 from ovexport.report.table import read_findings
+from ovexport.storage.files import write_text
+from ovexport.storage.records import read_record, write_record
 
 REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
 OTHER_TEXT = "other_text.json"
@@ -39,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = recipes.load(options.recipe, options.overrides)
     with TemporaryDirectory() as scratch:
-        run = pipeline.run(recipe, Path(scratch) / "run")
+        run = services.run(recipe, Path(scratch) / "run")
         if not read_findings(run).tuned:
             sys.exit(f"{options.recipe}: tuning found nothing better than its start; the tables are of tuned models")
         result = (RESULTS if options.save else Path(scratch)) / options.recipe.stem
@@ -84,7 +86,7 @@ def _measure_other_text(
     chosen = scratch / text.with_suffix(".jsonl").name
     chosen.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
     sizes = recipe.data.model_copy(update={"test_sequences": None})
-    data = pipeline.prepare_test(run.ir("bf16"), SourceSpec(path=str(chosen)), sizes, scratch / "other")
+    data = services.prepare_test(run.ir("bf16"), SourceSpec(path=str(chosen)), sizes, scratch / "other")
     spec = recipe.evaluate.model_copy(update={"isolate": False, "prompts": None})
     models = {name: run.ir(name) for name in MODELS}
     report = evaluate(models, "bf16", data, spec, load_encoder(spec.encoder), scratch / "answers")

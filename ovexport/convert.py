@@ -13,22 +13,16 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import (
-    IR,
-    IR_MANIFEST,
-    IRManifest,
-    LayerFormat,
-    PackedWeights,
-    atomic_folder,
-    file_digest,
-    files_in,
-    write_record,
-)
+from ovexport.artifacts import IR, IR_MANIFEST, IRManifest, PackedWeights
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import read_graph, type_name
-from ovexport.matrices import Matrix, bfloat16_bits, layer_matrices
-from ovexport.tensorfile import TensorFile
+from ovexport.openvino.graph import read_graph, type_name
+from ovexport.openvino.matrices import Matrix, bfloat16_bits, layer_matrices
+from ovexport.storage.digests import file_digest
+from ovexport.storage.files import atomic_folder, files_in
+from ovexport.storage.records import write_record
+from ovexport.storage.tensorfile import TensorFile
 from ovexport.versions import stack_versions
+from ovexport.weights.layer import LayerFormat
 
 _OPENVINO_TYPES = {
     "int4_asym": ov.Type.u4,

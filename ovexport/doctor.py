@@ -9,8 +9,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from ovexport.artifacts import Record
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
+from ovexport.storage.records import Record
 from ovexport.versions import installed_version
 from ovexport.wording import byte_size
 

@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ovexport.artifacts import DataManifest, PreparedData, atomic_folder, write_record, write_text
+from ovexport.artifacts import DataManifest, PreparedData
 from ovexport.checking import Caution, Finding
+from ovexport.data.languages import count_words
+from ovexport.data.rows import load_lines, load_texts, without_repeats
 from ovexport.errors import DataError, OvexportError, RecipeError
-from ovexport.languages import count_words
-from ovexport.model import load_config, load_tokenizer
+from ovexport.models.loading import load_config, load_tokenizer
+from ovexport.openvino.tokenizer import check_tokenizer
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec, TaskSpec
-from ovexport.rows import load_lines, load_texts, without_repeats
+from ovexport.storage.files import atomic_folder, write_text
+from ovexport.storage.records import write_record
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
-from ovexport.tensorfile import write_tensors
-from ovexport.tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -12,24 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovexport.artifacts import (
-    BITS,
-    IR,
-    Checkpoint,
-    CheckpointManifest,
-    LayerFormat,
-    Mode,
-    PackedManifest,
-    PackedWeights,
-    atomic_folder,
-    write_record,
-)
+from ovexport.artifacts import IR, Checkpoint, CheckpointManifest, PackedManifest, PackedWeights
 from ovexport.errors import ArtifactError
-from ovexport.graph import read_graph
-from ovexport.matrices import Matrix, layer_matrices
-from ovexport.nncf_quantizer import NncfQuantizer
-from ovexport.quantization import Codes, Quantizer, Rows, load_quantizer
-from ovexport.tensorfile import TensorFile, TensorWriter
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.matrices import Matrix, layer_matrices
+from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import write_record
+from ovexport.storage.tensorfile import TensorFile, TensorWriter
+from ovexport.weights.encoding import BITS, Mode
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.nncf_quantizer import NncfQuantizer
+from ovexport.weights.quantizer import Codes, Quantizer, Rows, load_quantizer
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:

@@ -16,13 +16,20 @@ from optimum.exporters.openvino import model_configs
 from optimum.exporters.openvino.convert import export_from_model
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ovexport.artifacts import IR, atomic_folder
+from ovexport.artifacts import IR
 from ovexport.errors import UnsupportedModelError
 from ovexport.foreign import exhausted, said
-from ovexport.model import generation_config_file, load_config, load_generation_config, load_model, load_tokenizer
-from ovexport.names import name_nodes
+from ovexport.models.loading import (
+    generation_config_file,
+    load_config,
+    load_generation_config,
+    load_model,
+    load_tokenizer,
+)
+from ovexport.openvino.names import name_nodes
+from ovexport.openvino.tokenizer import check_ends, write_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
-from ovexport.tokenizer import check_ends, write_tokenizer
+from ovexport.storage.files import atomic_folder
 
 TASK = "text-generation-with-past"
 _LIFTED_CAPS = {"gemma2": model_configs.Gemma2OpenVINOConfig}

@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
-_PRELOADED = ["ovexport.plan", "ovexport.trace", "ovexport.report", "openvino_genai", "sentence_transformers"]
+_PRELOADED = ["ovexport.report", "ovexport.trace", "ovexport.pipeline.plan", "openvino_genai", "sentence_transformers"]
 _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(_PRELOADED)
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
-from ovexport import pipeline, recipe
+from ovexport import recipe
 from ovexport.artifacts import RunFolder
+from ovexport.pipeline import services
 from ovexport.recipe import Recipe
 
 REPOSITORY = Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def tiny_recipe(tiny_model: Path) -> Recipe:
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that went the whole way; nobody may write to it, copy it instead."""
-    return pipeline.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    return services.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture

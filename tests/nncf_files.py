@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ovexport.artifacts import Checkpoint, LayerFormat
-from ovexport.graph import nibbles
-from ovexport.model import load_model, matrix, parameter_of_hook
-from ovexport.nncf_quantizer import NncfQuantizer
+from ovexport.artifacts import Checkpoint
+from ovexport.models.architecture import matrix, parameter_of_hook
+from ovexport.models.loading import load_model
+from ovexport.openvino.graph import nibbles
 from ovexport.recipe import ModelSpec
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.tensorfile import TensorFile
 from ovexport.verify.arithmetic import row_blocks
 from ovexport.verify.nncf_arithmetic import NncfCodes, nncf_grid
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.nncf_quantizer import NncfQuantizer
 
 RANK = 8
 EXAMPLE_INPUT = {"input_ids": torch.arange(16).reshape(1, 16)}

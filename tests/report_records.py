@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import RunFolder, read_record, write_record
+from ovexport.artifacts import RunFolder
 from ovexport.reports import (
     BenchmarkReport,
     Comparison,
@@ -21,6 +21,7 @@ from ovexport.reports import (
     VerificationReport,
     WorstAnswer,
 )
+from ovexport.storage.records import read_record, write_record
 
 SCRIPT = "<script>document.title = 'run'</script>"
 MB = 1_000_000

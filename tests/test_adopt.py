@@ -19,19 +19,20 @@ from conftest import COMMON, save_tiny_model
 from nncf_files import RANK, Example, differences, nncf_codes, nncf_model, our_codes, recomputed, stripped
 from transformers import GPT2Config, LlamaConfig
 
-from ovexport.adopt import adopt
-from ovexport.adopt.file import dense_tensors, read_file
 from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.graph import read_graph
-from ovexport.model import load_model, matrix
-from ovexport.nncf_quantizer import NncfQuantizer
-from ovexport.pipeline import convert_checkpoint
+from ovexport.models.architecture import matrix
+from ovexport.models.loading import load_model
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.pipeline.services import convert_checkpoint
+from ovexport.readers import adopt
+from ovexport.readers.nncf_file import dense_tensors, read_file
 from ovexport.recipe import ConvertSpec, ModelSpec
-from ovexport.runtime import LogitsRunner
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.storage.tensorfile import TensorFile, write_tensors
 from ovexport.verify.nncf_arithmetic import NncfCodes
 from ovexport.verify.proof import verify
+from ovexport.weights.nncf_quantizer import NncfQuantizer
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,24 @@ import torch
 import transformers
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 
-from ovexport import pipeline, recipe
+from ovexport import recipe
 from ovexport.artifacts import PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import read_graph
-from ovexport.model import load_model, weight_matrices
+from ovexport.models.architecture import weight_matrices
+from ovexport.models.loading import load_model
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.pipeline import services
 from ovexport.progress import silent
-from ovexport.quantization import load_quantizer
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec, TuneSpec
-from ovexport.runtime import LogitsRunner
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.tensorfile import write_tensors
 from ovexport.trace import trace
 from ovexport.tune.tuner import Tuner
 from ovexport.verify import verify
+from ovexport.weights.quantizer import load_quantizer
 
 GPT2 = {
     "vocab_size": 2048,
@@ -94,7 +96,7 @@ def test_a_family_goes_the_whole_way(family: str, tied: bool, tmp_path: Path) ->
     sections["tune"] |= {"steps": 2, "learning_rate": 1e-4, "validate_every": 1}
     resolved = recipe.parse(sections, base=REPOSITORY, origin=family)
 
-    run = pipeline.run(resolved, tmp_path / "run", until="verify")  # raises when verification fails
+    run = services.run(resolved, tmp_path / "run", until="verify")  # raises when verification fails
 
     assert run.checkpoint.manifest.steps > 0
     assert run.checkpoint.manifest.digests != run.compressed.manifest.digests

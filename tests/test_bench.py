@@ -15,7 +15,7 @@ import openvino_genai
 import pytest
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR, RunFolder, read_record
+from ovexport.artifacts import IR, RunFolder
 from ovexport.bench import RuntimeAdapter, bench, loading, rounds, save_adapter, sessions
 from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown, course
 from ovexport.bench.rounds import orders, ratio
@@ -26,7 +26,8 @@ from ovexport.report.limits import promises
 from ovexport.report.table import Findings, comparison
 from ovexport.report.verdict import headlines
 from ovexport.reports import BenchmarkReport
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.storage.records import read_record
+from ovexport.storage.tensorfile import TensorFile, write_tensors
 
 SHORT = BenchSpec(prompt_tokens=16, output_tokens=2, pairs=5, sessions=2, warmup=1, memory=False, limits=False)
 PROMPT = list(range(2, 18))

@@ -9,10 +9,11 @@ import pytest
 from openvino import opset13
 
 from ovexport import recipe
-from ovexport.artifacts import StageRecord, read_json_lines, read_record
-from ovexport.bounded import parse_json, parse_toml, parse_yaml, read_bytes
+from ovexport.artifacts import StageRecord
 from ovexport.errors import ArtifactError, OvexportError, RecipeError
-from ovexport.graph import describe, read_xml
+from ovexport.openvino.graph import describe, read_xml
+from ovexport.storage.bounded import parse_json, parse_toml, parse_yaml, read_bytes
+from ovexport.storage.records import read_json_lines, read_record
 
 DEEP_TOML = {
     "lists": "a = " + "[" * 5000 + "]" * 5000,

@@ -9,9 +9,8 @@ import openvino_genai
 import pytest
 import torch
 
-from ovexport.artifacts import IR, RunFolder, read_record, write_text
+from ovexport.artifacts import IR, RunFolder
 from ovexport.bootstrap import FEWEST_VALUES
-from ovexport.comparator import Comparator
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate, prompt_tokens
@@ -28,11 +27,14 @@ from ovexport.evaluate.divergence import (
 )
 from ovexport.evaluate.isolation import KeptRunner
 from ovexport.evaluate.prompts import choose_prompts
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.openvino.token_divergence import Comparator
 from ovexport.progress import silent
 from ovexport.recipe import EvaluateSpec
 from ovexport.reports import EvaluationReport
-from ovexport.runtime import LogitsRunner
+from ovexport.storage.files import write_text
+from ovexport.storage.records import read_record
 
 QUICK = EvaluateSpec(encoder="offline", prompts="short", prompt_count=3, max_new_tokens=8)
 

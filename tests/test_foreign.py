@@ -19,10 +19,10 @@ import safetensors
 import torch
 import yaml
 
-from ovexport.artifacts import atomic_folder, translated_disk_errors
 from ovexport.cli.output import reports_errors
 from ovexport.errors import ArtifactError, DataError, OutOfMemory, OvexportError, UnsupportedModelError
 from ovexport.foreign import exhausted, translate, translated
+from ovexport.storage.files import atomic_folder, translated_disk_errors
 
 LIBRARIES = (
     datasets.exceptions, filelock, httpx, huggingface_hub.errors, nncf.errors, openvino.frontend, pyarrow.lib,
@@ -114,7 +114,7 @@ def test_what_gave_out_is_found_behind_other_errors() -> None:
         TypeError("x"),
         IndexError(),
         RuntimeError("x"),
-        ImportError("cannot import name 'x' from 'ovexport.rows'", name="ovexport.rows"),
+        ImportError("cannot import name 'x' from 'ovexport.data.rows'", name="ovexport.data.rows"),
         ModuleNotFoundError("No module named 'ovexport.x'", name="ovexport.x"),
     ],
 )

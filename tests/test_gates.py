@@ -11,20 +11,16 @@ import tomli_w
 from conftest import REPOSITORY, tiny_values
 from typer.testing import CliRunner, Result
 
-from ovexport import pipeline, recipe
-from ovexport.artifacts import MODELS, Record, RunFolder
+from ovexport import recipe
+from ovexport.artifacts import MODELS, RunFolder
 from ovexport.cli import app
 from ovexport.errors import GateFailed, RecipeError
-from ovexport.figures import KINDS, Figure, figures
-from ovexport.gates import check, judge, require_passed, write_junit
+from ovexport.gates.figures import KINDS, Figure, figures
+from ovexport.gates.judging import check, judge, require_passed, write_junit
+from ovexport.pipeline import services
 from ovexport.recipe import Gate, Recipe, list_gates, parse_gates
-from ovexport.reports import (
-    EvaluationReport,
-    GateReport,
-    IsolationStep,
-    ModelEvaluation,
-    VerificationSummary,
-)
+from ovexport.reports import EvaluationReport, GateReport, IsolationStep, ModelEvaluation, VerificationSummary
+from ovexport.storage.records import Record
 
 UNJUDGED = figures(dict.fromkeys(KINDS), models=MODELS, tasks=("quiz",))
 
@@ -236,7 +232,7 @@ def test_every_interval_is_its_figures_low_and_high() -> None:
 
 
 def test_names_known_beforehand_are_those_of_a_finished_run(finished_run: RunFolder, tiny_recipe: Recipe) -> None:
-    from ovexport.figures import run_figures
+    from ovexport.gates.figures import run_figures
 
     known = run_figures(finished_run, tiny_recipe)
     beforehand = figures(dict.fromkeys(KINDS), product="int4", models=MODELS)
@@ -254,7 +250,7 @@ def test_a_new_field_of_a_record_is_a_figure_at_once() -> None:
         brand_new_ms: float
         brand_new_ci95: tuple[float, float]
 
-    from ovexport.figures import _of_record, _Source
+    from ovexport.gates.figures import _of_record, _Source
 
     grown = Grown(models={}, brand_new_ms=3, brand_new_ci95=(2, 4))
     named = dict(_of_record(Grown, grown, "", _Source(keys={}, over={"": "9 rounds"})))
@@ -377,7 +373,7 @@ def test_a_tasks_figure_has_the_interval_of_its_standard_error() -> None:
 
 
 def test_every_figure_has_a_meaning(finished_run: RunFolder, tiny_recipe: Recipe) -> None:
-    from ovexport.figures import run_figures
+    from ovexport.gates.figures import run_figures
 
     known = UNJUDGED | run_figures(finished_run, tiny_recipe)
     assert [name for name, figure in known.items() if not (figure.meaning and figure.meaning.text)] == []
@@ -446,7 +442,7 @@ def test_an_edit_of_the_gates_judges_anew_and_measures_nothing(
 ) -> None:
     def redone(resolved: Recipe) -> list[str]:
         stages: list[str] = []
-        pipeline.run(
+        services.run(
             resolved,
             run_copy.path,
             resume=True,
@@ -457,7 +453,7 @@ def test_an_edit_of_the_gates_judges_anew_and_measures_nothing(
     assert redone(gated(tiny_model, verified="==1")) == ["report"]
     assert redone(gated(tiny_model, verified="==1")) == []
     with pytest.raises(GateFailed):
-        pipeline.run(gated(tiny_model, verified="<1"), run_copy.path, resume=True)
+        services.run(gated(tiny_model, verified="<1"), run_copy.path, resume=True)
     assert redone(tiny_recipe) == ["report"]
     assert not run_copy.gates.exists()
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from command_line import ovexport
 
-from ovexport import artifacts, engine, recipe
-from ovexport.artifacts import atomic_folder, write_text
+from ovexport import artifacts, recipe
 from ovexport.cli import app
 from ovexport.errors import ArtifactError, OutOfMemory, OvexportError
 from ovexport.foreign import translated
+from ovexport.pipeline import engine
+from ovexport.pipeline.stage import Context, Stage
 from ovexport.recipe import Recipe
-from ovexport.stage import Context, Stage
-from ovexport.tensorfile import write_tensors
+from ovexport.storage.files import atomic_folder, write_text
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.tune.log import TuningLog
 
 

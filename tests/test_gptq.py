@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import STORYTELLER, tiny_values
 
-from ovexport import pipeline, recipe
-from ovexport.artifacts import LayerFormat
-from ovexport.compress.gptq import rounding_to_gptq
+from ovexport import recipe
+from ovexport.compress.starting_points.gptq import rounding_to_gptq
 from ovexport.errors import UnsupportedModelError
-from ovexport.quantization import FakeQuantizer
+from ovexport.pipeline import services
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.quantizer import FakeQuantizer
 
 
 def layer_and_inputs(mode: str) -> tuple[FakeQuantizer, torch.Tensor, torch.Tensor]:
@@ -76,7 +77,7 @@ def start(tmp_path: Path, **compress) -> float:
     values["compress"] = {"group_size": 64, "rank": 8, **compress}
     values["tune"] |= {"steps": 0}
     resolved = recipe.parse(values, base=tmp_path, origin="gptq")
-    run = pipeline.run(resolved, tmp_path / "-".join(["run", *compress]), until="tune")
+    run = services.run(resolved, tmp_path / "-".join(["run", *compress]), until="tune")
     assert run.checkpoint.manifest.digests == run.compressed.manifest.digests
     return float(run.checkpoint.manifest.validation_kl_nats)
 
@@ -85,7 +86,7 @@ def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> N
     assert start(tmp_path, gptq=True) < 0.6 * start(tmp_path)
     values = tiny_values(Path(tiny_recipe.model.id))
     values["compress"] |= {"gptq": True}
-    run = pipeline.run(recipe.parse(values, base=tmp_path, origin="gptq"), tmp_path / "verified", until="verify")
+    run = services.run(recipe.parse(values, base=tmp_path, origin="gptq"), tmp_path / "verified", until="verify")
     assert set(run.compressed.manifest.changed) == {
         layer.name for layer in run.compressed.manifest.layers if layer.rank
     }

@@ -14,11 +14,14 @@ from fake_hub import TOKEN, FakeHub, serving
 from huggingface_hub import ModelCard, constants, snapshot_download
 
 import ovexport
-from ovexport.artifacts import IR, RUN_FILES, RunFolder, file_digest, files_in, write_record
+from ovexport.artifacts import IR, RUN_FILES, RunFolder
 from ovexport.errors import ArtifactError, GateFailed, OvexportError, RecipeError, VerificationFailed
-from ovexport.hub import Destination, check_destination, check_proof, upload
+from ovexport.publish import Destination, check_destination, check_proof, upload
 from ovexport.recipe import VerifySpec
 from ovexport.reports import GateReport, GateResult, VerificationReport
+from ovexport.storage.digests import file_digest
+from ovexport.storage.files import files_in
+from ovexport.storage.records import write_record
 from ovexport.verify import verify
 
 REPOSITORY = "org/storyteller-int4"
@@ -111,7 +114,7 @@ def test_what_the_hub_remarks_on_the_card_is_passed_on(
     finished_run: RunFolder, online: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     upload(finished_run, THERE)
-    remarks = [record.message for record in caplog.records if record.name == "ovexport.hub"]
+    remarks = [record.message for record in caplog.records if record.name == "ovexport.publish"]
     assert remarks == ["Warnings while validating metadata in README.md: - no license is named"]
 
 

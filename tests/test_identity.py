@@ -10,15 +10,16 @@ import openvino.opset13 as ops
 import pytest
 from typer.testing import CliRunner
 
-from ovexport.artifacts import IR, RunFolder, read_record, write_record
+from ovexport.artifacts import IR, RunFolder
 from ovexport.cli import app
 from ovexport.evaluate import evaluate, load_encoder
-from ovexport.identity import identify, weight_precision
+from ovexport.openvino.identity import identify, weight_precision
 from ovexport.recipe import EvaluateSpec
 from ovexport.report import write_comparison, write_report
 from ovexport.report.names import titles
 from ovexport.report.table import comparison, read_findings
 from ovexport.reports import BenchmarkReport, EvaluationReport
+from ovexport.storage.records import read_record, write_record
 
 KINDS = {"evaluation.json": EvaluationReport, "benchmark.json": BenchmarkReport}
 

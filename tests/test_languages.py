@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ovexport.artifacts import PreparedData, RunFolder, write_text
+from ovexport.artifacts import PreparedData, RunFolder
+from ovexport.data.languages import count_words, language_of
 from ovexport.evaluate import evaluate
 from ovexport.evaluate.encoder import language_note
 from ovexport.evaluate.prompts import choose_prompts
-from ovexport.languages import count_words, language_of
 from ovexport.prepare import prepare
 from ovexport.prompt_sets import packaged_prompts
 from ovexport.recipe import DataSpec, EvaluateSpec, ModelSpec, SourceSpec
+from ovexport.storage.files import write_text
 
 CHINESE = "小猫坐在窗边，看着外面的雨。\n她想出去玩，可是妈妈说外面太冷了。"
 JAPANESE = "猫は窓のそばに座って、外の雨を見ていました。"

@@ -3,10 +3,10 @@ import openvino as ov
 import pytest
 from openvino import opset13 as opset
 
-from ovexport.artifacts import LayerFormat
 from ovexport.errors import RecipeError, UnsupportedModelError
-from ovexport.layers import WeightMatrix, check_group_sizes, computed_rightly, plan_layers
 from ovexport.recipe import CompressSpec
+from ovexport.weights.layer import LayerFormat, WeightMatrix
+from ovexport.weights.policy import check_group_sizes, computed_rightly, plan_layers
 
 DOWN = WeightMatrix(name="model.layers.0.mlp.down_proj.weight", kind="linear", out_features=64, in_features=172)
 GATE = WeightMatrix(name="model.layers.0.mlp.gate_proj.weight", kind="linear", out_features=172, in_features=64)

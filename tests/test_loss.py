@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from ovexport.head import Head
-from ovexport.tune import loss as loss_module
-from ovexport.tune.loss import Loss, distillation, divergence
+from ovexport.models.head import Head
+from ovexport.objectives import loss as loss_module
+from ovexport.objectives.loss import Loss, distillation, divergence
 
 VOCABULARY, WIDTH = 50, 8
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from ovexport.artifacts import PreparedData
 from ovexport.compress import compress
 from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
-from ovexport.head import Head, is_plain
-from ovexport.model import load_config, load_model, load_tokenizer
+from ovexport.models.head import Head, is_plain
+from ovexport.models.loading import load_config, load_model, load_tokenizer
 from ovexport.recipe import CompressSpec, ModelSpec
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.tensorfile import TensorFile
 
 SHARD = "model-00001-of-00001.safetensors"
 

@@ -8,14 +8,16 @@ import torch
 
 from ovexport.artifacts import IR
 from ovexport.convert import convert
-from ovexport.graph import read_graph
-from ovexport.layers import plan_layers
-from ovexport.model import load_model, matrix, parameter_of_hook, weight_digest, weight_matrices
-from ovexport.quantization import FakeQuantizer, write_checkpoint
+from ovexport.models.architecture import matrix, parameter_of_hook, weight_digest, weight_matrices
+from ovexport.models.checkpoint import write_checkpoint
+from ovexport.models.loading import load_model
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
-from ovexport.runtime import LogitsRunner
 from ovexport.strip import packed_tensors, strip
 from ovexport.trace import trace
+from ovexport.weights.policy import plan_layers
+from ovexport.weights.quantizer import FakeQuantizer
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,12 @@ import pytest
 from conftest import REPOSITORY, tiny_values
 from filelock import FileLock
 
-from ovexport import pipeline, recipe
-from ovexport.artifacts import MODELS, RunFolder, files_in
+from ovexport import recipe
+from ovexport.artifacts import MODELS, RunFolder
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError, VerificationFailed
+from ovexport.pipeline import services
 from ovexport.recipe import Recipe
+from ovexport.storage.files import files_in
 
 LAYOUT = [
     "recipe.toml",
@@ -38,7 +40,7 @@ LAYOUT = [
 def redone(resolved: Recipe, folder: RunFolder) -> list[str]:
     """The stages that a resumed run does again."""
     stages: list[str] = []
-    pipeline.run(
+    services.run(
         resolved, folder.path, resume=True, announce=lambda name, skipped: None if skipped else stages.append(name)
     )
     return stages
@@ -92,9 +94,9 @@ def test_an_interrupted_run_is_taken_up_where_it_stopped(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(tiny_recipe, tmp_path / "run", announce=interrupt)
+        services.run(tiny_recipe, tmp_path / "run", announce=interrupt)
     stages: list[str] = []
-    pipeline.run(
+    services.run(
         tiny_recipe,
         tmp_path / "run",
         resume=True,
@@ -109,17 +111,17 @@ def test_an_interrupted_run_is_taken_up_where_it_stopped(
 
 def test_an_output_folder_of_another_run_is_refused(run_copy: RunFolder, tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds a run; --resume to go on with it, --overwrite"):
-        pipeline.run(tiny_recipe, run_copy.path)
+        services.run(tiny_recipe, run_copy.path)
     text = run_copy.recipe.read_text().replace(tiny_recipe.model.id, "/another/model")
     run_copy.recipe.write_text(text)
     with pytest.raises(ArtifactError, match="a run of another model, /another/model"):
-        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+        services.run(tiny_recipe, run_copy.path, resume=True)
     assert (run_copy.path / "verification.json").is_file()
 
 
 def test_overwriting_removes_the_run_and_nothing_else(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
     (run_copy.path / "my-notes.txt").write_text("mine")
-    pipeline.run(tiny_recipe, run_copy.path, overwrite=True, until="prepare")
+    services.run(tiny_recipe, run_copy.path, overwrite=True, until="prepare")
     assert (run_copy.path / "my-notes.txt").read_text() == "mine"
     assert not (run_copy.path / "int4").exists()
 
@@ -127,7 +129,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run_copy: RunFolder, tiny_
 def test_a_folder_that_is_no_run_is_never_touched(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtifactError, match="files that are no run's"):
-        pipeline.run(tiny_recipe, tmp_path, overwrite=True)
+        services.run(tiny_recipe, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").is_file()
 
 
@@ -135,53 +137,53 @@ def test_a_project_with_a_recipe_of_its_own_is_no_run(tiny_recipe: Recipe, tmp_p
     (tmp_path / "recipe.toml").write_text(recipe.dump(tiny_recipe))
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(ArtifactError, match="files that are no run's"):
-            pipeline.run(tiny_recipe, tmp_path, **options)
+            services.run(tiny_recipe, tmp_path, **options)
     assert (tmp_path / "recipe.toml").is_file()
 
 
 def test_nothing_is_removed_for_a_recipe_that_can_not_run(run_copy: RunFolder, tiny_model: Path) -> None:
     with pytest.raises(ArtifactError, match="no such folder"):
-        pipeline.run(changed(tiny_model, "model", id="/nowhere/at/all"), run_copy.path, overwrite=True)
+        services.run(changed(tiny_model, "model", id="/nowhere/at/all"), run_copy.path, overwrite=True)
     assert run_copy.ir("int4").bin.is_file()
 
 
 def test_a_damaged_recipe_of_a_run_says_what_to_do(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
     run_copy.recipe.write_text("[model\n")
     with pytest.raises(ArtifactError, match="--overwrite to begin anew"):
-        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+        services.run(tiny_recipe, run_copy.path, resume=True)
 
 
 def test_a_second_process_on_one_run_is_refused(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
     with FileLock(run_copy.path / ".lock"), pytest.raises(ArtifactError, match="another ovexport works on it"):
-        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+        services.run(tiny_recipe, run_copy.path, resume=True)
     assert redone(tiny_recipe, run_copy) == []
 
 
 def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--until polish: no such stage; they are prepare, trace"):
-        pipeline.run(tiny_recipe, tmp_path / "run", until="polish")
+        services.run(tiny_recipe, tmp_path / "run", until="polish")
 
 
 def test_too_small_a_disk_is_refused_before_work_starts(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovexport import plan
+    from ovexport.pipeline import plan
 
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ArtifactError, match=r"1 kB free on the disk, and the run needs about [\d.]+ MB"):
-        pipeline.run(tiny_recipe, tmp_path / "run")
+        services.run(tiny_recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_verification_is_written_down_and_raised(
     run_copy: RunFolder, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ovexport.convert as stage
+    from ovexport import convert as stage
 
     monkeypatch.setattr(stage, "_decompression", _with_one_layer_off(stage._decompression))
     (run_copy.path / "stages" / "convert.json").unlink()
     with pytest.raises(VerificationFailed, match=r"checks failed; first: (layer packed as promised|as the checkpoint)"):
-        pipeline.run(tiny_recipe, run_copy.path, resume=True)
+        services.run(tiny_recipe, run_copy.path, resume=True)
     report = json.loads((run_copy.path / "verification.json").read_text())
     assert report["passed"] is False
     assert not (run_copy.path / "stages" / "verify.json").exists()
@@ -203,7 +205,7 @@ def _with_one_layer_off(original):
 def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
     out, keep = tmp_path / "converted", tmp_path / "kept"
     out.mkdir()
-    ir = pipeline.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
+    ir = services.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
     made, files = finished_run.ir("int4").path, files_in(ir.path)
     assert [file.relative_to(ir.path) for file in files] == [file.relative_to(made) for file in files_in(made)]
     for file in files:
@@ -222,7 +224,7 @@ def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(
     path.write_text(json.dumps(manifest))
     out = run_copy.path / "converted"
     with pytest.raises(UnsupportedModelError, match=f"group size 48 in {layer['name'].removesuffix('.weight')}"):
-        pipeline.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
+        services.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
     assert not out.exists()
 
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
-from ovexport import evaluate, pipeline, recipe
+from ovexport import evaluate, recipe
 from ovexport.artifacts import RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, DataError, OvexportError
-from ovexport.plan import plan_model
+from ovexport.pipeline import services
+from ovexport.pipeline.plan import plan_model
 from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe
 
 
@@ -28,10 +29,10 @@ def parsed(values: dict) -> Recipe:
 
 def refused(values: dict, out: Path) -> str:
     """What plan says and run refuses, with the same words, before it has written anything."""
-    plan = pipeline.plan(parsed(values), out)
+    plan = services.plan(parsed(values), out)
     assert plan.problems
     with pytest.raises(OvexportError) as caught:
-        pipeline.run(parsed(values), out)
+        services.run(parsed(values), out)
     assert str(caught.value) == "; ".join(plan.problems)
     assert caught.value.exit_code == plan.exit_code
     assert not out.exists()
@@ -50,7 +51,7 @@ def own_model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_recipe_has_no_problem(values: dict, tmp_path: Path) -> None:
-    plan = pipeline.plan(parsed(values), tmp_path / "out")
+    plan = services.plan(parsed(values), tmp_path / "out")
     assert (plan.problems, plan.warnings, plan.unsuitable, plan.exit_code) == ((), (), (), 0)
 
 
@@ -163,7 +164,7 @@ def test_a_tasks_rows_are_read_by_plan(values: dict, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["task"] = {"name": "parity", "train": str(path)}
-    assert pipeline.plan(parsed(values), tmp_path / "out").problems == ()
+    assert services.plan(parsed(values), tmp_path / "out").problems == ()
     path.write_text(path.read_text() + json.dumps({"query": "so", "choices": ["even", "odd"], "gold": 2}) + "\n")
     assert "row 41: gold=2 is out of range" in refused(values, tmp_path / "out")
     rows[3]["choices"] = ["even", "odd " * 100]
@@ -173,16 +174,16 @@ def test_a_tasks_rows_are_read_by_plan(values: dict, tmp_path: Path) -> None:
 
 def test_what_is_on_the_hub_is_said_not_to_be_looked_at(values: dict, tmp_path: Path) -> None:
     values["data"]["train"] = {"hub": "roneneldan/TinyStories"}
-    plan = pipeline.plan(parsed(values), tmp_path / "out")
+    plan = services.plan(parsed(values), tmp_path / "out")
     assert plan.problems == ()
     assert plan.warnings == ("data.train: roneneldan/TinyStories is on the hub, and is read when the run starts",)
 
 
 def test_validation_and_test_shrink_to_the_text_that_is_there(values: dict, tmp_path: Path) -> None:
     values["data"] |= {"validation_sequences": 5000, "test_sequences": 6000}
-    plan = pipeline.plan(parsed(values), tmp_path / "out")
+    plan = services.plan(parsed(values), tmp_path / "out")
     assert plan.problems == ()
-    run = pipeline.run(parsed(values), tmp_path / "out", until="prepare")
+    run = services.run(parsed(values), tmp_path / "out", until="prepare")
     sequences = run.data.manifest.sequences
     assert plan.warnings == (
         f"data.test: its text makes {sequences['test']} sequences of 64, not 6000; {sequences['test']} are used",
@@ -231,7 +232,7 @@ def test_blocks_that_are_alike_are_one_row(values: dict, tmp_path: Path) -> None
 
 
 def test_a_failed_first_stage_is_no_run(values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ovexport.prepare as stage
+    from ovexport import prepare as stage
 
     original, out = stage.prepare, tmp_path / "out"
 
@@ -240,15 +241,15 @@ def test_a_failed_first_stage_is_no_run(values: dict, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(stage, "prepare", fails)
     with pytest.raises(DataError):
-        pipeline.run(parsed(values), out, until="prepare")
+        services.run(parsed(values), out, until="prepare")
     assert not out.exists()
     monkeypatch.setattr(stage, "prepare", original)
-    assert pipeline.run(parsed(values), out, until="prepare").data.exists
+    assert services.run(parsed(values), out, until="prepare").data.exists
     (out / "mine.txt").write_text("mine")
     monkeypatch.setattr(stage, "prepare", fails)
     for _ in range(2):
         with pytest.raises(DataError):
-            pipeline.run(parsed(values), out, overwrite=True, until="prepare")
+            services.run(parsed(values), out, overwrite=True, until="prepare")
     assert (out / "mine.txt").read_text() == "mine"
 
 
@@ -259,7 +260,7 @@ def test_a_run_killed_in_its_first_stage_is_begun_anew_by_the_same_command(value
     (out.path / ".lock").touch()
     (out.path / ".data.partial").mkdir()
     (out.stages / ".prepare.json.partial").write_text("{")
-    pipeline.run(parsed(values), out.path, until="prepare")
+    services.run(parsed(values), out.path, until="prepare")
     assert not (out.path / ".data.partial").exists()
 
 
@@ -267,7 +268,7 @@ def test_a_folder_with_stages_of_the_users_is_never_touched(values: dict, tmp_pa
     (tmp_path / "stages").mkdir()
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ArtifactError, match="holds a run"):
-        pipeline.run(parsed(values), tmp_path)
+        services.run(parsed(values), tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert STORIES.is_file()
 

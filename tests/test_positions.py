@@ -7,7 +7,7 @@ import pytest
 from command_line import ovexport, refused
 
 from ovexport.artifacts import IR, RunFolder
-from ovexport.positions import readable_by_all, readable_tokens
+from ovexport.models.positions import readable_by_all, readable_tokens
 
 
 @pytest.mark.parametrize(

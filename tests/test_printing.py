@@ -15,7 +15,7 @@ from ovexport.artifacts import RunFolder
 from ovexport.cli import output
 from ovexport.cli.output import print_block, print_json, print_table, progress, reports_errors, say, set_up_logging
 from ovexport.errors import ArtifactError
-from ovexport.gates import write_junit
+from ovexport.gates.judging import write_junit
 from ovexport.progress import Progress
 from ovexport.report import write_comparison, write_report
 from ovexport.reports import GateReport, GateResult

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from ovexport.artifacts import RunFolder, read_record, write_record
+from ovexport.artifacts import RunFolder
 from ovexport.cli.run import _print_figures
 from ovexport.cli.verify import _print_verdict
 from ovexport.report import write_report
 from ovexport.report.table import read_findings
 from ovexport.report.verdict import verdict
 from ovexport.reports import VerificationReport
+from ovexport.storage.records import read_record, write_record
 from ovexport.verify import verify
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from ovexport.artifacts import LayerFormat
-from ovexport.quantization import FakeQuantizer
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.storage.tensorfile import TensorFile, write_tensors
 from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid, row_blocks
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.quantizer import FakeQuantizer
 
 MODES = ["int4_asym", "int4_sym", "int8_asym", "int8_sym"]
 

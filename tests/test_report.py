@@ -7,7 +7,7 @@ import pytest
 from report_records import SCRIPT, fill, gate_report
 from typer.testing import CliRunner
 
-from ovexport.artifacts import RunFolder, read_record, write_record
+from ovexport.artifacts import RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.report import write_comparison, write_report
@@ -15,6 +15,7 @@ from ovexport.report.answers import Parted, part
 from ovexport.report.table import comparison, read_findings
 from ovexport.report.verdict import verdict
 from ovexport.reports import BenchmarkReport, EvaluationReport, VerificationReport, WorstAnswer
+from ovexport.storage.records import read_record, write_record
 
 
 class Outline(HTMLParser):

@@ -12,10 +12,11 @@ from conftest import REPOSITORY, STORIES, tiny_values
 from filelock import FileLock
 from pydantic import BaseModel
 
-from ovexport import pipeline, recipe, stage, versions
+from ovexport import recipe, versions
 from ovexport.artifacts import RunFolder
+from ovexport.pipeline import services, stage
 from ovexport.recipe import Recipe, SourceSpec, TaskSpec
-from ovexport.scratch import clear_scratch, scratch_folder
+from ovexport.storage.scratch import clear_scratch, scratch_folder
 
 READ_BY = {
     "model": {"prepare", "trace", "compress", "tune", "evaluate"},
@@ -53,7 +54,7 @@ class Everything(dict):
 
 
 def digests(resolved: Recipe) -> dict[str, str]:
-    return {one.name: stage.stage_digest(one, resolved, Everything()) for one in pipeline.STAGES}
+    return {one.name: stage.stage_digest(one, resolved, Everything()) for one in services.STAGES}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -62,7 +63,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def redone(resolved: Recipe, folder: RunFolder, until: str | None = None) -> list[str]:
     stages: list[str] = []
-    pipeline.run(
+    services.run(
         resolved,
         folder.path,
         resume=True,
@@ -201,7 +202,7 @@ def test_what_kills_left_beside_a_run_and_in_it_is_cleared_by_the_next_start(
 
 def _killed_in_a_scratch_folder(parent: Path) -> Path:
     code = (
-        "import os, signal, sys; from pathlib import Path; from ovexport.scratch import scratch_folder\n"
+        "import os, signal, sys; from pathlib import Path; from ovexport.storage.scratch import scratch_folder\n"
         "with scratch_folder(Path(sys.argv[1])) as path:\n"
         "    print(path, flush=True); (path / 'bf16').mkdir(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

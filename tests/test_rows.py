@@ -10,13 +10,14 @@ import pyarrow.parquet
 import pytest
 
 from ovexport import recipe
-from ovexport.artifacts import DataManifest, read_json_lines, read_record
+from ovexport.artifacts import DataManifest
+from ovexport.data.rows import load_rows, load_texts
 from ovexport.errors import ArtifactError, DataError, RecipeError
 from ovexport.evaluate import read_ground_truth
 from ovexport.evaluate.prompts import choose_prompts
 from ovexport.prepare import read_documents
 from ovexport.recipe import EvaluateSpec, SourceSpec, TaskSpec
-from ovexport.rows import load_rows, load_texts
+from ovexport.storage.records import read_json_lines, read_record
 from ovexport.tasks import read_test_rows
 
 BOM = b"\xef\xbb\xbf"
@@ -179,7 +180,7 @@ def test_reading_a_csv_leaves_pythons_limit_of_a_field_alone(tmp_path: Path) -> 
 def test_local_files_are_read_without_the_datasets_library(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\na\n")
     code = (
-        "import sys; from ovexport.rows import load_texts; from ovexport.recipe import SourceSpec\n"
+        "import sys; from ovexport.data.rows import load_texts; from ovexport.recipe import SourceSpec\n"
         f"load_texts(SourceSpec(path={str(tmp_path / 'a.csv')!r}))\n"
         "print({'datasets', 'pandas', 'pyarrow', 'torch'} & set(sys.modules))"
     )

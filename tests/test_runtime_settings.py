@@ -9,11 +9,14 @@ import openvino_genai
 import pytest
 from typer.testing import CliRunner
 
-from ovexport import pipeline
 from ovexport.artifacts import IR, RunFolder
 from ovexport.bench import search, search_settings
 from ovexport.bench.text import packaged_text
-from ovexport.carried import (
+from ovexport.cli.main import app
+from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.openvino.graph import read_graph, runtime_options
+from ovexport.openvino.runtime import properties
+from ovexport.openvino.runtime_settings import (
     SETTINGS_FILE,
     read_xml_text,
     settings_report,
@@ -22,12 +25,9 @@ from ovexport.carried import (
     without_settings,
     write_settings,
 )
-from ovexport.cli.main import app
-from ovexport.errors import ArtifactError, UnsupportedModelError
-from ovexport.graph import read_graph, runtime_options
+from ovexport.pipeline import services
 from ovexport.recipe import BenchSpec
 from ovexport.reports import SettingsReport
-from ovexport.runtime import properties
 from ovexport.verify import verify
 
 PROMPT = list(range(2, 18))
@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_the_settings_in_its_product(run_copy: RunFolder, tin
     ir = run_copy.ir("int4")
     write_settings(ir, report(ir, KV_CACHE_PRECISION="f16"))
     done: list[tuple[str, bool]] = []
-    pipeline.run(tiny_recipe, run_copy.path, resume=True, announce=lambda *stage: done.append(stage))
+    services.run(tiny_recipe, run_copy.path, resume=True, announce=lambda *stage: done.append(stage))
     assert all(skipped for _, skipped in done)
     assert runtime_options(read_graph(ir))["KV_CACHE_PRECISION"] == "f16"
 

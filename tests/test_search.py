@@ -10,18 +10,19 @@ import torch
 from conftest import tiny_values
 from typer.testing import CliRunner
 
-from ovexport import pipeline, recipe
-from ovexport.artifacts import Checkpoint, RunFolder, read_record
+from ovexport import recipe
+from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import RecipeError
+from ovexport.pipeline import services
 from ovexport.progress import silent
-from ovexport.quantization import load_quantizer
-from ovexport.ranks import RankSpace
 from ovexport.recipe import Recipe, SearchSpec, TuneSpec
 from ovexport.reports import SearchReport
+from ovexport.storage.records import read_record
 from ovexport.tune import tune
 from ovexport.tune.tuner import Tuner
 from ovexport.verify import verify
+from ovexport.weights.quantizer import load_quantizer
 
 SPACE = [8, 6, 2]
 
@@ -50,7 +51,7 @@ def nls_recipe(tiny_model, tmp_path_factory) -> Recipe:
 @pytest.fixture(scope="module")
 def nls_run(nls_recipe: Recipe, tmp_path_factory) -> RunFolder:
     """A run up to the report; nobody may write to it."""
-    return pipeline.run(nls_recipe, tmp_path_factory.mktemp("runs") / "nls")
+    return services.run(nls_recipe, tmp_path_factory.mktemp("runs") / "nls")
 
 
 def tuned(run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options) -> tuple[Checkpoint, SearchReport]:
@@ -71,7 +72,7 @@ def tuned(run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options
 def ranks_of(checkpoint: Checkpoint) -> list[int]:
     manifest = checkpoint.manifest
     used = {layer.name: layer.used_rank for layer in manifest.layers}
-    return [used[names[0]] for names in RankSpace.of_checkpoint(manifest).layers]
+    return [used[names[0]] for names in manifest.elastic_ranks.layers]
 
 
 def test_the_chosen_ranks_are_absorbed_and_proven(nls_run) -> None:
@@ -148,7 +149,7 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     before = run.checkpoint.adapters["model.layers.0.mlp.up_proj.weight.lora_A"].copy()
     other = nls_recipe.model_copy(update={"search": SearchSpec(ranks=(2,))})
     tasks: list[str] = []
-    pipeline.run(other, run.path, resume=True, until="verify", listener=lambda moment: tasks.append(moment.task))
+    services.run(other, run.path, resume=True, until="verify", listener=lambda moment: tasks.append(moment.task))
     assert "tune" not in tasks
     assert set(ranks_of(run.checkpoint)) == {2}
     assert np.array_equal(run.checkpoint.adapters["model.layers.0.mlp.up_proj.weight.lora_A"], before)
@@ -190,16 +191,16 @@ def test_a_space_of_one_is_plain_lora(nls_recipe, tmp_path) -> None:
     plain = nls_recipe.model_copy(
         update={"compress": nls_recipe.compress.model_copy(update={"format": "fq_lora", "rank_space": None, "rank": 6})}
     )
-    runs = [pipeline.run(each, tmp_path / str(n), until="tune") for n, each in enumerate((one, plain))]
+    runs = [services.run(each, tmp_path / str(n), until="tune") for n, each in enumerate((one, plain))]
     assert runs[0].checkpoint.manifest.digests == runs[1].checkpoint.manifest.digests
     assert not any(run.search.exists() for run in runs)
 
 
 def test_every_linear_can_have_a_rank_of_its_own(nls_run) -> None:
     manifest = nls_run.compressed.manifest
-    blocks = RankSpace.of_checkpoint(manifest)
+    blocks = manifest.elastic_ranks
     assert blocks.units == ("model.layers.0", "model.layers.1")
-    linear = RankSpace.of_checkpoint(manifest.model_copy(update={"rank_by": "linear"}))
+    linear = manifest.model_copy(update={"rank_by": "linear"}).elastic_ranks
     assert len(linear.units) == 14
     assert "model.layers.1.mlp.down_proj" in linear.units
 
@@ -214,7 +215,7 @@ def test_every_linear_can_have_a_rank_of_its_own(nls_run) -> None:
 )
 def test_ranks_that_do_not_suit_the_adapters_are_refused(nls_run, ranks, message) -> None:
     with pytest.raises(RecipeError, match=message):
-        RankSpace.of_checkpoint(nls_run.checkpoint.manifest).chosen(ranks, "--ranks")
+        nls_run.checkpoint.manifest.elastic_ranks.chosen(ranks, "--ranks")
 
 
 def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_recipe, tmp_path) -> None:
@@ -224,7 +225,7 @@ def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_re
         recipe.parse(values, base=tmp_path, origin="nls")
     values["compress"]["rank_space"] = [65, 8]
     with pytest.raises(RecipeError, match=r"compress.rank_space: 65 is above the smaller side, 64, of model.layers.0"):
-        pipeline.run(recipe.parse(values, base=tmp_path, origin="nls"), tmp_path / "out")
+        services.run(recipe.parse(values, base=tmp_path, origin="nls"), tmp_path / "out")
     values["compress"] = {"group_size": 32}
     values["search"] = {"ranks": [8]}
     with pytest.raises(RecipeError, match=r"search\.ranks goes with compress.format"):

@@ -7,7 +7,7 @@ import pandas
 import pytest
 from independent_similarity import metrics, random_pairs
 
-from ovexport.artifacts import RunFolder, write_text
+from ovexport.artifacts import RunFolder
 from ovexport.errors import ArtifactError, DataError
 from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 from ovexport.evaluate.ground_truth import Circumstances, sidecar_of, write_ground_truth
@@ -22,6 +22,7 @@ from ovexport.evaluate.similarity import (
     worst,
 )
 from ovexport.recipe import EvaluateSpec
+from ovexport.storage.files import write_text
 
 SPEC = EvaluateSpec(encoder="offline", prompts="short", prompt_count=3, max_new_tokens=8)
 

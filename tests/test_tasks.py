@@ -12,14 +12,16 @@ from conftest import tiny_values
 from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer
 
-from ovexport import pipeline, recipe
-from ovexport.artifacts import RunFolder, read_record
+from ovexport import recipe
+from ovexport.artifacts import RunFolder
 from ovexport.errors import DataError, MissingDependencyError, RecipeError
 from ovexport.evaluate.tasks import ask_model, loaded
+from ovexport.models.student import TunedModel
+from ovexport.pipeline import services
 from ovexport.prepare import prepare
 from ovexport.recipe import DataSpec, ModelSpec, TaskSpec
 from ovexport.reports import EvaluationReport
-from ovexport.student import TunedModel
+from ovexport.storage.records import read_record
 from ovexport.tasks import HarnessTask, harness, read_task_rows
 from ovexport.tasks.asked import AskedModel
 
@@ -100,7 +102,7 @@ def test_each_task_goes_the_whole_way_offline_in_its_original_layout(name, tiny_
     values["tune"] |= {"objective": "task", "steps": 2}
     values["evaluate"] |= {"prompt_count": 1, "max_new_tokens": 2}
     whole = recipe.parse(values, base=tmp_path, origin="test")
-    run = pipeline.run(whole, tmp_path / "run", resume=True, until="evaluate")
+    run = services.run(whole, tmp_path / "run", resume=True, until="evaluate")
     report = read_record(run.path / "evaluation.json", EvaluationReport)
     metric = {"winogrande": "acc", "gsm8k": "exact_match"}.get(name, "acc_norm")
     for model in ("bf16", "plain", "int4", "torch"):

@@ -10,16 +10,17 @@ from conftest import COMMON, REPOSITORY, STORYTELLER, save_tiny_model, tiny_valu
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, LlamaConfig, PreTrainedTokenizerFast
 
-from ovexport import pipeline, recipe
+from ovexport import recipe
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
-from ovexport.model import load_tokenizer
+from ovexport.models.loading import load_tokenizer
+from ovexport.openvino.tokenizer import check_tokenizer
+from ovexport.pipeline import services
 from ovexport.prepare import prepare
 from ovexport.progress import silent
 from ovexport.prompt_sets import packaged_prompts
 from ovexport.recipe import DataSpec, ModelSpec, SourceSpec
-from ovexport.tokenizer import check_tokenizer
 
 CANT_BE_APPLIED = "{% for message in messages %}{{ message.content | title }}{% endfor %}"
 
@@ -91,7 +92,7 @@ def test_plan_refuses_text_of_any_split_that_prepare_would_refuse(tmp_path: Path
         word = "quxes" if name == split else "boxes"
         rows.write_text("".join(json.dumps({"text": f"{name} {n}: many {word} " * 200}) + "\n" for n in range(40)))
         values["data"][name] = {"path": str(rows)}
-    plan = pipeline.plan(recipe.parse(values, base=REPOSITORY, origin="tiny"), tmp_path / "out")
+    plan = services.plan(recipe.parse(values, base=REPOSITORY, origin="tiny"), tmp_path / "out")
     assert any("quxes" in problem for problem in plan.problems), plan.problems
 
 
@@ -118,7 +119,7 @@ def test_a_tokenizer_without_special_tokens_is_refused_by_plan(tiny_model: Path,
         tokenizer.add_tokens([AddedToken("qux")])
     model = a_model(tmp_path / "model", tokenizer)
     shutil.copy(tiny_model / "model.safetensors", model.id)
-    found = pipeline.plan(recipe.parse(tiny_values(Path(model.id)), base=REPOSITORY, origin="tiny"), tmp_path / "run")
+    found = services.plan(recipe.parse(tiny_values(Path(model.id)), base=REPOSITORY, origin="tiny"), tmp_path / "run")
     (problem,) = [problem for problem in found.problems if "it has no special token" in problem]
     assert "\n" not in problem
     assert found.exit_code == 5
@@ -142,10 +143,10 @@ def test_a_chat_template_that_openvino_genai_cant_apply_is_said_and_refused_wher
         check_tokenizer(model)
     assert "openvino-genai can't apply its chat template (Value is not callable" in caplog.text
     sections = tiny_values(tmp_path / "model")
-    needed = pipeline.plan(recipe.parse(sections, base=REPOSITORY, origin="tiny"), tmp_path / "run").problems
+    needed = services.plan(recipe.parse(sections, base=REPOSITORY, origin="tiny"), tmp_path / "run").problems
     assert any('set evaluate.chat_template = "off"' in problem for problem in needed)
     sections["evaluate"]["chat_template"] = "off"
-    assert not pipeline.plan(recipe.parse(sections, base=REPOSITORY, origin="tiny"), tmp_path / "run").problems
+    assert not services.plan(recipe.parse(sections, base=REPOSITORY, origin="tiny"), tmp_path / "run").problems
 
 
 def test_a_chat_template_that_loops_too_long_is_refused_before_openvino_genai_applies_it(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import UnsupportedModelError
-from ovexport.model import load_tokenizer
+from ovexport.models.loading import load_tokenizer
+from ovexport.openvino.tokenizer import write_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
-from ovexport.tokenizer import write_tokenizer
 from ovexport.trace import check_kept, trace
 
 GENERATION = {"eos_token_id": [1, 5], "bos_token_id": 0, "temperature": 0.7, "max_length": 64, "own_field": {"a": 1}}

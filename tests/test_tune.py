@@ -14,13 +14,15 @@ from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 from safetensors import SafetensorError
 from torch.func import functional_call
 
-from ovexport import artifacts, pipeline, recipe
+from ovexport import artifacts, recipe
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
+from ovexport.objectives import objectives
+from ovexport.objectives.loss import Loss, distillation
+from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.tune import objectives, store, tune, tuner
-from ovexport.tune.loss import Loss, distillation
+from ovexport.tune import store, tune, tuner
 from ovexport.tune.tuner import Tuner
 
 
@@ -284,7 +286,7 @@ def test_layers_left_in_floating_point_pass_the_proof_after_bfloat16(tmp_path, c
     values = tiny_values(save_tiny_model(tmp_path / "model", config, torch.float32))
     values["compress"] |= {"ignored": ["*c_proj", "*q_proj"]}
     values["tune"] |= {"precision": "bf16", "gradient_checkpointing": checkpointing}
-    pipeline.run(recipe.parse(values, base=tmp_path, origin="float"), tmp_path / "run", until="verify")
+    services.run(recipe.parse(values, base=tmp_path, origin="float"), tmp_path / "run", until="verify")
 
 
 def test_checkpointed_gradients_are_the_same_gradients(finished_run, tiny_recipe, tmp_path) -> None:
@@ -353,7 +355,7 @@ def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp
     sections["compress"] |= {"awq": True, "scale_estimation": True, "mode": mode, "calibration_sequences": 8}
     sections["tune"] |= {"steps": 2}
     resolved = recipe.parse(sections, base=tmp_path, origin="awq")
-    run = pipeline.run(resolved, tmp_path / "run", until="verify")
+    run = services.run(resolved, tmp_path / "run", until="verify")
     manifest = run.compressed.manifest
     assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(manifest.changed)
     plain = shutil.copytree(run.compressed.path, tmp_path / "copy")
@@ -364,7 +366,7 @@ def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
     sections = tiny_values(Path(tiny_recipe.model.id))
     sections["compress"] |= {"group_size": 48, "fallback": "int8"}
     resolved = recipe.parse(sections, base=tmp_path, origin="int8")
-    run = pipeline.run(resolved, tmp_path / "run", until="verify")
+    run = services.run(resolved, tmp_path / "run", until="verify")
     assert run.checkpoint.manifest.steps == 0
     assert {layer.mode for layer in run.checkpoint.manifest.layers} == {"int8_asym"}
 

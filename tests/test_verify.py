@@ -20,12 +20,12 @@ from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import ArtifactError, RecipeError
-from ovexport.graph import raw, read_graph, type_name, weights
+from ovexport.openvino.graph import raw, read_graph, type_name, weights
+from ovexport.openvino.runtime import ExecutedNode
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.reports import VerificationReport
-from ovexport.runtime import ExecutedNode
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.tensorfile import write_tensors
 from ovexport.trace import trace
 from ovexport.verify import verify
 from ovexport.verify.executed import no_float_weights

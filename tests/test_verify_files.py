@@ -11,9 +11,11 @@ import pytest
 from test_verify import flip_bit
 from test_verify_graph import failures, proof
 
-from ovexport.artifacts import IR, RunFolder, file_digest, leaves_folder
+from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import ArtifactError
-from ovexport.graph import constants
+from ovexport.openvino.graph import constants
+from ovexport.storage.digests import file_digest
+from ovexport.storage.files import leaves_folder
 from ovexport.verify import verify
 
 SHAPE = "model.layers.0.mlp.down_proj.weight/shape"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from ovexport.artifacts import IR, RunFolder
 from ovexport.errors import ArtifactError, UnsupportedModelError
-from ovexport.graph import read_graph, weights
+from ovexport.openvino.graph import read_graph, weights
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.reports import VerificationReport
 from ovexport.verify import verify

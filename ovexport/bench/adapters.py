@@ -19,7 +19,7 @@ from ovexport.artifacts import IR, Checkpoint
 from ovexport.bench.loading import RuntimeAdapter, generate, load_pipeline
 from ovexport.errors import UnsupportedModelError
 from ovexport.recipe import BenchSpec
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.storage.tensorfile import TensorFile, write_tensors
 
 _PREFIX = "base_model.model."
 _CONTROL = f"{_PREFIX}no.such.layer"

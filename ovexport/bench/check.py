@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from ovexport.checking import Finding, raised
 from ovexport.errors import DataError, RecipeError
+from ovexport.openvino.runtime import check_device
 from ovexport.recipe import BenchSpec
-from ovexport.runtime import check_device
 
 
 def check(spec: BenchSpec, prompt_tokens: int | None, positions: int | None) -> Iterator[Finding]:

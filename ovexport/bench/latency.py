@@ -15,13 +15,13 @@ from ovexport.bench.memory import Peaks, peak_memory
 from ovexport.bench.rounds import samples
 from ovexport.bench.sessions import Candidate, EndedBy, Latencies, measure, ratios
 from ovexport.errors import DataError, UnsupportedModelError, last_line
-from ovexport.graph import read_graph, weights
-from ovexport.identity import identify
-from ovexport.positions import readable_by_all
+from ovexport.models.positions import readable_by_all
+from ovexport.openvino.graph import read_graph, weights
+from ovexport.openvino.identity import identify
+from ovexport.openvino.runtime import check_device, properties
 from ovexport.progress import Listener, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import BenchmarkReport, Generation, MachineLimits, ModelBenchmark, PointBenchmark
-from ovexport.runtime import check_device, properties
 from ovexport.versions import stack_versions
 
 _PRECISIONS = {

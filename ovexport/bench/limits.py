@@ -15,7 +15,7 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from ovexport.artifacts import IR
-from ovexport.graph import read_graph, weights
+from ovexport.openvino.graph import read_graph, weights
 from ovexport.recipe import GridPoint
 from ovexport.reports import MachineLimits, PhysicalLimit
 

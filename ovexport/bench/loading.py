@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
 from ovexport.errors import UnsupportedModelError
-from ovexport.genai import told
+from ovexport.openvino.genai import told
+from ovexport.openvino.runtime import ACCURATE
 from ovexport.recipe import Backend, BenchSpec
-from ovexport.runtime import ACCURATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ovexport.artifacts import IR, Record
+from ovexport.artifacts import IR
 from ovexport.bench.loading import RuntimeAdapter, generate, load_pipeline
 from ovexport.bench.rounds import prompts
 from ovexport.errors import UnsupportedModelError
 from ovexport.recipe import BenchSpec
 from ovexport.reports import PeakMemory
+from ovexport.storage.records import Record
 
 _STATUS = Path("/proc/self/status")
 _FORGET_PEAK = Path("/proc/self/clear_refs")

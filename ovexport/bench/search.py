@@ -22,17 +22,25 @@ import openvino as ov
 import openvino_genai
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR, files_in, write_text
+from ovexport.artifacts import IR
 from ovexport.bench.rounds import Round, ratio, run_round
-from ovexport.carried import CARRIED, SETTINGS_FILE, read_xml_text, settings_report, with_settings, without_settings
-from ovexport.comparator import Comparator
 from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import PIECE_TOKENS, LogitsRunner, compile_for_cpu, properties
+from ovexport.openvino.runtime_settings import (
+    CARRIED,
+    SETTINGS_FILE,
+    read_xml_text,
+    settings_report,
+    with_settings,
+    without_settings,
+)
+from ovexport.openvino.token_divergence import Comparator
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import BenchSpec, GridPoint
 from ovexport.reports import Ratio, RuntimeTrial, SettingsReport, WrittenSettings
-from ovexport.runtime import PIECE_TOKENS, LogitsRunner, compile_for_cpu, properties
-from ovexport.scratch import scratch_folder
+from ovexport.storage.files import files_in, write_text
+from ovexport.storage.scratch import scratch_folder
 from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.genai import load_tokenizer
+from ovexport.openvino.genai import load_tokenizer
 from ovexport.prompt_sets import packaged_prompts
 
 _LENGTH = 128

@@ -165,9 +165,9 @@ def _search(ir: "IR", spec: "BenchSpec", prompt: list[int], kl_limit: float, *, 
     from ovexport.artifacts import RunFolder
     from ovexport.bench import search_settings
     from ovexport.bench.text import packaged_text
-    from ovexport.carried import write_settings
     from ovexport.cli.runtime import show_settings
     from ovexport.errors import RecipeError
+    from ovexport.openvino.runtime_settings import write_settings
 
     if spec.device != "CPU":
         raise RecipeError(f"--search --device {spec.device}: settings are searched for the CPU only")

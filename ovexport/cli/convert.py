@@ -41,14 +41,14 @@ def convert(
 
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
     """
-    from ovexport import pipeline
     from ovexport.artifacts import Checkpoint
+    from ovexport.pipeline import services
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision)
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
-    ir = pipeline.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=given, keep=keep)
+    ir = services.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=given, keep=keep)
     if as_json:
         import json
 

@@ -72,10 +72,10 @@ def evaluate(
     """
     from tempfile import TemporaryDirectory
 
-    from ovexport import pipeline
     from ovexport import recipe as recipes
     from ovexport.artifacts import IR, PreparedData, RunFolder
     from ovexport.errors import ArtifactError, RecipeError
+    from ovexport.pipeline import services
 
     set_up_logging(quiet=quiet or as_json)
     spec = recipes.section(
@@ -105,7 +105,7 @@ def evaluate(
             source = recipes.section(recipes.SourceSpec, path=str(data), column=column)
             lengths = {"sequence_length": sequence_length, "test_sequences": sequences}
             text = recipes.section(recipes.DataSpec, **lengths)
-            return pipeline.prepare_test(base or model, source, text, temporary / "data")
+            return services.prepare_test(base or model, source, text, temporary / "data")
         beside = RunFolder((reference or candidate).absolute().parent).data
         if beside.exists:
             return beside
@@ -117,7 +117,7 @@ def evaluate(
         return None
 
     with TemporaryDirectory() as temporary, progress(quiet=quiet or as_json) as listener:
-        report = pipeline.evaluate_candidate(
+        report = services.evaluate_candidate(
             model,
             base,
             prepared(Path(temporary)),

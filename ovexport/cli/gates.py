@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ovexport.figures import AnyReport, Figure
+    from ovexport.gates.figures import AnyReport, Figure
     from ovexport.recipe import Gate
     from ovexport.reports import GateReport
 
@@ -48,8 +48,8 @@ def read_gates(
         RecipeError: a condition can't be read or is on a figure that the command does not measure, or `junit` is of no
             use.
     """
-    from ovexport.figures import figures
-    from ovexport.gates import check
+    from ovexport.gates.figures import figures
+    from ovexport.gates.judging import check
     from ovexport.recipe import list_gates, parse_gates
 
     gates = list_gates(parse_gates(texts or ()))
@@ -105,8 +105,8 @@ def judged(gates: "Sequence[Gate]", reports: "Mapping[str, AnyReport]") -> "Gate
     Raises:
         RecipeError: a gate is on a figure that is not known.
     """
-    from ovexport import gates as judging
-    from ovexport.figures import figures
+    from ovexport.gates import judging
+    from ovexport.gates.figures import figures
 
     return judging.judge(gates, figures(reports)) if gates else None
 
@@ -120,7 +120,7 @@ def conclude(
     quiet: bool = False,
 ) -> None:
     """Write the JUnit file, then print the gates: in the document where there is one, as a table otherwise."""
-    from ovexport.gates import write_junit
+    from ovexport.gates.judging import write_junit
 
     if verdict and junit:
         write_junit(verdict, command, junit)
@@ -153,7 +153,7 @@ def require_gates(verdict: "GateReport | None") -> None:
     Raises:
         GateFailed: naming every gate that has not passed.
     """
-    from ovexport.gates import require_passed
+    from ovexport.gates.judging import require_passed
 
     if verdict:
         require_passed(verdict)
@@ -176,7 +176,7 @@ def gates(
     from ovexport import recipe as recipes
     from ovexport.artifacts import MODELS, RunFolder
     from ovexport.errors import ArtifactError
-    from ovexport.figures import KINDS, figures, listed, run_figures
+    from ovexport.gates.figures import KINDS, figures, listed, run_figures
 
     set_up_logging(quiet=quiet or as_json)
     if run is None:
@@ -194,7 +194,7 @@ def gates(
 
 def _described(name: str, figure: "Figure") -> dict[str, Any]:
     """A figure in the document."""
-    from ovexport.figures import unit_of
+    from ovexport.gates.figures import unit_of
 
     return {
         "name": name,
@@ -211,7 +211,7 @@ def _described(name: str, figure: "Figure") -> dict[str, Any]:
 
 def _show_figures(known: "Mapping[str, Figure]", *, valued: bool) -> None:
     """A table for each report's file."""
-    from ovexport.figures import unit_of
+    from ovexport.gates.figures import unit_of
     from ovexport.numbers import number_with_interval
 
     def value_of(figure: "Figure") -> str:

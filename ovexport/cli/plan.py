@@ -11,8 +11,8 @@ from ovexport.cli.output import Json, Overrides, Quiet, print_json, print_table,
 from ovexport.wording import byte_size
 
 if TYPE_CHECKING:
-    from ovexport.artifacts import LayerFormat
-    from ovexport.plan import Plan
+    from ovexport.pipeline.plan import Plan
+    from ovexport.weights.layer import LayerFormat
 
 _BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -35,17 +35,17 @@ def plan(
 
     Example: ovexport plan pipelines/demo.toml
     """
-    from ovexport import pipeline
     from ovexport import recipe as recipes
     from ovexport.errors import RecipeError
+    from ovexport.pipeline import services
 
     set_up_logging(quiet=quiet or as_json)
     if (recipe is None) == (model is None):
         raise RecipeError("give either a recipe or --model")
     if recipe is not None:
-        found = pipeline.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
+        found = services.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     else:
-        from ovexport.plan import plan_model
+        from ovexport.pipeline.plan import plan_model
 
         found = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
     if as_json:

@@ -27,9 +27,9 @@ def report(
 
     Example: ovexport report runs/demo runs/demo-g128 --out compare.html
     """
-    from ovexport import pipeline
     from ovexport.artifacts import RunFolder
     from ovexport.errors import RecipeError
+    from ovexport.pipeline import services
     from ovexport.report import write_comparison
 
     set_up_logging(quiet=quiet or as_json)
@@ -41,7 +41,7 @@ def report(
             raise RecipeError("--gate and --junit go with one run; judge the others one by one")
         page = write_comparison(folders, out or Path("compare.html"))
     elif out is None:
-        page, verdict = pipeline.rebuild_report(folders[0], gates or ())
+        page, verdict = services.rebuild_report(folders[0], gates or ())
         check_junit(junit, gated=verdict is not None)
     else:
         raise RecipeError(f"--out {out}: goes with several runs; the report of one is in its own folder")

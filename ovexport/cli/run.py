@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ovexport.hub import Destination, Upload
+    from ovexport.publish import Destination, Upload
     from ovexport.report.table import Findings
 
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude
@@ -124,7 +124,7 @@ def _destination(
         return None
     if until is not None:
         raise RecipeError(f"--until {until}: a whole run alone is uploaded; leave it out, or --push-to-hub")
-    from ovexport.hub import Destination
+    from ovexport.publish import Destination
 
     return Destination(repository=repository, private=private, revision=revision, allow_partial=allow_partial)
 
@@ -143,9 +143,9 @@ def _run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from ovexport import pipeline
     from ovexport import recipe as recipes
     from ovexport.errors import GateFailed, OvexportError
+    from ovexport.pipeline import services
 
     loaded = recipes.with_gates(recipes.load(recipe, overrides or ()), gates or ())
     check_junit(junit, gated=bool(loaded.gates))
@@ -153,7 +153,7 @@ def _run(
     quiet = quiet or as_json
     set_up_logging(quiet=quiet)
     if destination:
-        from ovexport.hub import check_destination, check_proof
+        from ovexport.publish import check_destination, check_proof
 
         check_proof(destination, loaded.verify)
         check_destination(destination)
@@ -167,7 +167,7 @@ def _run(
     failed: OvexportError | None = None
     try:
         with progress(quiet=quiet) as listener:
-            pipeline.run(
+            services.run(
                 loaded, folder, resume=resume, overwrite=overwrite, until=until, listener=listener, announce=announce
             )
     except GateFailed as error:
@@ -190,7 +190,7 @@ def _upload(folder: Path, destination: "Destination", *, quiet: bool) -> "Upload
     import sys
 
     from ovexport.artifacts import RunFolder
-    from ovexport.hub import upload
+    from ovexport.publish import upload
 
     return upload(RunFolder(folder), destination, show_progress=sys.stderr.isatty() and not quiet)
 

@@ -23,8 +23,8 @@ def runtime(
     Example: ovexport runtime runs/demo/int4 --undo
     """
     from ovexport.artifacts import IR
-    from ovexport.carried import is_written, settings_report, undo_settings
     from ovexport.errors import ArtifactError
+    from ovexport.openvino.runtime_settings import is_written, settings_report, undo_settings
 
     set_up_logging(quiet=quiet or as_json)
     model = IR(ir).require()

@@ -42,11 +42,12 @@ def search(
     """
     import json
 
-    from ovexport import pipeline
-    from ovexport.artifacts import RunFolder, read_record
+    from ovexport.artifacts import RunFolder
     from ovexport.errors import ArtifactError
     from ovexport.numbers import written
+    from ovexport.pipeline import services
     from ovexport.reports import SearchReport
+    from ovexport.storage.records import read_record
 
     set_up_logging(quiet=quiet or as_json)
     folder = RunFolder(run)
@@ -54,7 +55,7 @@ def search(
     asked = {}
     if given is not None:
         with progress(quiet=quiet or as_json) as listener:
-            asked = pipeline.ask_with_ranks(folder, given, listener)
+            asked = services.ask_with_ranks(folder, given, listener)
     if not folder.search.is_file() and not asked:
         raise ArtifactError(
             f'{folder.search}: missing; a run searches ranks where compress.format is "fq_lora_nls" and '

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.artifacts import Checkpoint, LayerFormat, PreparedData
-from ovexport.compress.awq import awq_and_scales
-from ovexport.compress.gptq import gptq
+from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.compress.starting_points.gptq import gptq
+from ovexport.compress.starting_points.nncf import awq_and_scales
 from ovexport.errors import UnsupportedModelError
-from ovexport.layers import plan_layers
-from ovexport.model import load_model, matrix, weight_digest, weight_matrices
-from ovexport.quantization import LARGEST_STEP, FakeQuantizer, write_checkpoint
-from ovexport.ranks import RankSpace
+from ovexport.models.architecture import matrix, weight_digest, weight_matrices
+from ovexport.models.checkpoint import write_checkpoint
+from ovexport.models.loading import load_model
 from ovexport.recipe import CompressSpec, ModelSpec
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.policy import plan_layers
+from ovexport.weights.quantizer import LARGEST_STEP, FakeQuantizer
+from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)
 

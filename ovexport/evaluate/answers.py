@@ -9,9 +9,9 @@ import openvino_genai
 from ovexport.artifacts import IR
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate.similarity import Answers
-from ovexport.genai import apply_template, load_tokenizer, told
+from ovexport.openvino.genai import apply_template, load_tokenizer, told
+from ovexport.openvino.runtime import ACCURATE
 from ovexport.progress import Listener, Progress
-from ovexport.runtime import ACCURATE
 
 _SETTINGS: Mapping[str, Any] = {"ATTENTION_BACKEND": "SDPA", **ACCURATE}
 RUNTIME: Mapping[str, str] = {name: str(value) for name, value in _SETTINGS.items()}

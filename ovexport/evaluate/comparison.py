@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import IR, PreparedData, bytes_digest, json_digest
+from ovexport.artifacts import IR, PreparedData
 from ovexport.bootstrap import too_few
 from ovexport.errors import DataError
 from ovexport.evaluate import divergence
@@ -26,13 +26,14 @@ from ovexport.evaluate.isolation import isolate
 from ovexport.evaluate.prompts import Prompts, choose_prompts
 from ovexport.evaluate.similarity import Answers, Encoder, aggregate, compare_answers, worst
 from ovexport.evaluate.tasks import Loaded, ask_models, loaded
-from ovexport.graph import read_graph
-from ovexport.identity import identify
-from ovexport.positions import readable_by_all, require_readable
+from ovexport.models.positions import readable_by_all, require_readable
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.identity import identify
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
 from ovexport.reports import Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
-from ovexport.runtime import LogitsRunner
+from ovexport.storage.digests import bytes_digest, json_digest
 from ovexport.tasks import HarnessTask
 from ovexport.versions import installed_version, stack_versions
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovexport.bootstrap import too_few
-from ovexport.comparator import Comparator, Floats
 from ovexport.errors import ArtifactError
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.openvino.token_divergence import Comparator, Floats
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Comparison, Divergence, Estimate, Interval
-from ovexport.runtime import LogitsRunner
 
 HISTOGRAM_EDGES_NATS = tuple(float(edge) for edge in np.logspace(-9, 2, 67))
 _LARGEST_LOGITS = 2**26

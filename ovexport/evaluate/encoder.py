@@ -9,12 +9,12 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ovexport.data.languages import UNDETERMINED
 from ovexport.errors import ArtifactError, MissingDependencyError
 from ovexport.evaluate.similarity import Encoder
 from ovexport.foreign import exhausted, said
-from ovexport.languages import UNDETERMINED
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
-from ovexport.textfile import read_text
+from ovexport.storage.textfile import read_text
 
 _CARD = "README.md"
 _OF_ENGLISH = re.compile(r"(sentence-transformers/)?all-[\w.-]+")
@@ -85,7 +85,7 @@ def language_note(name: str, language: str) -> str | None:
 
     Args:
         name: of the encoder.
-        language: of the texts, as ovexport.languages.language_of writes it.
+        language: of the texts, as ovexport.data.languages.language_of writes it.
     """
     if language == "en" or not _is_for_english(name):
         return None

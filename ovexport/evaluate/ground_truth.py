@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import Record, json_digest, read_record, write_record, write_text
+from ovexport.data.rowfile import read_csv
 from ovexport.errors import ArtifactError
 from ovexport.evaluate.prompts import Prompts
 from ovexport.evaluate.similarity import Answers, Mode, QuestionMetrics, aggregate
-from ovexport.rowfile import read_csv
+from ovexport.storage.digests import json_digest
+from ovexport.storage.files import write_text
+from ovexport.storage.records import Record, read_record, write_record
 
 _LAYOUT = ("", "prompts", "answers", "language", "prompt_length_type")
 _FIGURES = ("similarity", "FDT", "SDT", "FDT norm", "SDT norm")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
 from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, perplexity
-from ovexport.graph import read_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import ACCURATE, PIECE_TOKENS, LogitsRunner
 from ovexport.progress import Listener
 from ovexport.reports import IsolationStep
-from ovexport.runtime import ACCURATE, PIECE_TOKENS, LogitsRunner
 
 _KEPT_BYTES = 1 << 28
 

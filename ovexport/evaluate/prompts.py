@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ovexport.data.languages import language_of, unit_ends
 from ovexport.errors import DataError
-from ovexport.languages import language_of, unit_ends
 from ovexport.prompt_sets import LANGUAGES, packaged_prompts
 from ovexport.recipe import ROW_SUFFIXES, EvaluateSpec, SourceSpec, section
 
@@ -21,7 +21,7 @@ class Prompts:
 
     Attributes:
         name: of the set or file.
-        language: as ovexport.languages.language_of writes it.
+        language: as ovexport.data.languages.language_of writes it.
         length_type: "short" or "long".
     """
 
@@ -71,14 +71,14 @@ def _read(name: str, spec: EvaluateSpec) -> Prompts:
 
 
 def _lines(path: Path) -> list[str]:
-    from ovexport.rows import load_lines
+    from ovexport.data.rows import load_lines
 
     return [line.strip() for line in load_lines(path) if line.strip()]
 
 
 def _column(name: str, spec: EvaluateSpec) -> list[str]:
     """A column of a file with rows, or of a hub data set."""
-    from ovexport.rows import load_texts
+    from ovexport.data.rows import load_texts
 
     local = Path(name).suffix.lower() in ROW_SUFFIXES
     where = {"path": name} if local else {"hub": name, "split": spec.prompts_split}

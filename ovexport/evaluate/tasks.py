@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import IR, write_text
-from ovexport.graph import read_graph
-from ovexport.model import load_config, load_tokenizer
+from ovexport.artifacts import IR
+from ovexport.models.loading import load_config, load_tokenizer
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ModelSpec
-from ovexport.runtime import LogitsRunner
+from ovexport.storage.files import write_text
 from ovexport.tasks import HarnessTask, TaskResult
 
 Loaded = Callable[[], Any]

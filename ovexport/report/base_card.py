@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, hf_hub_url
 
-from ovexport.bounded import LARGEST_CARD_BYTES, parse_json, parse_yaml
 from ovexport.recipe import ModelSpec
+from ovexport.storage.bounded import LARGEST_CARD_BYTES, parse_json, parse_yaml
 
 logger = logging.getLogger(__name__)
 

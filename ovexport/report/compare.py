@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovexport
-from ovexport.artifacts import RunFolder, write_text
+from ovexport.artifacts import RunFolder
 from ovexport.errors import RecipeError
 from ovexport.report import plots
 from ovexport.report.conditions import differing_conditions
@@ -13,6 +13,7 @@ from ovexport.report.page import require_findings
 from ovexport.report.table import Column, Findings, columns_of, comparison_rows
 from ovexport.report.templating import environment
 from ovexport.report.verdict import verdict
+from ovexport.storage.files import write_text
 
 
 def write_comparison(folders: Sequence[RunFolder], page: Path) -> Path:

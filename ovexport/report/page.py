@@ -5,7 +5,7 @@ from typing import Any
 
 import ovexport
 from ovexport import recipe as recipes
-from ovexport.artifacts import RunFolder, write_text
+from ovexport.artifacts import RunFolder
 from ovexport.errors import ArtifactError
 from ovexport.recipe import Recipe
 from ovexport.report import plots
@@ -19,7 +19,8 @@ from ovexport.report.proof import proof_rows
 from ovexport.report.table import Column, Findings, columns_of, comparison, read_findings
 from ovexport.report.templating import environment
 from ovexport.report.verdict import headlines, verdict
-from ovexport.textfile import read_text
+from ovexport.storage.files import write_text
+from ovexport.storage.textfile import read_text
 from ovexport.versions import stack_versions
 
 

@@ -7,7 +7,6 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ovexport.artifacts import read_json_lines
 from ovexport.numbers import with_interval, written
 from ovexport.report.drawing import FAINT, INK, SERIES, SOFT, Plot, colour_of, logarithmic, sheet, style, svg
 from ovexport.report.names import PRODUCT, TWIN, Titles, titles
@@ -21,6 +20,7 @@ from ovexport.reports import (
     SearchReport,
     VerificationReport,
 )
+from ovexport.storage.records import read_json_lines
 
 _VALIDATED = {
     "validation_kl_nats": "KL from the uncompressed model, nats",

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ovexport.artifacts import RunFolder, read_record
+from ovexport.artifacts import RunFolder
 from ovexport.numbers import with_interval, written
 from ovexport.report.names import PRODUCT, TWIN, Titles, titles, tuned
 from ovexport.reports import (
@@ -18,6 +18,7 @@ from ovexport.reports import (
     SearchReport,
     VerificationReport,
 )
+from ovexport.storage.records import read_record
 
 NOT_MEASURED = "–"
 

@@ -15,9 +15,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ovexport.data.rows import load_rows, without_repeats
 from ovexport.errors import DataError
 from ovexport.recipe import DataSpec, SourceSpec, TaskSpec
-from ovexport.rows import load_rows, without_repeats
 
 Row = dict[str, Any]
 

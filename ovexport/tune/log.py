@@ -8,7 +8,8 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ovexport.artifacts import read_json_lines, translated_disk_errors
+from ovexport.storage.files import translated_disk_errors
+from ovexport.storage.records import read_json_lines
 
 
 class TuningLog:

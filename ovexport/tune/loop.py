@@ -14,15 +14,16 @@ from types import FrameType
 import numpy as np
 import torch
 
-from ovexport.artifacts import Checkpoint, PreparedData, atomic_folder, write_record
+from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.errors import RecipeError, TuningDivergedError
 from ovexport.progress import Listener, Progress, silent
-from ovexport.ranks import RankSpace
 from ovexport.recipe import ModelSpec, SearchSpec, TuneSpec
 from ovexport.reports import SearchReport
-from ovexport.tensorfile import write_tensors
+from ovexport.search.search import search
+from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import write_record
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.tune.log import TuningLog
-from ovexport.tune.search import search
 from ovexport.tune.store import StateStore
 from ovexport.tune.tuner import Tuner
 from ovexport.versions import stack_versions
@@ -72,7 +73,7 @@ def tune(
     check_device(spec)
     choice = choice or SearchSpec()
     if choice.ranks is not None:
-        RankSpace.of_checkpoint(start.manifest).chosen(choice.ranks, "search.ranks")
+        start.manifest.elastic_ranks.chosen(choice.ranks, "search.ranks")
     torch.manual_seed(spec.seed)
     tuner = Tuner(start, model, spec, data, device_of(spec), listener)
     store = StateStore(out.with_name("tuning"), identity)

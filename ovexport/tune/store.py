@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import Record, atomic_folder, read_record, write_record
 from ovexport.errors import ArtifactError, TuningDivergedError
-from ovexport.tensorfile import TensorFile, write_tensors
+from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import Record, read_record, write_record
+from ovexport.storage.tensorfile import TensorFile, write_tensors
 from ovexport.tune.tuner import Tuner
 
 logger = logging.getLogger(__name__)

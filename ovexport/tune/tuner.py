@@ -13,14 +13,15 @@ from torch import nn
 
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.errors import UnsupportedModelError
-from ovexport.head import Head, is_plain
-from ovexport.model import compute_in, load_model
+from ovexport.models.architecture import compute_in
+from ovexport.models.head import Head, is_plain
+from ovexport.models.loading import load_model
+from ovexport.models.student import Student
+from ovexport.objectives.objectives import Answers, Distillation
 from ovexport.progress import Listener
-from ovexport.quantization import load_quantizer
-from ovexport.ranks import Configuration, RankSpace
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.student import Student
-from ovexport.tune.objectives import Answers, Distillation
+from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.ranks import Configuration
 
 try:
     import resource
@@ -72,7 +73,7 @@ class Tuner:
         manifest = start.manifest
         self.spec = spec
         self.device = device
-        self.space = RankSpace.of_checkpoint(manifest)
+        self.space = manifest.elastic_ranks
         self._start = start
         self._kind = arithmetic(spec, device)
         examples = data.examples("train") if spec.objective == "task" else data.tokens("train")

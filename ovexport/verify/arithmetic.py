@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import LayerFormat
 from ovexport.errors import ArtifactError
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.tensorfile import TensorFile
+from ovexport.weights.layer import LayerFormat
 
 _SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
 _BLOCK_ELEMENTS = 2**17

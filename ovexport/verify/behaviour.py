@@ -19,10 +19,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight
+from ovexport.openvino.graph import Weight
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.reports import Check
-from ovexport.runtime import LogitsRunner
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.tensorfile import TensorFile
 from ovexport.verify.checks import equal, zero
 
 UNIT_ROUNDOFF = 2.0**-24

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ovexport.graph import Weight
+from ovexport.openvino.graph import Weight
 from ovexport.reports import Check
 
 ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8", "int8_sym": "i8"}

@@ -7,16 +7,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ovexport.artifacts import Checkpoint, CheckpointManifest, LayerFormat, bytes_digest
+from ovexport.artifacts import Checkpoint, CheckpointManifest
 from ovexport.errors import ArtifactError
-from ovexport.graph import Weight, nibbles, raw, unpacked
-from ovexport.matrices import Matrix
+from ovexport.openvino.graph import Weight, nibbles, raw, unpacked
+from ovexport.openvino.matrices import Matrix
 from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.digests import bytes_digest
+from ovexport.storage.tensorfile import TensorFile
 from ovexport.verify.arithmetic import ExpectedCodes, ExpectedGrid, expected_grid, row_blocks
 from ovexport.verify.checks import equal, readings, zero
 from ovexport.verify.nncf_arithmetic import NncfCodes, nncf_grid
+from ovexport.weights.layer import LayerFormat
 
 Rows = Callable[[slice], NDArray[np.float32]]
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 import openvino as ov
 
-from ovexport.graph import FLOAT_TYPES, PACKED_TYPES, Weight
+from ovexport.openvino.graph import FLOAT_TYPES, PACKED_TYPES, Weight
+from ovexport.openvino.runtime import ExecutedNode, compile_for_cpu, executed_nodes
 from ovexport.reports import Check
-from ovexport.runtime import ExecutedNode, compile_for_cpu, executed_nodes
 from ovexport.verify.checks import zero
 
 

@@ -9,21 +9,13 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ovexport.artifacts import (
-    IR,
-    IR_MANIFEST,
-    RUN_FILES,
-    Checkpoint,
-    IRManifest,
-    check_files,
-    file_digest,
-    files_in,
-    leaves_folder,
-)
-from ovexport.carried import SETTINGS_FILE, converted_xml
-from ovexport.carried import changed_files as unlike
+from ovexport.artifacts import IR, IR_MANIFEST, RUN_FILES, Checkpoint, IRManifest
 from ovexport.errors import ArtifactError
+from ovexport.openvino.runtime_settings import SETTINGS_FILE, converted_xml
+from ovexport.openvino.runtime_settings import changed_files as unlike
 from ovexport.reports import Check
+from ovexport.storage.digests import check_files, file_digest
+from ovexport.storage.files import files_in, leaves_folder
 from ovexport.verify.checks import equal, zero
 
 _NOT_COMPANIONS = frozenset({"openvino_model.xml", "openvino_model.bin", IR_MANIFEST, SETTINGS_FILE})

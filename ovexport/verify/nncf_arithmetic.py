@@ -8,10 +8,10 @@ torch rounded that to another bfloat16, the checkpoint names the entry; that it 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovexport.artifacts import LayerFormat
 from ovexport.errors import ArtifactError
-from ovexport.tensorfile import TensorFile
+from ovexport.storage.tensorfile import TensorFile
 from ovexport.verify.arithmetic import ExpectedGrid, stored_ranges, stored_tensor
+from ovexport.weights.layer import LayerFormat
 
 _SMALLEST = np.float32(2.0**-23)
 _SMALLEST_RANGE = 1e-17  # NNCF adds 1e-16 to each

@@ -6,7 +6,7 @@ from typing import Any
 import openvino as ov
 
 from ovexport.errors import UnsupportedModelError
-from ovexport.graph import bodies
+from ovexport.openvino.graph import bodies
 
 _INPUTS = {
     "InvariantInputDescription": (),

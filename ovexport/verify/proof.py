@@ -7,26 +7,21 @@ from dataclasses import dataclass, field
 
 import openvino as ov
 
-from ovexport.artifacts import IR, Checkpoint, file_digest, files_in
-from ovexport.carried import told_settings
+from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.graph import Weight, read_graph, weights
-from ovexport.matrices import layer_matrices
+from ovexport.openvino.graph import Weight, read_graph, weights
+from ovexport.openvino.matrices import layer_matrices
+from ovexport.openvino.runtime_settings import told_settings
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
+from ovexport.storage.digests import file_digest
+from ovexport.storage.files import files_in
 from ovexport.verify.behaviour import behaviour
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
-from ovexport.verify.structure import (
-    adapter_operations,
-    note,
-    operators_beyond,
-    packed_bytes,
-    same_options,
-    structure,
-)
+from ovexport.verify.structure import adapter_operations, note, operators_beyond, packed_bytes, same_options, structure
 from ovexport.verify.weight_error import weight_errors
 from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
 from ovexport.versions import stack_versions

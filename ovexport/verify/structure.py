@@ -6,8 +6,8 @@ from collections import Counter
 import openvino as ov
 
 from ovexport.artifacts import IR, CheckpointManifest
-from ovexport.carried import converted_options
-from ovexport.graph import Weight, runtime_options, stray_readers, walk
+from ovexport.openvino.graph import Weight, runtime_options, stray_readers, walk
+from ovexport.openvino.runtime_settings import converted_options
 from ovexport.reports import Check
 from ovexport.verify.checks import ELEMENT_TYPES, equal, readings, zero
 from ovexport.verify.wiring import expected_chains

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovexport.artifacts import CheckpointManifest
-from ovexport.graph import Weight, nibbles, raw, unpacked
-from ovexport.matrices import Matrix
+from ovexport.openvino.graph import Weight, nibbles, raw, unpacked
+from ovexport.openvino.matrices import Matrix
 
 _BLOCK_ENTRIES = 1 << 22
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ovexport.artifacts import CheckpointManifest, LayerFormat, bytes_digest
-from ovexport.graph import Weight, check_depth, raw, type_name, weight_inputs
-from ovexport.matrices import Matrix
+from ovexport.artifacts import CheckpointManifest
+from ovexport.openvino.graph import Weight, check_depth, raw, type_name, weight_inputs
+from ovexport.openvino.matrices import Matrix
 from ovexport.reports import Check
+from ovexport.storage.digests import bytes_digest
 from ovexport.verify.checks import ELEMENT_TYPES, zero
 from ovexport.verify.ports import Ports, ports
+from ovexport.weights.layer import LayerFormat
 
 _BROADCAST = "[('auto_broadcast', 'numpy')]"
 

@@ -1,0 +1,25 @@
+"""What stages leave on disk, a module per folder."""
+
+from ovexport.artifacts.checkpoint import Checkpoint, CheckpointManifest
+from ovexport.artifacts.data import DataManifest, Example, PreparedData
+from ovexport.artifacts.ir import IR, IR_MANIFEST, IRManifest
+from ovexport.artifacts.packed import PackedManifest, PackedWeights
+from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
+
+__all__ = [
+    "FORMAT_VERSION",
+    "IR",
+    "IR_MANIFEST",
+    "MODELS",
+    "RUN_FILES",
+    "Checkpoint",
+    "CheckpointManifest",
+    "DataManifest",
+    "Example",
+    "IRManifest",
+    "PackedManifest",
+    "PackedWeights",
+    "PreparedData",
+    "RunFolder",
+    "StageRecord",
+]

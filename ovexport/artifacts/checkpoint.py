@@ -1,0 +1,104 @@
+"""A checkpoint: quantization parameters and adapters of each layer, before stripping."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from ovexport.storage.digests import file_digest
+from ovexport.storage.files import files_in
+from ovexport.storage.records import Record, read_record
+from ovexport.storage.tensorfile import TensorFile
+from ovexport.weights.layer import CodeDigest, LayerFormat
+from ovexport.weights.ranks import RankSpace
+
+
+class CheckpointManifest(Record):
+    """checkpoint.json: what was compressed, from which weights, and the codes the last tuning step used.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
+        changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
+        digests: of the codes that tuning ended with, by layer.
+        steps: of the kept parameters; 0 for the twin, and where no step validated better than the start; None for a
+            checkpoint that another tool tuned.
+        validation_kl_nats, validation_nll_nats: of the kept step, by what was tuned for, the mean divergence per token
+            of text, or the negative log-likelihood per token of the answers; None for a starting point, and for a model
+            that can't be tuned.
+        rank_space: ranks that an adapter can have (FQ_LORA_NLS), largest first; empty for adapters used whole.
+        rank_by: what has a rank of its own, a transformer block or a Linear.
+    """
+
+    format_version: Literal[1] = 1
+    model_id: str
+    revision: str | None
+    layers: tuple[LayerFormat, ...]
+    weight_digests: dict[str, str]
+    changed: tuple[str, ...] = ()
+    digests: dict[str, CodeDigest]
+    steps: int | None = 0
+    validation_kl_nats: float | None = None
+    validation_nll_nats: float | None = None
+    rank_space: tuple[int, ...] = ()
+    rank_by: Literal["block", "linear"] = "block"
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        names = {layer.name for layer in self.layers}
+        if set(self.weight_digests) != names or set(self.digests) != {layer.name for layer in self.packed}:
+            raise ValueError("its digests are not of its layers")
+        return self
+
+    @property
+    def packed(self) -> tuple[LayerFormat, ...]:
+        """The layers that are quantized."""
+        return tuple(layer for layer in self.layers if layer.mode != "float")
+
+    @property
+    def elastic_ranks(self) -> RankSpace:
+        """The ranks that its adapters can have; a space without choice unless they are elastic."""
+        return RankSpace.of(self.layers, self.rank_space, self.rank_by)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder with checkpoint.json, adapters.safetensors, reference.safetensors when it was tuned here, and
+    weights.safetensors where a method changed weights.
+
+    adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
+    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
+    with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
+    reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
+    (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> CheckpointManifest:
+        """checkpoint.json, checked."""
+        return read_record(self.path / "checkpoint.json", CheckpointManifest)
+
+    @property
+    def adapters(self) -> TensorFile:
+        """Adapters and quantization parameters."""
+        return TensorFile(self.path / "adapters.safetensors")
+
+    @property
+    def weights(self) -> TensorFile:
+        """The weights that the method changed."""
+        return TensorFile(self.path / "weights.safetensors")
+
+    @property
+    def reference(self) -> TensorFile | None:
+        """The tuned model's logits of held-out text; None where none were recorded."""
+        path = self.path / "reference.safetensors"
+        return TensorFile(path) if path.is_file() else None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file, by name."""
+        return {file.relative_to(self.path).as_posix(): file_digest(file) for file in files_in(self.path)}

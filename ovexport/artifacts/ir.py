@@ -1,0 +1,68 @@
+"""An OpenVINO IR and its manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ovexport.errors import ArtifactError
+from ovexport.storage.records import Record, read_record
+
+IR_MANIFEST = "ovexport.json"
+
+
+class IRManifest(Record):
+    """ovexport.json in a product's folder: what it was made from, and what it was when it was made.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
+        files: SHA-256 of each other file of the folder.
+        tuning_steps: of the parameters that were kept: 0 without tuning, None where it is not known.
+    """
+
+    format_version: Literal[1] = 1
+    model_id: str
+    revision: str | None
+    checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
+    files: dict[str, str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class IR:
+    """A folder that openvino-genai and optimum-intel load: openvino_model.xml / .bin, tokenizers, configurations."""
+
+    path: Path
+
+    @property
+    def xml(self) -> Path:
+        """The graph."""
+        return self.path / "openvino_model.xml"
+
+    @property
+    def bin(self) -> Path:
+        """The weights."""
+        return self.path / "openvino_model.bin"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the .bin."""
+        return self.bin.stat().st_size
+
+    @property
+    def manifest(self) -> IRManifest | None:
+        """ovexport.json, checked; None for an IR that another tool made."""
+        path = self.path / IR_MANIFEST
+        return read_record(path, IRManifest) if path.is_file() else None
+
+    def require(self) -> "IR":
+        """Itself, when its graph and weights are there.
+
+        Raises:
+            ArtifactError: they are not.
+        """
+        for file in (self.xml, self.bin):
+            if not file.is_file():
+                raise ArtifactError(f"{file}: missing; give a folder with an OpenVINO IR, made by run or convert")
+        return self

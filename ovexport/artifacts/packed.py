@@ -1,0 +1,49 @@
+"""Packed weights: what strip writes and convert reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ovexport.storage.records import Record, read_record
+from ovexport.storage.tensorfile import TensorFile
+from ovexport.weights.layer import LayerFormat
+
+
+class PackedManifest(Record):
+    """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from.
+
+    Attributes:
+        model_id, revision: the base model as the recipe named it.
+        checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
+        tuning_steps: the checkpoint's `steps`.
+    """
+
+    format_version: Literal[1] = 1
+    model_id: str
+    revision: str | None
+    layers: tuple[LayerFormat, ...]
+    weight_digests: dict[str, str]
+    changed: tuple[str, ...] = ()
+    checkpoint_files: dict[str, str]
+    tuning_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """A folder with packed.json and packed.safetensors.
+
+    Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
+    asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a weight that the method changed.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> PackedManifest:
+        """packed.json, checked."""
+        return read_record(self.path / "packed.json", PackedManifest)
+
+    @property
+    def tensors(self) -> TensorFile:
+        """Codes, scales and zero points."""
+        return TensorFile(self.path / "packed.safetensors")

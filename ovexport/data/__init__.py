@@ -1,0 +1,1 @@
+"""Text and rows, read and made into token sequences."""

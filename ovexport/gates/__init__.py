@@ -1,0 +1,1 @@
+"""Limits that measured figures have to keep."""

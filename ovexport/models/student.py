@@ -1,0 +1,220 @@
+"""The student: the model with its weights set to de-quantized values, and the quantizers that give them.
+
+Weights change only at an optimizer step, so each matrix is quantized once a step; its gradient is summed over the
+microbatches and sent through the quantizer once, one layer at a time.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ovexport.artifacts import Checkpoint
+from ovexport.models.head import Head
+from ovexport.models.loading import load_model
+from ovexport.recipe import ModelSpec
+from ovexport.weights.quantizer import FakeQuantizer, load_quantizer
+
+
+class Student:
+    """A model whose weights are those of a checkpoint.
+
+    Attributes:
+        network: the model that was given; its weights are the student's from here on.
+        quantizers: by layer.
+        bases: what the adapters are added to, by layer, (output, input), in the type of the base model.
+        trained: every parameter that is tuned, by "LAYER.PARAMETER".
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        start: Checkpoint,
+        bases: Mapping[str, Tensor],
+        kind: torch.dtype,
+        *,
+        fixed: Collection[str] = (),
+    ) -> None:
+        """Make a student of a model.
+
+        Args:
+            bases: the model's own weights, as the parameters have them.
+            kind: of the products of matrices.
+            fixed: names of quantizers' parameters that are not tuned.
+        """
+        manifest = start.manifest
+        changed = start.weights if manifest.changed else {}
+        adapters = start.adapters
+        self.network = network
+        self.quantizers: dict[str, FakeQuantizer] = {}
+        self.bases: dict[str, Tensor] = {}
+        self._floats: dict[str, Tensor] = {}
+        self._targets: dict[str, nn.Parameter] = {}
+        self._sums: dict[str, Tensor] = {}
+        for layer in manifest.layers:
+            target = network.get_parameter(layer.name)
+            own = bases[layer.name]
+            base = own.T if layer.transposed else own
+            if layer.name in changed:
+                base = _mapped(changed[layer.name]).to(own.device)
+            target.data = torch.empty_like(target.data, dtype=kind)
+            if layer.mode == "float":
+                self._floats[layer.name] = base.T if layer.transposed else base
+                target.data.copy_(self._floats[layer.name])
+                continue
+            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(own.device)
+            for name in set(fixed) & set(quantizer.range_names):
+                getattr(quantizer, name).requires_grad_(False)
+            self.bases[layer.name] = base
+            self._targets[layer.name] = target
+            if layer.rank:
+                target.requires_grad_(True)
+                target.register_post_accumulate_grad_hook(self._summed(layer.name))
+        self.trained: dict[str, nn.Parameter] = {
+            f"{name}.{key}": parameter
+            for name, quantizer in self.quantizers.items()
+            for key, parameter in quantizer.named_parameters()
+            if parameter.requires_grad
+        }
+        self.quantize_weights()
+
+    @property
+    def head(self) -> Head:
+        """The head with the weights that ship."""
+        return Head.of(self.network, self.network.get_output_embeddings().weight.detach())
+
+    @torch.no_grad()
+    def quantize_weights(self) -> None:
+        """Set the weights to the de-quantized values of the present parameters."""
+        for name, quantizer in self.quantizers.items():
+            quantizer.dequantize_into(self.bases[name], self._view(quantizer, self._targets[name].data))
+
+    def activate(self, ranks: Mapping[str, int]) -> None:
+        """Use so many of the adapters' ranks, by layer; the weights follow with `quantize_weights`."""
+        for name, rank in ranks.items():
+            self.quantizers[name].active_rank = rank
+
+    def backward_through_quantizers(self) -> None:
+        """Turn the gradients of the weights, summed since the last call, into gradients of the parameters."""
+        for name, quantizer in self.quantizers.items():
+            gradient = self._sums.pop(name, None)
+            if gradient is None:
+                continue
+            found = quantizer.gradients(self.bases[name], self._view(quantizer, gradient))
+            for key, parameter in quantizer.named_parameters():
+                parameter.grad = found[key] if parameter.requires_grad else None
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
+        return {
+            f"{name}.{key}": value
+            for name, quantizer in self.quantizers.items()
+            for key, value in quantizer.stored().items()
+        }
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take over what `stored` gives; the weights follow with `quantize_weights`."""
+        for name, quantizer in self.quantizers.items():
+            names = quantizer.stored()
+            quantizer.load({key: torch.from_numpy(np.array(values[f"{name}.{key}"])) for key in names})
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters that are trained; the weights follow with `quantize_weights`."""
+        for key, value in values.items():
+            self.trained[key].copy_(value)
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass rather than keep them.
+
+        transformers does so for blocks in training mode only, which may drop out at random: that is turned off.
+        """
+        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        _drop_nothing(self.network.config)
+        for module in self.network.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                _drop_nothing(module)
+                module.training = True  # of the block alone: what is inside stays in evaluation mode
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients since the last step."""
+        self._sums.clear()
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def in_float32(self) -> None:
+        """Let the network compute in float32 from here on."""
+        self.network.float().eval()
+        for name, weight in self._floats.items():
+            self.network.get_parameter(name).data.copy_(weight)
+        self.quantize_weights()
+
+    @staticmethod
+    def _view(quantizer: FakeQuantizer, weight: Tensor) -> Tensor:
+        return weight.T if quantizer.layer.transposed else weight
+
+    def _summed(self, name: str) -> Callable[[Tensor], None]:
+        """Sums a weight's gradients over the microbatches in float32, whatever type they come in."""
+
+        def add(weight: Tensor) -> None:
+            gradient, weight.grad = weight.grad, None
+            assert gradient is not None
+            if name in self._sums:
+                self._sums[name] += gradient
+            else:
+                self._sums[name] = gradient.float()
+
+        return add
+
+
+def _drop_nothing(holder: object) -> None:
+    """Set every rate of dropout that an object has to 0."""
+    for name, value in vars(holder).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
+
+
+def _mapped(values: NDArray[np.float32]) -> Tensor:
+    """A tensor that lies in its file, not in memory; nobody writes to it, which torch can't know and warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)
+
+
+class TunedModel:
+    """A checkpoint's model in torch, in float32, as lm-evaluation-harness asks it (see ovexport.tasks.asked).
+
+    Args:
+        ranks: of its adapters by layer, where these are not to have the checkpoint's.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: ModelSpec, ranks: Mapping[str, int] | None = None) -> None:
+        network = load_model(model)
+        bases = {layer.name: network.get_parameter(layer.name).data for layer in checkpoint.manifest.layers}
+        student = Student(network, checkpoint, bases, torch.float32)
+        student.activate(ranks or {})
+        student.in_float32()
+        self._network = network
+        self._past: Any = None
+
+    @torch.no_grad()
+    def begin(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As CausalLM."""
+        self._past = None
+        return self.extend(tokens)
+
+    @torch.no_grad()
+    def extend(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As CausalLM."""
+        if self._past is not None and len(tokens) > 1:
+            self._past.batch_repeat_interleave(len(tokens))
+        output = self._network(input_ids=torch.from_numpy(tokens), past_key_values=self._past, use_cache=True)
+        self._past = output.past_key_values
+        return np.asarray(output.logits.float().numpy())

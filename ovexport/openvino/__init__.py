@@ -1,0 +1,1 @@
+"""The OpenVINO side: graphs, the runtime, tracing and conversion."""

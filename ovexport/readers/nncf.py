@@ -1,0 +1,289 @@
+"""Adopt a checkpoint file of NNCF's two examples, FQ_LORA and FQ_LORA_NLS: write it as a checkpoint of ours.
+
+Such a checkpoint keeps NNCF's arithmetic (`nncf_quantizer`): its codes, scales and zero points are those that the
+examples' own export packs, each of them. What is taken over of a quantizer's ranges is what its fake quantizer clips
+to: of an asymmetric one NNCF's `TuneRange` moves both ends until zero is on the grid.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Checkpoint
+from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
+from ovexport.models.architecture import matrix, weight_digest, weight_matrices
+from ovexport.models.checkpoint import write_checkpoint
+from ovexport.models.loading import load_model
+from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
+from ovexport.recipe import ModelSpec
+from ovexport.weights.encoding import LEVELS
+from ovexport.weights.layer import LayerFormat, WeightMatrix
+from ovexport.weights.nncf_quantizer import NncfQuantizer, tuned_adapter
+from ovexport.weights.policy import check_group_sizes
+
+logger = logging.getLogger(__name__)
+
+_HOOKS_IN_MODEL_STATE = "__nncf_hooks."
+_LARGEST_DEVIATION = 0.01
+
+
+def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
+    """Write an example's checkpoint file as a checkpoint of ours.
+
+    A file without `model_state` does not tell its base model; names, shapes and the ranges of INT8 layers, which are
+    not tuned, are compared.
+
+    Args:
+        ranks: of FQ_LORA_NLS adapters: one for all, or one per transformer block as the example configures them. The
+            largest when None.
+
+    Raises:
+        ArtifactError: the file is no such checkpoint, is corrupt, or is of another base model.
+        RecipeError: `ranks` does not suit the file.
+        UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented, or what the
+            runtime computes wrongly.
+    """
+    content = read_file(path)
+    stored = stored_quantizers(path, content)
+    active = _active_ranks(path, stored, ranks)
+    network = load_model(model)
+    matrices = weight_matrices(network)
+    found = _by_layer(path, stored, network, matrices, model)
+    layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    check_group_sizes(layers, str(path))
+    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
+    changed = _changed_weights(path, content.get("model_state"), network, layers, model)
+    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.mode != "float"}
+    for name in quantizers:
+        _check_ranges(path, found[name], changed.get(name, weights[name]), model)
+    digests = {name: weight_digest(weight) for name, weight in weights.items()}
+    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed, steps=None)
+
+
+def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:
+    """The ranks to use, by parameter as the file names it; empty when adapters are used whole.
+
+    Raises:
+        RecipeError: `ranks` are given for adapters of one rank, are too few or too many, or one is out of bounds.
+    """
+    elastic = [each for each in stored if each.kind.elastic]
+    if not elastic and ranks is not None:
+        raise RecipeError(f"--ranks: {path} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
+    if elastic and ranks is None:
+        logger.warning(
+            "  %s: adapters are used with their largest rank, %d: an FQ_LORA_NLS file does not tell which ranks were "
+            "chosen; --ranks does",
+            path,
+            max(each.rank for each in elastic),
+        )
+    if not elastic or ranks is None:
+        return {}
+    blocks = sorted({_block(each.parameter) for each in elastic})
+    if len(ranks) not in (1, len(blocks)):
+        raise RecipeError(
+            f"--ranks: {len(ranks)} numbers, and {path} has adapters in {len(blocks)} blocks; give one number for all "
+            f"of them, or {len(blocks)}"
+        )
+    by_block = dict(zip(blocks, ranks if len(ranks) > 1 else [ranks[0]] * len(blocks), strict=True))
+    active = {each.parameter: by_block[_block(each.parameter)] for each in elastic}
+    for each in elastic:
+        if not 1 <= active[each.parameter] <= each.rank:
+            raise RecipeError(
+                f"--ranks: {active[each.parameter]} for {each.parameter}, whose adapter has ranks 1 to {each.rank}"
+            )
+    return active
+
+
+def _block(parameter: str) -> int:
+    """The number of the transformer block that a parameter is in; what is in none counts as one block, the last."""
+    number = re.search(r"\.(\d+)\.", parameter)
+    return int(number[1]) if number else sys.maxsize
+
+
+def _by_layer(
+    path: Path,
+    stored: Sequence[StoredQuantizer],
+    network: PreTrainedModel,
+    matrices: Sequence[WeightMatrix],
+    model: ModelSpec,
+) -> dict[str, StoredQuantizer]:
+    """The quantizers by the layer of the model they are on; a weight that is shared is known under each of its names.
+
+    Raises:
+        ArtifactError: the model has no such layer, or one is quantized twice.
+    """
+    layer_of = _layer_names(network, [each.name for each in matrices])
+    found: dict[str, StoredQuantizer] = {}
+    for each in stored:
+        name = layer_of(each.parameter)
+        if name is None:
+            raise ArtifactError(
+                f"{path}: quantizes {each.parameter}, and {model.id} has no such weight matrix; "
+                "give the base model that was tuned"
+            )
+        first = found.setdefault(name, each)
+        if first.kind != each.kind or any(
+            not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
+        ):
+            raise ArtifactError(f"{path}: quantizes {name} in two ways; {CURE}")
+    return found
+
+
+def _layer_names(network: PreTrainedModel, layers: Sequence[str]) -> Callable[[str], str | None]:
+    """From any name of a weight matrix to its layer's; None for what is no weight matrix."""
+    names = {id(network.get_parameter(layer)): layer for layer in layers}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return lambda name: names.get(id(parameters[name])) if name in parameters else None
+
+
+def _layer(
+    each: WeightMatrix, stored: StoredQuantizer | None, active: Mapping[str, int], path: Path, model: ModelSpec
+) -> LayerFormat:
+    """The format of a layer as the file has it.
+
+    Raises:
+        ArtifactError: the layer has another shape in the file.
+        UnsupportedModelError: the layer is stored as (input, output).
+    """
+    untouched = LayerFormat(
+        name=each.name,
+        kind=each.kind,
+        mode="float",
+        out_features=each.out_features,
+        in_features=each.in_features,
+        transposed=each.transposed,
+        group_size=each.in_features,
+    )
+    if stored is None:
+        return untouched
+    if each.transposed:
+        raise UnsupportedModelError(f"{each.name}: a Conv1D, whose quantizer can't be adopted; tune it with ovexport")
+    scales = stored.scale_shape
+    groups = scales[1] if len(scales) > 1 else 0
+    columns = stored.tensors["lora_A"].shape[1] if stored.rank else each.in_features
+    grids = ((each.out_features, groups), (each.out_features, groups, 1))
+    if columns != each.in_features or not groups or columns % groups or scales not in grids:
+        raise ArtifactError(
+            f"{path}: the scales of {each.name} are {scales} for {columns} inputs, and in {model.id} it "
+            f"is ({each.out_features}, {each.in_features}); give the base model that was tuned"
+        )
+    return untouched.model_copy(
+        update={
+            "mode": f"int{stored.kind.bits}_{'sym' if stored.kind.symmetric else 'asym'}",
+            "group_size": each.in_features // groups,
+            "rank": stored.rank,
+            "active_rank": active.get(stored.parameter),
+            "arithmetic": "nncf",
+        }
+    )
+
+
+def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQuantizer:
+    """The quantizer with the file's parameters.
+
+    Raises:
+        UnsupportedModelError: a scale of it overflows the float16 that ships.
+    """
+    grid = (layer.out_features, layer.groups, 1)
+    tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
+    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(map(abs, LEVELS[layer.mode]))
+    if not largest.half().isfinite():
+        raise UnsupportedModelError(
+            f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "
+            "scales and tune again"
+        )
+    if layer.rank:
+        tensors |= tuned_adapter(layer, stored.tensors["lora_A"], stored.tensors["lora_B"])
+    return NncfQuantizer(layer, tensors)
+
+
+def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
+    """What the fake quantizer clips to, and the scale of a symmetric one, float32, in the file's shapes.
+
+    Source: nncf 3.4, torch/quantization/quantize_functions.py.
+    """
+    from nncf.torch.quantization.quantize_functions import TuneRange
+
+    smallest = 1e-16  # NNCF's, against a division by zero
+    if not stored.kind.symmetric:
+        low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
+        low, width = TuneRange.apply(low, width, 2**stored.kind.bits)
+        return {"input_low": low, "input_range": width}
+    scale = stored.tensors["scale"].float()
+    if stored.kind.adapter:
+        used = torch.where(scale.abs() < smallest, smallest, scale)
+        low, width = torch.where(used > 0, -used, used / 8 * 7), (used * 1.875).abs()
+    else:
+        used = scale.abs() + smallest
+        low = used * (-128 / 127)
+        width = used - low
+    return {"input_low": low, "input_range": width, "scale": scale}
+
+
+def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: ModelSpec) -> None:
+    """Compare the ranges of an INT8 layer, which nobody tunes, with its weights.
+
+    Raises:
+        ArtifactError: they are of other weights.
+    """
+    if stored.rank:
+        return
+    low, high = weight.float().amin(1).clamp(max=0), weight.float().amax(1).clamp(min=0)
+    expected = torch.maximum(-low, high) if stored.kind.symmetric else high - low
+    actual = stored.tensors[stored.kind.ranges[-1]].float().abs().reshape(-1)
+    used = expected > 0  # a padding token's row is zero, and its range arbitrary
+    deviation = ((actual - expected).abs() / expected)[used]
+    if len(deviation) and deviation.median() > _LARGEST_DEVIATION:
+        raise ArtifactError(
+            f"{path}: its INT8 ranges of {stored.parameter} are not those of the weights in {model.id}, half of them "
+            f"are more than {deviation.median():.1%} off; give the base model that was tuned"
+        )
+
+
+def _changed_weights(
+    path: Path, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
+) -> dict[str, Tensor]:
+    """The matrices of `model_state` that are not the base model's, (output, input) float32 by layer.
+
+    Raises:
+        ArtifactError: `model_state` is of another model.
+        UnsupportedModelError: it changes what is no weight matrix, beyond rounding it to the file's type.
+    """
+    if state is None:
+        return {}
+    given = {
+        name: value
+        for name, value in dense_tensors(path, "model_state", state).items()
+        if not name.startswith(_HOOKS_IN_MODEL_STATE)
+    }
+    base = network.state_dict()
+    strangers = sorted(given.keys() ^ base.keys())
+    if strangers:
+        place = "not in its model_state" if strangers[0] in base else f"not in {model.id}"
+        raise ArtifactError(f"{path}: {strangers[0]} is {place}; give the base model that was tuned")
+    by_name = {layer.name: layer for layer in layers}
+    layer_of = _layer_names(network, list(by_name))
+    changed = {}
+    for name, value in given.items():
+        if value.shape != base[name].shape:
+            raise ArtifactError(
+                f"{path}: {name} is {tuple(value.shape)} in its model_state and {tuple(base[name].shape)} in "
+                f"{model.id}; give the base model that was tuned"
+            )
+        layer = by_name.get(layer_of(name) or "")
+        if layer is None and not torch.equal(value, base[name].to(value.dtype)):
+            raise UnsupportedModelError(
+                f"{name}: changed in {path}, and only weight matrices can be; tune without what changes it"
+            )
+        if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
+            raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
+        if layer is not None and not torch.equal(value.float(), base[name].float()):
+            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+    return changed

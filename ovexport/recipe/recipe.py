@@ -1,0 +1,60 @@
+"""A recipe: all its sections, checked against each other."""
+
+from collections.abc import Iterable
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ovexport.recipe.bench import BenchSpec
+from ovexport.recipe.compress import CompressSpec
+from ovexport.recipe.data import DataSpec
+from ovexport.recipe.evaluate import ConvertSpec, EvaluateSpec, VerifySpec
+from ovexport.recipe.gates import Condition, Metric, dotted_names, parse_gates
+from ovexport.recipe.model import ModelSpec
+from ovexport.recipe.spec import Spec
+from ovexport.recipe.task import TaskSpec
+from ovexport.recipe.tune import SearchSpec, TuneSpec
+
+
+class Recipe(Spec):
+    """All a run needs, one section per stage.
+
+    Attributes:
+        gates: by a figure's name, the condition it has to keep, such as `similarity = ">=0.9"`; several are parted by
+            commas.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    task: TaskSpec | None = None
+    compress: CompressSpec = CompressSpec()
+    tune: TuneSpec
+    search: SearchSpec = SearchSpec()
+    convert: ConvertSpec = ConvertSpec()
+    verify: VerifySpec = VerifySpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    bench: BenchSpec = BenchSpec()
+    gates: Annotated[dict[Metric, Condition], BeforeValidator(dotted_names)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.compress.format == "fq_lora_nls" and self.tune.objective != "task":
+            raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
+        if self.tune.objective == "task" and self.task is None:
+            raise ValueError('tune.objective = "task" needs a section [task] with a name')
+        if self.data.train is None and self.task is None:
+            raise ValueError("data.train: missing; add it, or a section [task] whose examples take its place")
+        if self.data.train is None and (self.data.validation or self.data.test):
+            raise ValueError("data.validation and data.test go with data.train; add it, or leave them out")
+        if self.search.ranks is not None and self.compress.rank_space is None:
+            raise ValueError('search.ranks goes with compress.format = "fq_lora_nls"; leave it out')
+        return self
+
+
+def with_gates(recipe: Recipe, texts: Iterable[str]) -> Recipe:
+    """The recipe with the conditions of `--gate` options, which take the place of its own on the same figures.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    return recipe.model_copy(update={"gates": recipe.gates | parse_gates(texts)})

@@ -1,0 +1,107 @@
+"""Sections [tune] and [search]."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
+
+_OF_DISTILLATION = ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb")
+
+
+class TuneSpec(Spec):
+    """How adapters and scales are tuned.
+
+    Attributes:
+        objective: "distillation" learns the uncompressed model's distribution on text; "task" the answers of the
+            recipe's task.
+        loss_on: of a task's examples everything, or the answer alone. Questions are text of the task's kind: learning
+            them too left the right answers likelier where it was measured (benchmarks/downstream.py).
+        steps, epochs: how long; give one. steps = 0 keeps the starting point.
+        batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
+        learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
+        zero_point_learning_rate: in steps of the grid; 0 leaves the zero points where they are.
+        probe_learning_rates: when given, each is tried for `probe_steps` steps with a schedule of its own, and the one
+            with the least validation divergence takes the place of learning_rate.
+        warmup_fraction: share of the steps over which the learning rate rises from 0.
+        max_gradient_norm: the gradient is scaled down to this norm.
+        temperature, reverse_kl_share, cross_entropy_share: of the loss, see ovexport.objectives.loss; by default it is
+            the divergence KL(uncompressed ‖ compressed).
+        ema_decay: of a moving average of the parameters, which is validated and kept in their place; 0 for none.
+        patience: tuning ends after so many validations without a better one.
+        most_skipped_steps: a step whose loss or gradient is not finite is skipped, at most so many on end.
+        validate_every, save_every: in optimizer steps; a killed run resumes from the last save.
+        precision: of the products of matrices in the two models; "auto" is bf16 where the device has instructions for
+            it. Quantization is float32 always.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
+        teacher_cache_gb: the most disk space for the uncompressed model's hidden states, in the folder that
+            OVEXPORT_CACHE names (~/.cache/ovexport without it); beyond it the model runs at every step.
+    """
+
+    objective: Literal["distillation", "task"] = "distillation"
+    loss_on: Literal["answer", "everything"] = "everything"
+    steps: NotNegative | None = None
+    epochs: Positive | None = None
+    batch_size: Positive = 4
+    gradient_accumulation_steps: Positive = 2
+    learning_rate: PositiveReal = 1e-4
+    scale_learning_rate: NotNegativeReal | None = None
+    zero_point_learning_rate: NotNegativeReal = 0.0
+    probe_learning_rates: tuple[PositiveReal, ...] = ()
+    probe_steps: Positive = 50
+    weight_decay: NotNegativeReal = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    max_gradient_norm: PositiveReal = 1.0
+    temperature: PositiveReal = 1.0
+    reverse_kl_share: Share = 0.0
+    cross_entropy_share: Share = 0.0
+    ema_decay: Fraction = 0.0
+    patience: Positive | None = None
+    most_skipped_steps: NotNegative = 10
+    validate_every: Positive = 50
+    save_every: Positive = 50
+    seed: NotNegative = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    teacher_cache_gb: NotNegativeReal = 20.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        others = _OF_DISTILLATION if self.objective == "task" else ("loss_on",)
+        given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: not of objective = {self.objective!r}; leave it out")
+        return self
+
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """Warm-up and schedule: what the learning rates are multiplied with at a step of so many, 0 to 1."""
+        warmup = round(self.warmup_fraction * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        left = max(0.0, (steps - step) / max(1, steps - warmup))
+        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+
+
+class SearchSpec(Spec):
+    """How the ranks of FQ_LORA_NLS adapters are chosen, after tuning, on the task's validation split.
+
+    Attributes:
+        method: "heuristics" tries the median ranks, the most frequent ones and the five configurations of least loss in
+            tuning; "evolution" goes on from the best of them.
+        evaluations: how many configurations are scored on the sample, heuristics included.
+        sample: validation examples that score a configuration, the same ones for all.
+        finalists: the best so many are scored on the whole validation split; the best of them is chosen.
+        ranks: choose these instead: one rank for all, or one per block or Linear.
+    """
+
+    method: Literal["evolution", "heuristics"] = "evolution"
+    evaluations: Positive = 64
+    sample: Positive = 128
+    finalists: Positive = 4
+    ranks: tuple[Positive, ...] | None = None
+    seed: NotNegative = 0

@@ -1,0 +1,1 @@
+"""Stage search: the ranks of elastic adapters."""

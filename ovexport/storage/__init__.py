@@ -1,0 +1,1 @@
+"""Files on disk: written whole, read within limits, known by their digests."""

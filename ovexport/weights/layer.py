@@ -1,0 +1,97 @@
+"""One weight matrix: its shape, and the format it is stored in."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from ovexport.storage.records import Record
+from ovexport.weights.encoding import BITS, Mode
+
+
+class LayerFormat(Record):
+    """The fate of one weight matrix.
+
+    Attributes:
+        name: the parameter in the PyTorch model, such as "model.layers.0.mlp.down_proj.weight".
+        kind: the layer the parameter belongs to; "head" is the output embedding when it has weights of its own.
+        mode: type of its codes; "float" when it is left alone.
+        out_features, in_features: shape of the matrix as (output, input); for an embedding (vocabulary, width).
+        transposed: the PyTorch parameter is stored as (input, output), as GPT-2's Conv1D does.
+        group_size: input channels per scale; in_features when there is one scale per output channel.
+        rank: of its adapter; 0 without one.
+        active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
+            all of them when None.
+        arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantization`, "nncf" as in
+            `nncf_quantizer`, of a checkpoint that was tuned with NNCF.
+        note: why it is not as the recipe asked, None when it is.
+    """
+
+    name: str
+    kind: Literal["linear", "embedding", "head"]
+    mode: Mode
+    out_features: int
+    in_features: int
+    transposed: bool = False
+    group_size: int
+    rank: int = 0
+    active_rank: int | None = None
+    arithmetic: Literal["ovexport", "nncf"] = "ovexport"
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.group_size < 1 or self.in_features % self.group_size:
+            raise ValueError(f"group_size={self.group_size} does not divide in_features={self.in_features}")
+        if self.active_rank is not None and not 0 <= self.active_rank <= self.rank:
+            raise ValueError(f"active_rank={self.active_rank} is not within its adapter's rank={self.rank}")
+        return self
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether codes are signed and there is no zero point."""
+        return self.mode in ("int4_sym", "int8_sym")
+
+    @property
+    def used_rank(self) -> int:
+        """Rank of the product B·A that is added to the weight."""
+        return self.rank if self.active_rank is None else self.active_rank
+
+    @property
+    def groups(self) -> int:
+        """Scales per output channel."""
+        return self.in_features // self.group_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of codes, float16 scales and zero points in the IR; 0 for a layer left in floating point."""
+        if self.mode == "float":
+            return 0
+        bits = BITS[self.mode]
+        scales = self.out_features * self.groups
+        zero_points = 0 if self.symmetric else -(-scales * bits // 8)
+        return -(-self.out_features * self.in_features * bits // 8) + 2 * scales + zero_points
+
+
+class CodeDigest(Record):
+    """SHA-256 of a layer's unpacked codes (one byte each), float16 scales and unpacked zero points."""
+
+    codes: str
+    scale: str
+    zero_point: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightMatrix:
+    """A weight matrix of a model, shape as (output, input); see LayerFormat for the fields.
+
+    Attributes:
+        problem: why it can't be compressed, None where it can.
+    """
+
+    name: str
+    kind: Literal["linear", "embedding", "head"]
+    out_features: int
+    in_features: int
+    transposed: bool = False
+    problem: str | None = None

@@ -1,11 +1,14 @@
 """Real parts, made small: a tiny Llama with the bundled tokenizer, the bundled text, and one whole run of them."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO and NNCF send nothing where it is missing
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers with a thread per core each would wait for one another
 
+import gc
 import logging
 import shutil
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from markers import mark_all
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from ovexport import recipe
@@ -69,6 +73,20 @@ def tiny_values(model: Path) -> dict:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_all(items)
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+
+
+def _freeze() -> None:
+    """Leave what is imported by now out of the garbage collections that `trace` and `bench` ask for: half a second each."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is left in the user's cache, and nothing is found there."""
@@ -101,7 +119,9 @@ def tiny_recipe(tiny_model: Path) -> Recipe:
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that went the whole way; nobody may write to it, copy it instead."""
-    return services.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    run = services.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    _freeze()  # the modules of every stage are imported by now
+    return run
 
 
 @pytest.fixture

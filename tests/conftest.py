@@ -128,3 +128,17 @@ def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) 
 def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     """The finished run, to be damaged."""
     return RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def _units_stay_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test traces no model, which every run does after its first stage, and types no command."""
+    if request.node.get_closest_marker("unit") is None:
+        return
+    for module, name in (("ovexport.trace", "export_from_model"), ("ovexport.cli", "main")):
+        if module in sys.modules:
+            monkeypatch.setattr(sys.modules[module], name, _too_much_for_a_unit)
+
+
+def _too_much_for_a_unit(*_: object, **__: object) -> None:
+    raise AssertionError("a test with the marker unit traces a model or types a command; mark it run or cli")

@@ -34,6 +34,8 @@ from ovexport.verify.nncf_arithmetic import NncfCodes
 from ovexport.verify.proof import verify
 from ovexport.weights.nncf_quantizer import NncfQuantizer
 
+pytestmark = pytest.mark.families
+
 
 @pytest.fixture(scope="module")
 def example(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Example:

@@ -9,6 +9,8 @@ from fuzzing import COUNTS, Worker, cases
 
 from ovexport.artifacts import RunFolder
 
+pytestmark = pytest.mark.cli
+
 
 @pytest.mark.slow
 def test_a_tenth_of_the_fuzz_ends_in_no_traceback_no_hang_and_no_crash(

@@ -2,9 +2,13 @@
 
 A result holds the git revision it was measured at, its settings, and a digest of each source that it depends on: the
 benchmark, the modules of this folder that the benchmark imports, and the recipe. A Python source is compared
-without docstrings and comments, a recipe by its values, so that other words make no result stale.
+without docstrings and comments, a recipe by its values, so that other words make no result stale. Where a source
+changed in form only, say by a renamed import, `--accept` takes its present digest and says so under the table:
+
+    python benchmarks/provenance.py --accept benchmarks/results/verify.json
 """
 
+import argparse
 import ast
 import hashlib
 import io
@@ -21,6 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
 SHOWN_ONLY = {"command", "provenance", "tables"}
 """Modules that show or save a result and measure nothing."""
+ACCEPTED = "Its script has changed since in form, not in what it measures."
 
 
 def provenance(script: Path, recipe: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
@@ -120,3 +125,25 @@ def _code(text: str) -> str:
 
 def _name(source: Path) -> str:
     return source.resolve().relative_to(REPOSITORY).as_posix()
+
+
+def accept(result: Path) -> None:
+    """Take the present digests of a result's sources, whose changes somebody has read, and note it in the result."""
+    document = json.loads(result.read_text(encoding="utf-8"))
+    origin = document["provenance"]
+    sources = {name: source_digest(REPOSITORY / name) for name in origin["sources"]}
+    if sources != origin["sources"]:
+        document["provenance"] = origin | {"sources": sources, "note": ACCEPTED}
+        result.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Accept the sources of results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accept", nargs="+", type=Path, required=True, metavar="RESULT", help="JSON files")
+    for result in parser.parse_args().accept:
+        accept(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,14 +23,14 @@ class Row:
     Attributes:
         name: of its class or of one that it is derived from, in full; of a module, where it ends with a dot.
         said: pattern that its message holds; "" for every message.
-        kind: the error of ours.
+        becomes: the error class of ours.
         problem: in words; `{said}` is the library's own.
         cure: what to do.
     """
 
     name: str
     said: str
-    kind: type[OvexportError]
+    becomes: type[OvexportError]
     problem: str
     cure: str
 
@@ -135,9 +135,9 @@ def exhausted(error: BaseException, subject: str = "") -> OvexportError | None:
             return _of_system(cause, subject)
         if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return OutOfMemory(_line(subject, f"out of memory ({said(cause)})", _LESS_MEMORY))
-        found = _by_row(cause, subject, TABLE[:_EXHAUSTED])
-        if found is not None:
-            return found
+        ours = _by_row(cause, subject, TABLE[:_EXHAUSTED])
+        if ours is not None:
+            return ours
     return None
 
 
@@ -187,11 +187,11 @@ def _by_row(error: BaseException, subject: str, rows: tuple[Row, ...]) -> Ovexpo
     if isinstance(error, OSError) and type(error).__module__ == "builtins":
         return None
     message = str(error)
-    types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+    types = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
     for row in rows:
         named = any(name.startswith(row.name) if row.name.endswith(".") else name == row.name for name in types)
         if named and re.search(row.said, message):
-            return row.kind(_line(subject, row.problem.format(said=said(error)), row.cure))
+            return row.becomes(_line(subject, row.problem.format(said=said(error)), row.cure))
     return None
 
 

@@ -15,14 +15,14 @@ def written(value: float, form: str) -> str:
     Args:
         form: "." with the number of decimals, and "f", or "%" for a share.
     """
-    decimals, kind = int(form[1:-1]), form[-1]
-    scaled = abs(value) * (100 if kind == "%" else 1)
+    decimals, unit = int(form[1:-1]), form[-1]
+    scaled = abs(value) * (100 if unit == "%" else 1)
     if scaled and isfinite(scaled):
         decimals = max(decimals, _SIGNIFICANT - 1 - floor(log10(max(scaled, round(scaled, decimals)))))
     if decimals <= _MOST_DECIMALS:
-        text = format(value, f".{decimals}{kind}")
+        text = format(value, f".{decimals}{unit}")
     else:
-        text = f"{100 * value:.1e}%" if kind == "%" else f"{value:.1e}"
+        text = f"{100 * value:.1e}%" if unit == "%" else f"{value:.1e}"
     return f"−{text[1:]}" if text.startswith("-") else text
 
 

@@ -25,5 +25,5 @@ def installed_version(distribution: str) -> str | None:
 
 def stack_versions() -> dict[str, str]:
     """The versions of what is installed of the stack."""
-    found = {name: installed_version(name) for name in STACK}
-    return {name: number for name, number in found.items() if number is not None}
+    versions = {name: installed_version(name) for name in STACK}
+    return {name: number for name, number in versions.items() if number is not None}

@@ -105,9 +105,9 @@ def _read_json(path: Path, *, lines: bool) -> list[Row]:
         number = sum(1 for line in split_lines(f"{error.before}?") if line.strip())
         where = f"row {number} (line {error.line})" if lines else f"line {error.line}"
         raise ValueError(f"{where}: {error.problem}") from error
-    found = _json_lines(text) if lines else _json_values(text)
+    values = _json_lines(text) if lines else _json_values(text)
     may_be_cut = _SURROGATE.search(text) is not None
-    return [_checked_row(value, where, may_be_cut=may_be_cut) for where, value in found]
+    return [_checked_row(value, where, may_be_cut=may_be_cut) for where, value in values]
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
@@ -159,10 +159,10 @@ def _json_problem(error: Exception) -> str:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         _distinct([name for name, _ in pairs], "an object")
-    return found
+    return unique
 
 
 def _checked_row(value: Any, where: str, *, may_be_cut: bool) -> Row:

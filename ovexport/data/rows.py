@@ -127,9 +127,9 @@ def _hub_rows(source: SourceSpec, only: str | None) -> Rows:
     import datasets
 
     with _translated(str(source.hub)):
-        found = datasets.load_dataset(source.hub, source.config, split=source.split)
-    columns = tuple(found.column_names)
-    return Rows(columns, found.select_columns([only]) if only in columns else found)
+        table = datasets.load_dataset(source.hub, source.config, split=source.split)
+    columns = tuple(table.column_names)
+    return Rows(columns, table.select_columns([only]) if only in columns else table)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from ovexport.recipe.bench import Backend, Backends, BenchSpec, GridPoint, Lengths, OutputLengths
 from ovexport.recipe.compress import CompressSpec
+from ovexport.recipe.convert import ConvertSpec
 from ovexport.recipe.data import ROW_SUFFIXES, TEXT_SUFFIXES, DataSpec, SourceSpec
-from ovexport.recipe.evaluate import OFFLINE_ENCODER_PACKAGE, ConvertSpec, EvaluateSpec, VerifySpec
+from ovexport.recipe.evaluate import OFFLINE_ENCODER_PACKAGE, EvaluateSpec
 from ovexport.recipe.gates import Condition, Gate, Metric, Operator, list_gates, parse_gates
 from ovexport.recipe.load import AnySpec, dump, load, load_task, parse, section
 from ovexport.recipe.model import ModelSpec
@@ -11,6 +12,7 @@ from ovexport.recipe.recipe import Recipe, with_gates
 from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
 from ovexport.recipe.task import HARNESS_TASKS, TaskSpec
 from ovexport.recipe.tune import SearchSpec, TuneSpec
+from ovexport.recipe.verify import VerifySpec
 
 __all__ = [
     "HARNESS_TASKS",

@@ -22,23 +22,30 @@ Backends = Annotated[tuple[Backend, ...], Field(min_length=1), BeforeValidator(_
 class BenchSpec(Spec):
     """How latency is measured.
 
+    `prompt_tokens`, `output_tokens`, `batch_size` and `attention_backend` are one value each or several. Every
+    combination is measured; the memory, for the first combination only.
+
     Attributes:
-        prompt_tokens, output_tokens: fixed lengths, end-of-sequence ignored.
+        prompt_tokens: length of the prompt.
+        output_tokens: tokens to generate, whatever the model says about ending.
         batch_size: prompts at once.
-        attention_backend: of openvino-genai. Each of these four is one value or several; every combination of them is
-            measured, the first of all with its memory too.
-        pairs: rounds in which every model runs once, one after the other, at most.
-        sessions: the rounds are spread over so many at most; for each the models are loaded anew, and `warmup` more
-            rounds are dropped first.
-        precision: from the eighth session on, no other one is begun once the 95 % interval of every ratio is within
-            this share of its median, either way; 0 never stops for it.
-        time_limit_s: seconds that all of it should take, memory and limits included: no other session is begun that
-            would end later. Five sessions are measured in any case, of fewer rounds where time is short, as fewer
-            give no interval.
+        attention_backend: openvino-genai's attention backend.
+        pairs: the most rounds; in each round, every model runs once, one after the other.
+        sessions: the most sessions over which the rounds are spread; each session loads the models again.
+        warmup: rounds at the start of each session that are not counted.
+        precision: stop early, from the eighth session on, when the 95 % interval of every ratio is within this share
+            of its median; 0 never stops early.
+        time_limit_s: seconds for everything, memory and limits included. No session starts that would end later, but
+            five sessions are always measured, with fewer rounds if time is short: fewer give no interval.
         memory: measure each model's memory, in a process of its own.
-        limits: measure the memory's bandwidth and the processor's rate too, and say how near to them each model comes.
-        inference_precision, kv_cache_precision, dynamic_quantization_group_size, threads, streams: pinned; without
-            them it is as the IR and the device have it.
+        limits: measure the memory bandwidth and the processor's rate too, and report how close each model comes.
+        device: OpenVINO device.
+        inference_precision: pinned for all models; "default" leaves what the IR and the device say.
+        kv_cache_precision: pinned for all models; "default" leaves what the IR and the device say.
+        dynamic_quantization_group_size: pinned for all models; without it, what the IR and the device say.
+        threads: pinned for all models; without it, the device's number.
+        streams: pinned for all models; without it, the device's number.
+        seed: of the order of the models and of the bootstrap intervals.
     """
 
     prompt_tokens: Lengths = (128,)

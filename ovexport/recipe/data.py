@@ -15,10 +15,13 @@ class SourceSpec(Spec):
     """Where text comes from: a file or a hub data set.
 
     Attributes:
-        path: .txt / .raw (blocks between blank lines are documents; lines, where there is no blank line), .jsonl /
-            .json, .csv or .parquet (rows are documents). UTF-8, or UTF-16 and UTF-32 with a byte order mark.
-        hub: a hub data set, with `config` and `split`.
-        column: the column that holds the text; not used for plain text.
+        path: a file. In .txt and .raw, documents are separated by blank lines, or are lines if there is no blank line;
+            in .jsonl, .json, .csv and .parquet, each row is a document. UTF-8, or UTF-16 and UTF-32 with a byte order
+            mark.
+        hub: the id of a hub data set.
+        config: the configuration of the hub data set.
+        split: the split of the hub data set.
+        column: the column that holds the text; ignored for .txt and .raw.
     """
 
     path: str | None = None
@@ -37,16 +40,20 @@ class SourceSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Text for tuning, validation and test, packed to sequences of tokens; no document is in two of them.
+    """Text for tuning, validation and test, packed into sequences of tokens. No document is in two of them.
 
     Attributes:
-        train: the text to tune on, or, where a task is tuned for, to calibrate with; without it, the task's examples.
-        validation: the text that watches the tuning; without it, the last `validation_fraction` of train's documents.
-        test: the text of every reported figure; without it, the last `test_fraction` of train's documents.
+        train: the text to tune on. If a task is tuned for, this text is for calibration, and the task's examples are
+            used without it.
+        validation: the text that watches the tuning. Without it, the last `validation_fraction` of train's documents.
+        test: the text that every reported figure is measured on. Without it, the last `test_fraction` of train's
+            documents.
+        validation_fraction: share of train's documents that is held out for validation.
+        test_fraction: share of train's documents that is held out for test.
         sequence_length: tokens per sequence.
-        train_sequences: at most so many sequences; all there are without it.
-        validation_sequences, test_sequences: so many sequences; all there are, where the text makes fewer, with a
-            warning, but 1 and 4 at least.
+        train_sequences: the most sequences for tuning; all of them without it.
+        validation_sequences: sequences for validation; with a warning, fewer (at least 1) if the text is too short.
+        test_sequences: sequences for test; with a warning, fewer (at least 4) if the text is too short.
     """
 
     train: SourceSpec | None = None

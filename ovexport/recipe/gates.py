@@ -31,7 +31,7 @@ def _comparisons(condition: str) -> list[tuple[Operator, float]]:
     Raises:
         ValueError: it is no condition.
     """
-    found: list[tuple[Operator, float]] = []
+    comparisons: list[tuple[Operator, float]] = []
     for part in condition.split(","):
         match = re.fullmatch(r"\s*(<=|>=|==|<|>)\s*([^\s<>=]+)\s*", part)
         try:
@@ -41,8 +41,8 @@ def _comparisons(condition: str) -> list[tuple[Operator, float]]:
         if match is None or not math.isfinite(limit):
             operators = ", ".join(get_args(Operator))
             raise ValueError(f'{part.strip()!r} is no condition; write one of {operators} and a number, as in ">=0.9"')
-        found.append((cast(Operator, match[1]), limit))
-    return found
+        comparisons.append((cast(Operator, match[1]), limit))
+    return comparisons
 
 
 def _condition(value: Any) -> str:
@@ -86,17 +86,17 @@ def parse_gates(texts: Iterable[str]) -> dict[str, str]:
     Raises:
         RecipeError: with every problem at once.
     """
-    found: dict[str, list[str]] = {}
+    conditions: dict[str, list[str]] = {}
     problems = []
     for text in texts:
         name = re.split("[<>=]", text, maxsplit=1)[0]
         try:
-            found.setdefault(_metric(name), []).append(_condition(text[len(name) :]))
+            conditions.setdefault(_metric(name), []).append(_condition(text[len(name) :]))
         except ValueError as error:
             problems.append(f'--gate "{text}": {error}')
     if problems:
         raise RecipeError("; ".join(problems))
-    return {metric: ", ".join(conditions) for metric, conditions in found.items()}
+    return {metric: ", ".join(texts) for metric, texts in conditions.items()}
 
 
 def list_gates(gates: Mapping[str, str]) -> tuple[Gate, ...]:

@@ -60,14 +60,14 @@ def load_task(name: str) -> TaskSpec:
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
-def section(kind: type[AnySpec], /, **values: Any) -> AnySpec:
+def section(spec_type: type[AnySpec], /, **values: Any) -> AnySpec:
     """A single section from values that a command line gives.
 
     Raises:
         RecipeError: with every problem at once.
     """
     try:
-        return kind(**values)
+        return spec_type(**values)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise RecipeError("; ".join(problems)) from error

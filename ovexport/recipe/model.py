@@ -11,8 +11,8 @@ class ModelSpec(Spec):
     Attributes:
         id: a folder with a transformers checkpoint, or a hub id.
         revision: branch, tag or commit of the hub id.
-        dtype: the weights' type; "auto" keeps the checkpoint's.
-        trust_remote_code: run Python code that the checkpoint carries.
+        dtype: dtype of the weights; "auto" keeps the checkpoint's.
+        trust_remote_code: run Python code that comes with the checkpoint.
     """
 
     id: str

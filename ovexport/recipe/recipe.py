@@ -7,21 +7,23 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ovexport.recipe.bench import BenchSpec
 from ovexport.recipe.compress import CompressSpec
+from ovexport.recipe.convert import ConvertSpec
 from ovexport.recipe.data import DataSpec
-from ovexport.recipe.evaluate import ConvertSpec, EvaluateSpec, VerifySpec
+from ovexport.recipe.evaluate import EvaluateSpec
 from ovexport.recipe.gates import Condition, Metric, dotted_names, parse_gates
 from ovexport.recipe.model import ModelSpec
 from ovexport.recipe.spec import Spec
 from ovexport.recipe.task import TaskSpec
 from ovexport.recipe.tune import SearchSpec, TuneSpec
+from ovexport.recipe.verify import VerifySpec
 
 
 class Recipe(Spec):
     """All a run needs, one section per stage.
 
     Attributes:
-        gates: by a figure's name, the condition it has to keep, such as `similarity = ">=0.9"`; several are parted by
-            commas.
+        gates: conditions by the name of the figure they are on, such as `similarity = ">=0.9"`; several conditions on
+            one figure are separated by commas.
     """
 
     model: ModelSpec

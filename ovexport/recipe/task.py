@@ -22,19 +22,25 @@ HARNESS_TASKS = {
 class TaskSpec(Spec):
     """A downstream task: rows of questions and answers, and how they are asked and counted.
 
-    The names in HARNESS_TASKS are lm-evaluation-harness's tasks: its prompts, answers and metrics, on the hub's data or
-    on files in the data set's original layout. Any other name is a task of one's own, whose files hold `prompt` and
-    `answer`, or `query`, `choices` and `gold`, or `context_options`, `continuation` and `gold`.
+    The names in HARNESS_TASKS are lm-evaluation-harness's tasks, with its prompts, answers and metrics, on the hub's
+    data or on files in the data set's original layout. Any other name is a task of your own, whose files hold `prompt`
+    and `answer`, or `query`, `choices` and `gold`, or `context_options`, `continuation` and `gold`.
 
     Attributes:
-        train, validation, test: files, .jsonl / .json, .csv or .parquet, a row per example. Without validation, the
-            last `data.validation_fraction` of train's rows; without test, the last `data.test_fraction`.
-        train_examples, validation_examples, test_examples: at most so many, the first ones.
-        metric: the figure that counts; without it the one in HARNESS_TASKS, acc_norm for choices, exact_match for
-            answers that are generated.
-        num_fewshot: worked examples before each question when the task is evaluated; lm-evaluation-harness's own
-            number without it. Tuning shows none.
-        stop, max_new_tokens: where a generated answer ends; of a task of one's own.
+        name: of the task.
+        train: file with the rows to tune on: .jsonl, .json, .csv or .parquet, a row per example.
+        validation: file with the rows for validation. Without it, the last `data.validation_fraction` of train's rows.
+        test: file with the rows that the reported accuracy is measured on. Without it, the last `data.test_fraction`
+            of train's rows.
+        train_examples: the most rows of train, from the first.
+        validation_examples: the most rows of validation, from the first.
+        test_examples: the most rows of test, from the first.
+        metric: the figure that counts. Without it, the task's own in HARNESS_TASKS, acc_norm for tasks with choices,
+            exact_match for tasks with generated answers.
+        num_fewshot: worked examples before each question when the task is evaluated; without it,
+            lm-evaluation-harness's own number. Tuning shows none.
+        stop: texts that end a generated answer, for a task of your own.
+        max_new_tokens: the most tokens of a generated answer, for a task of your own.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -21,31 +21,31 @@ class Record(BaseModel):
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 
-def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+def read_record(path: Path, record_type: type[AnyRecord]) -> AnyRecord:
     """Read and check a JSON record.
 
     Raises:
         ArtifactError: the file is missing, or is not such a record.
     """
     try:
-        return kind.model_validate_json(read_text(path))
+        return record_type.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: missing; give the folder that holds it, or run the stage that writes it"
         ) from None
     except (OSError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[-1]
-        raise ArtifactError(f"{path}: not a {kind.__name__} ({first}); make it again") from error
+        raise ArtifactError(f"{path}: not a {record_type.__name__} ({first}); make it again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one on each line; a line that a kill cut short is left out, and no file holds none."""
     lines = split_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
-    found = []
+    objects = []
     for line in lines:
         with suppress(ValueError, TypeError):
-            found.append(dict(parse_json(line)))
-    return found
+            objects.append(dict(parse_json(line)))
+    return objects
 
 
 def write_record(record: BaseModel, path: Path) -> None:

@@ -111,13 +111,13 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        widths = {name: np.dtype(_WRITTEN_AS[kind]).itemsize for name, (kind, _) in layout.items()}
+        widths = {name: np.dtype(_WRITTEN_AS[dtype]).itemsize for name, (dtype, _) in layout.items()}
         header: dict[str, dict[str, Any]] = {}
         end = 0
         for name in sorted(layout, key=lambda name: (-widths[name], name)):  # the widest first: all are aligned
-            kind, shape = layout[name]
+            dtype, shape = layout[name]
             begin, end = end, end + widths[name] * math.prod(shape)
-            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % 64)
         self._header = header
@@ -129,7 +129,9 @@ class TensorWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def write(self, name: str, values: NDArray[Any]) -> None:

@@ -137,14 +137,14 @@ class HarnessTask:
         from lm_eval.tasks import TaskManager
 
         with _silent() as stderr, model.reporting_to(stderr):
-            found = simple_evaluate(
+            answers = simple_evaluate(
                 model=model,
                 tasks=[self._task],
                 num_fewshot=self.num_fewshot,
                 task_manager=TaskManager(include_defaults=False),
                 log_samples=True,
             )
-        (results,), (samples,) = found["results"].values(), found["samples"].values()
+        (results,), (samples,) = answers["results"].values(), answers["samples"].values()
         figures = {"items": float(len({sample["doc_id"] for sample in samples}))}
         for key, value in results.items():
             name, _, chosen = key.partition(",")

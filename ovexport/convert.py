@@ -47,7 +47,7 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph = read_graph(base)
     matrices = layer_matrices(graph, manifest)
     for layer in manifest.layers:
-        if layer.mode == "float" and layer.name not in manifest.changed:
+        if layer.mode == "float" and layer.name not in manifest.replaced_weights:
             continue
         matrix = matrices.get(layer.name)
         if matrix is None:

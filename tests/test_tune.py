@@ -357,7 +357,9 @@ def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp
     resolved = recipe.parse(sections, base=tmp_path, origin="awq")
     run = services.run(resolved, tmp_path / "run", until="verify")
     manifest = run.compressed.manifest
-    assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(manifest.replaced_weights)
+    assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(
+        manifest.replaced_weights
+    )
     plain = shutil.copytree(run.compressed.path, tmp_path / "copy")
     assert Checkpoint(plain).weights.require(manifest.replaced_weights[0]).dtype == np.float32
 

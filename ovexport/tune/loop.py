@@ -200,7 +200,9 @@ def _write_checkpoint(
     """The best parameters with their ranks, the digests of the codes they give and what the model says with them."""
     manifest, best, student = start.manifest, store.best(), tuner.student
     tuner.take_up(best, ranks)
-    digests = {name: quantizer.quantize(student.base_weights[name]).digest() for name, quantizer in student.quantizers.items()}
+    digests = {
+        name: quantizer.quantize(student.base_weights[name]).digest() for name, quantizer in student.quantizers.items()
+    }
     best_nats = store.state.best_nats
     validation = Validation(figure=tuner.objective.figure, value=best_nats) if math.isfinite(best_nats) else None
     with atomic_folder(out) as folder:

@@ -40,7 +40,7 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph = read_graph(base)
     matrices = layer_matrices(graph, manifest)
     for layer in manifest.layers:
-        if layer.encoding is None and layer.name not in manifest.changed:
+        if layer.encoding is None and layer.name not in manifest.replaced_weights:
             continue
         matrix = matrices.get(layer.name)
         if matrix is None:

@@ -39,13 +39,13 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     manifest = checkpoint.manifest
     matrices = layer_matrices(read_graph(base), manifest)
     adapters = checkpoint.adapters
-    changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.changed else {}
+    changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
         layers=manifest.layers,
         weight_digests=manifest.weight_digests,
-        changed=manifest.changed,
+        replaced_weights=manifest.replaced_weights,
         checkpoint_files=checkpoint.files,
         tuning_steps=manifest.steps,
     )
@@ -53,7 +53,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
                 if layer.encoding is None:
-                    if layer.name in manifest.changed:
+                    if layer.name in manifest.replaced_weights:
                         writer.write(layer.name, changed[layer.name])
                     continue
                 codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
@@ -81,7 +81,7 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
         layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
         if not encoding.symmetric:
             layout[f"{layer.name}.zero_point"] = ("U8", (encoding.packed_bytes(scales),))
-    floats = [layer for layer in manifest.layers if layer.encoding is None and layer.name in manifest.changed]
+    floats = [layer for layer in manifest.layers if layer.encoding is None and layer.name in manifest.replaced_weights]
     return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
 
 

@@ -57,7 +57,9 @@ def leaves_of_product(manifest: CheckpointManifest, base: Mapping[str, Leaf]) ->
     Args:
         base: the leaves of the traced graph; a float weight that the method changed keeps its constant's name.
     """
-    floats = {layer.name for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed}
+    floats = {
+        layer.name for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.replaced_weights
+    }
     changed = {name: leaf for name, leaf in base.items() if leaf.identity in floats}
     packed = {layer.name: Leaf(layer.name, chains=expected_chains(layer)) for layer in manifest.packed}
     return changed | packed
@@ -92,7 +94,7 @@ def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest)
     Args:
         matrices: of the traced graph, by layer.
     """
-    tuned = {layer.name for layer in manifest.packed} | set(manifest.changed)
+    tuned = {layer.name for layer in manifest.packed} | set(manifest.replaced_weights)
     return {
         matrix.node.get_friendly_name(): Leaf(layer, matrix.turned)
         for layer, matrix in matrices.items()

@@ -1,6 +1,6 @@
 """First line of evidence: the codes computed again, in NumPy, from the checkpoint and the weights of the base IR.
 
-Written from the formulas in the README, sharing nothing with the code that trains and packs. A block of rows is in
+Written from the formulas in README.md, sharing nothing with the code that trains and packs. A block of rows is in
 memory at a time, small enough for a core's cache.
 """
 

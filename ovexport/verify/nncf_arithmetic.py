@@ -1,6 +1,6 @@
 """The first line of evidence for a checkpoint of NNCF's: the codes computed again, in NumPy, by NNCF's rules.
 
-Written from the formulas in the README, sharing nothing with the code that packs. Every operation is one of float32, in
+Written from the formulas in README.md, sharing nothing with the code that packs. Every operation is one of float32, in
 NNCF's order, so that the result is equal to the last bit; only the product of the adapters is summed in float64. Where
 torch rounded that to another bfloat16, the checkpoint names the entry; that it may be one is checked.
 """

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
-from ovexport.compress.starting_points import Start, StartingPoint, chosen
+from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
 from ovexport.errors import OvexportError, PlugInError, UnsupportedModelError
 from ovexport.models.architecture import matrix, weight_digest, weight_matrices
 from ovexport.models.checkpoint import write_checkpoint
@@ -39,6 +39,11 @@ def check(layers: Sequence[LayerFormat], spec: CompressSpec) -> None:
     for registered in chosen(spec):
         with registered.guarded():
             registered.thing().check(layers, spec)
+
+
+def plug_ins(spec: CompressSpec) -> dict[str, str | None]:
+    """By key of the recipe, the identity of the plug-in that it names: a digest of what the result depends on."""
+    return {"starting_point": starting_points.identity(spec.starting_point)}
 
 
 def replaces_weights(spec: CompressSpec) -> bool:

@@ -177,7 +177,7 @@ class NncfLoop:
 def _load_weights(network: nn.Module, start: Checkpoint) -> None:
     """The weights that the starting point changed, in the network's type."""
     weights = start.weights
-    for name in start.manifest.changed:
+    for name in start.manifest.replaced_weights:
         network.get_parameter(name).copy_(torch.from_numpy(weights.require(name)))
 
 

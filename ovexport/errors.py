@@ -3,6 +3,7 @@
 OvexportError                       exit code
 ├── RecipeError                     2   usage or recipe
 ├── MissingDependencyError          3   an optional package is not installed
+├── PlugInError                     3   code of somebody else's that a recipe names fails
 ├── ArtifactError                   4   a file is missing, corrupt or of another run
 ├── UnsupportedModelError           5   the model can't be done
 ├── DataError                       5   the text can't be used
@@ -35,6 +36,12 @@ class RecipeError(OvexportError):
 
 class MissingDependencyError(OvexportError):
     """A package is needed and not installed; the message holds the pip line."""
+
+    exit_code = 3
+
+
+class PlugInError(OvexportError):
+    """A plug-in that a recipe names can't be imported, or raised an error; the message names the plug-in."""
 
     exit_code = 3
 

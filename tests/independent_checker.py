@@ -1,4 +1,4 @@
-"""Written from the README's section "Write your own checker" alone: openvino and NumPy, nothing of ovexport."""
+"""Written from "Write your own checker" in ovexport/verify/README.md alone: openvino and NumPy, nothing of ovexport."""
 
 import json
 import sys
@@ -83,7 +83,11 @@ def main(ir: Path, checkpoint: Path, model: Path) -> int:
     record, adapters = json.loads((checkpoint / "checkpoint.json").read_text()), checkpoint / "adapters.safetensors"
     layers, mismatches = [layer for layer in record["layers"] if layer["mode"] in CODES], 0
     for name, layer in ((layer["name"], layer) for layer in layers):
-        files = checkpoint.glob("weights.safetensors") if name in record["changed"] else model.glob("*.safetensors")
+        files = (
+            checkpoint.glob("weights.safetensors")
+            if name in record["replaced_weights"]
+            else model.glob("*.safetensors")
+        )
         want = expected(layer, tensor(name, *files), adapters)
         # Given a dtype, get_data unpacks the 4-bit constants, which `data` hands out two codes to a byte.
         held = {key: constants[key].get_data(dtype=np.float32).ravel() for key in want if key in constants}

@@ -74,7 +74,7 @@ def our_codes(checkpoint: Checkpoint, spec: ModelSpec) -> Packed:
     packed: Packed = {}
     for layer in checkpoint.manifest.packed:
         weight = matrix(network, layer.name, transposed=False)
-        if layer.name in checkpoint.manifest.changed:
+        if layer.name in checkpoint.manifest.replaced_weights:
             weight = torch.from_numpy(np.array(checkpoint.weights.require(layer.name)))
         quantized = NncfQuantizer.load(layer, checkpoint.adapters).quantize(weight)
         assert quantized.digest() == checkpoint.manifest.digests[layer.name]

@@ -193,7 +193,7 @@ def test_layers_without_a_quantizer_stay_as_they_are(example: Example, spec: Mod
     checkpoint = adopt(path, spec, tmp_path / "checkpoint")
     floats = [layer.name for layer in checkpoint.manifest.layers if layer.mode == "float"]
     assert floats == [f"model.layers.{block}.mlp.up_proj.weight" for block in (0, 1)]
-    assert not checkpoint.manifest.changed
+    assert not checkpoint.manifest.replaced_weights
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def awq(example: Example) -> Path:
 def test_weights_in_the_file_take_the_place_of_the_base_models(awq: Path, spec: ModelSpec, tmp_path: Path) -> None:
     checkpoint = adopt(awq, spec, tmp_path / "checkpoint")
     changed = {f"model.layers.{block}.mlp.{name}_proj.weight" for block in (0, 1) for name in ("up", "down")}
-    assert set(checkpoint.manifest.changed) == changed
+    assert set(checkpoint.manifest.replaced_weights) == changed
 
 
 def test_without_them_the_codes_are_others(awq: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_without_them_the_codes_are_others(awq: Path, spec: ModelSpec, edited, t
 
 
 def test_unchanged_weights_in_the_file_are_the_base_models(example: Example, spec: ModelSpec, tmp_path: Path) -> None:
-    assert adopt(example(model_state=True), spec, tmp_path / "checkpoint").manifest.changed == ()
+    assert adopt(example(model_state=True), spec, tmp_path / "checkpoint").manifest.replaced_weights == ()
 
 
 def test_changed_norms_are_refused(awq: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:

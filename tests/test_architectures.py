@@ -138,7 +138,7 @@ def test_a_family_starts_from_gptq_and_takes_a_step(family: str, tmp_path: Path)
         for gptq in (False, True)
     )
     int4 = [layer.name for layer in best.manifest.layers if layer.mode == "int4_asym"]
-    assert set(best.manifest.changed) == set(int4)
+    assert set(best.manifest.replaced_weights) == set(int4)
     assert all(best.manifest.digests[name].codes != nearest.manifest.digests[name].codes for name in int4)
     spec = TuneSpec(steps=1, batch_size=2, precision="fp32", learning_rate=1e-3, warmup_fraction=0.0)
     divergence = {}

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovexport.artifacts import StageRecord
+from ovexport.artifacts import Checkpoint, StageRecord
 from ovexport.errors import ArtifactError
 from ovexport.storage import files
 from ovexport.storage.files import atomic_folder
@@ -76,6 +76,13 @@ def test_a_record_with_a_stranger_in_it_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))
     with pytest.raises(ArtifactError, match="not a StageRecord"):
         read_record(path, StageRecord)
+
+
+def test_a_checkpoint_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
+    former = {"format_version": 1, "model_id": "m", "revision": None, "layers": [], "validation_kl_nats": 0.1}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(former))
+    with pytest.raises(ArtifactError, match=r"another version of ovexport wrote it, in format 1\); make it again"):
+        _ = Checkpoint(tmp_path).manifest
 
 
 @pytest.mark.parametrize("header", ["[]", '{"a": 1}', '{"a": {}}', '{"a": {"dtype": "F32", "data_offsets": []}}'])

@@ -79,7 +79,7 @@ def start(tmp_path: Path, **compress) -> float:
     resolved = recipe.parse(values, base=tmp_path, origin="gptq")
     run = services.run(resolved, tmp_path / "-".join(["run", *compress]), until="tune")
     assert run.checkpoint.manifest.digests == run.compressed.manifest.digests
-    return float(run.checkpoint.manifest.validation_kl_nats)
+    return float(run.checkpoint.manifest.validation.value)
 
 
 def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> None:
@@ -87,7 +87,7 @@ def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> N
     values = tiny_values(Path(tiny_recipe.model.id))
     values["compress"] |= {"gptq": True}
     run = services.run(recipe.parse(values, base=tmp_path, origin="gptq"), tmp_path / "verified", until="verify")
-    assert set(run.compressed.manifest.changed) == {
+    assert set(run.compressed.manifest.replaced_weights) == {
         layer.name for layer in run.compressed.manifest.layers if layer.rank
     }
 

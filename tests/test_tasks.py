@@ -116,7 +116,7 @@ def test_each_task_goes_the_whole_way_offline_in_its_original_layout(name, tiny_
     assert ours == pytest.approx(theirs, abs=1e-3)
     assert report.conditions["tasks"][name]["metric"] == metric
     assert report.recovered_gap is None
-    assert run.checkpoint.manifest.validation_nll_nats is not None
+    assert run.checkpoint.manifest.validation is not None
 
 
 @pytest.mark.parametrize(

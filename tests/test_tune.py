@@ -47,7 +47,7 @@ def log(out: Path) -> list[dict]:
 def test_tuning_lowers_the_divergence_and_moves_adapters_and_ranges(finished_run, tiny_recipe, tmp_path) -> None:
     checkpoint = tuned(finished_run, tiny_recipe, spec(steps=20, learning_rate=2e-3), tmp_path)
     lines = log(tmp_path)
-    assert checkpoint.manifest.validation_kl_nats < 0.9 * lines[0]["validation_kl_nats"]
+    assert checkpoint.manifest.validation.value < 0.9 * lines[0]["validation_kl_nats"]
     before, after = tensors(finished_run.compressed), tensors(checkpoint)
     name = "model.layers.0.mlp.up_proj.weight"
     for part in ("lora_A", "lora_B", "input_low", "input_range"):
@@ -230,7 +230,7 @@ def test_too_many_such_steps_end_it_and_the_best_checkpoint_is_named(
         tuned(finished_run, tiny_recipe, spec(steps=50, most_skipped_steps=2), tmp_path)
     kept = Checkpoint(tmp_path / "checkpoint")
     assert all(np.isfinite(value).all() for value in tensors(kept).values())
-    assert kept.manifest.validation_kl_nats <= log(tmp_path)[0]["validation_kl_nats"]
+    assert kept.manifest.validation.value <= log(tmp_path)[0]["validation_kl_nats"]
 
 
 def test_the_seed_decides_the_order_and_nothing_else_does(finished_run, tiny_recipe, tmp_path) -> None:
@@ -245,7 +245,7 @@ def test_the_seed_decides_the_order_and_nothing_else_does(finished_run, tiny_rec
 def test_bfloat16_arithmetic_and_epochs(finished_run, tiny_recipe, tmp_path) -> None:
     checkpoint = tuned(finished_run, tiny_recipe, spec(steps=None, epochs=1, precision="bf16"), tmp_path)
     assert len(log(tmp_path)) == 1 + 32 // 4
-    assert checkpoint.manifest.validation_kl_nats is not None
+    assert checkpoint.manifest.validation is not None
 
 
 def test_moving_averages_are_what_is_validated_and_kept(finished_run, tiny_recipe, tmp_path) -> None:
@@ -301,7 +301,7 @@ def test_the_teacher_says_the_same_from_the_cache_and_live(finished_run, tiny_re
     live = tuned(finished_run, tiny_recipe, spec(precision=precision, teacher_cache_gb=0.0), tmp_path / "b")
     first, second = log(tmp_path / "a")[1]["loss_nats"], log(tmp_path / "b")[1]["loss_nats"]
     assert first == pytest.approx(second, rel=1e-3)
-    assert cached.manifest.validation_kl_nats == pytest.approx(live.manifest.validation_kl_nats, rel=0.02)
+    assert cached.manifest.validation.value == pytest.approx(live.manifest.validation.value, rel=0.02)
 
 
 def test_the_teachers_states_are_computed_once_and_a_damaged_file_again(
@@ -345,7 +345,7 @@ def test_a_model_whose_logits_are_made_otherwise_is_refused_before_any_step(
     monkeypatch.setattr(tuner, "is_plain", lambda *_: False)
     with pytest.raises(UnsupportedModelError, match=r"llama: its logits are not .* set tune.steps = 0 to convert"):
         tuned(finished_run, tiny_recipe, spec(), tmp_path)
-    assert tuned(finished_run, tiny_recipe, spec(steps=0), tmp_path).manifest.validation_kl_nats is None
+    assert tuned(finished_run, tiny_recipe, spec(steps=0), tmp_path).manifest.validation is None
 
 
 @pytest.mark.slow
@@ -357,9 +357,11 @@ def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp
     resolved = recipe.parse(sections, base=tmp_path, origin="awq")
     run = services.run(resolved, tmp_path / "run", until="verify")
     manifest = run.compressed.manifest
-    assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(manifest.changed)
+    assert {"model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(
+        manifest.replaced_weights
+    )
     plain = shutil.copytree(run.compressed.path, tmp_path / "copy")
-    assert Checkpoint(plain).weights.require(manifest.changed[0]).dtype == np.float32
+    assert Checkpoint(plain).weights.require(manifest.replaced_weights[0]).dtype == np.float32
 
 
 def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
@@ -383,7 +385,7 @@ def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run,
         loss = ours.step(index).loss_nats
         total = 0.0
         for sequences in naive._batches[index].tolist():
-            weights = {name: quantizer(student.bases[name]) for name, quantizer in student.quantizers.items()}
+            weights = {name: quantizer(student.base_weights[name]) for name, quantizer in student.quantizers.items()}
             ids = objective._train[sequences]
             hidden = functional_call(student.network.base_model, without_prefix(weights), (ids,)).last_hidden_state
             taught = objective._teacher.states(sequences)

@@ -1,6 +1,6 @@
 """What stages leave on disk, a module per folder."""
 
-from ovexport.artifacts.checkpoint import Checkpoint, CheckpointManifest
+from ovexport.artifacts.checkpoint import Checkpoint, CheckpointManifest, Validation
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
 from ovexport.artifacts.ir import IR, IR_MANIFEST, IRManifest
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
@@ -22,4 +22,5 @@ __all__ = [
     "PreparedData",
     "RunFolder",
     "StageRecord",
+    "Validation",
 ]

@@ -14,33 +14,44 @@ from ovexport.weights.layer import CodeDigest, LayerFormat
 from ovexport.weights.ranks import RankSpace
 
 
+class Validation(Record):
+    """How good tuned parameters are on the validation split.
+
+    Attributes:
+        figure: the objective's, with its unit: "validation_kl_nats" is the mean divergence per token of text,
+            "validation_nll_nats" the mean negative log-likelihood per token of the answers.
+        value: less is better.
+    """
+
+    figure: str
+    value: float
+
+
 class CheckpointManifest(Record):
     """checkpoint.json: what was compressed, from which weights, and the codes the last tuning step used.
 
     Attributes:
         model_id, revision: the base model as the recipe named it.
         weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
-        changed: parameters whose weights the method replaced (AWQ, GPTQ); they are in weights.safetensors.
+        replaced_weights: parameters whose weights the starting point replaced (AWQ, GPTQ); the new ones are in
+            weights.safetensors.
         digests: of the codes that tuning ended with, by layer.
         steps: of the kept parameters; 0 for the twin, and where no step validated better than the start; None for a
             checkpoint that another tool tuned.
-        validation_kl_nats, validation_nll_nats: of the kept step, by what was tuned for, the mean divergence per token
-            of text, or the negative log-likelihood per token of the answers; None for a starting point, and for a model
-            that can't be tuned.
+        validation: of the kept step; None for a starting point, and for a model that can't be tuned.
         rank_space: ranks that an adapter can have (FQ_LORA_NLS), largest first; empty for adapters used whole.
         rank_by: what has a rank of its own, a transformer block or a Linear.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     model_id: str
     revision: str | None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
-    changed: tuple[str, ...] = ()
+    replaced_weights: tuple[str, ...] = ()
     digests: dict[str, CodeDigest]
     steps: int | None = 0
-    validation_kl_nats: float | None = None
-    validation_nll_nats: float | None = None
+    validation: Validation | None = None
     rank_space: tuple[int, ...] = ()
     rank_by: Literal["block", "linear"] = "block"
     versions: dict[str, str]
@@ -55,7 +66,7 @@ class CheckpointManifest(Record):
     @property
     def packed(self) -> tuple[LayerFormat, ...]:
         """The layers that are quantized."""
-        return tuple(layer for layer in self.layers if layer.mode != "float")
+        return tuple(layer for layer in self.layers if layer.encoding)
 
     @property
     def elastic_ranks(self) -> RankSpace:
@@ -66,7 +77,7 @@ class CheckpointManifest(Record):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder with checkpoint.json, adapters.safetensors, reference.safetensors when it was tuned here, and
-    weights.safetensors where a method changed weights.
+    weights.safetensors where a starting point replaced weights.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
     `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
@@ -89,7 +100,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> TensorFile:
-        """The weights that the method changed."""
+        """The weights that the starting point replaced, (output, input) float32."""
         return TensorFile(self.path / "weights.safetensors")
 
     @property

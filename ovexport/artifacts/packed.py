@@ -15,15 +15,15 @@ class PackedManifest(Record):
     Attributes:
         model_id, revision: the base model as the recipe named it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
-        tuning_steps: the checkpoint's `steps`.
+        replaced_weights, tuning_steps: the checkpoint's `replaced_weights` and `steps`.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     model_id: str
     revision: str | None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
-    changed: tuple[str, ...] = ()
+    replaced_weights: tuple[str, ...] = ()
     checkpoint_files: dict[str, str]
     tuning_steps: int | None = None
 
@@ -33,7 +33,8 @@ class PackedWeights:
     """A folder with packed.json and packed.safetensors.
 
     Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
-    asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a weight that the method changed.
+    asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a replaced
+    weight that stays in floating point.
     """
 
     path: Path

@@ -42,7 +42,7 @@ def write_checkpoint(
         revision=model.revision,
         layers=layers,
         weight_digests=digests,
-        changed=tuple(sorted(changed)),
+        replaced_weights=tuple(sorted(changed)),
         digests={
             name: quantizer.quantize(changed.get(name, weights[name])).digest()
             for name, quantizer in quantizers.items()

@@ -28,7 +28,7 @@ class Student:
     Attributes:
         network: the model that was given; its weights are the student's from here on.
         quantizers: by layer.
-        bases: what the adapters are added to, by layer, (output, input), in the type of the base model.
+        base_weights: what the adapters are added to, by layer, (output, input), in the type of the base model.
         trained: every parameter that is tuned, by "LAYER.PARAMETER".
     """
 
@@ -36,42 +36,42 @@ class Student:
         self,
         network: PreTrainedModel,
         start: Checkpoint,
-        bases: Mapping[str, Tensor],
-        kind: torch.dtype,
+        own_weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
         *,
         fixed: Collection[str] = (),
     ) -> None:
         """Make a student of a model.
 
         Args:
-            bases: the model's own weights, as the parameters have them.
-            kind: of the products of matrices.
+            own_weights: the model's, as its parameters have them.
+            dtype: of the products of matrices.
             fixed: names of quantizers' parameters that are not tuned.
         """
         manifest = start.manifest
-        changed = start.weights if manifest.changed else {}
+        replaced = start.weights if manifest.replaced_weights else {}
         adapters = start.adapters
         self.network = network
         self.quantizers: dict[str, FakeQuantizer] = {}
-        self.bases: dict[str, Tensor] = {}
+        self.base_weights: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._targets: dict[str, nn.Parameter] = {}
         self._sums: dict[str, Tensor] = {}
         for layer in manifest.layers:
             target = network.get_parameter(layer.name)
-            own = bases[layer.name]
+            own = own_weights[layer.name]
             base = own.T if layer.transposed else own
-            if layer.name in changed:
-                base = _mapped(changed[layer.name]).to(own.device)
-            target.data = torch.empty_like(target.data, dtype=kind)
-            if layer.mode == "float":
+            if layer.name in replaced:
+                base = _mapped(replaced[layer.name]).to(own.device)
+            target.data = torch.empty_like(target.data, dtype=dtype)
+            if layer.encoding is None:
                 self._floats[layer.name] = base.T if layer.transposed else base
                 target.data.copy_(self._floats[layer.name])
                 continue
             quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(own.device)
             for name in set(fixed) & set(quantizer.range_names):
                 getattr(quantizer, name).requires_grad_(False)
-            self.bases[layer.name] = base
+            self.base_weights[layer.name] = base
             self._targets[layer.name] = target
             if layer.rank:
                 target.requires_grad_(True)
@@ -93,7 +93,7 @@ class Student:
     def quantize_weights(self) -> None:
         """Set the weights to the de-quantized values of the present parameters."""
         for name, quantizer in self.quantizers.items():
-            quantizer.dequantize_into(self.bases[name], self._view(quantizer, self._targets[name].data))
+            quantizer.dequantize_into(self.base_weights[name], self._view(quantizer, self._targets[name].data))
 
     def activate(self, ranks: Mapping[str, int]) -> None:
         """Use so many of the adapters' ranks, by layer; the weights follow with `quantize_weights`."""
@@ -106,7 +106,7 @@ class Student:
             gradient = self._sums.pop(name, None)
             if gradient is None:
                 continue
-            found = quantizer.gradients(self.bases[name], self._view(quantizer, gradient))
+            found = quantizer.gradients(self.base_weights[name], self._view(quantizer, gradient))
             for key, parameter in quantizer.named_parameters():
                 parameter.grad = found[key] if parameter.requires_grad else None
 
@@ -197,8 +197,8 @@ class TunedModel:
 
     def __init__(self, checkpoint: Checkpoint, model: ModelSpec, ranks: Mapping[str, int] | None = None) -> None:
         network = load_model(model)
-        bases = {layer.name: network.get_parameter(layer.name).data for layer in checkpoint.manifest.layers}
-        student = Student(network, checkpoint, bases, torch.float32)
+        own_weights = {layer.name: network.get_parameter(layer.name).data for layer in checkpoint.manifest.layers}
+        student = Student(network, checkpoint, own_weights, torch.float32)
         student.activate(ranks or {})
         student.in_float32()
         self._network = network

@@ -68,7 +68,7 @@ class Shape:
     """What is known of a model without its weights.
 
     Attributes:
-        changed: the starting point has weights of its own, in float32.
+        replaces_weights: the starting point has weights of its own, in float32.
         positions: how many tokens the model can read; None where it has no limit, or is not known.
         problem: why nothing is known.
     """
@@ -76,7 +76,7 @@ class Shape:
     plan: LayerPlan = field(default_factory=LayerPlan)
     parameters: int = 0
     bytes_per_parameter: int = 2
-    changed: bool = False
+    replaces_weights: bool = False
     positions: int | None = None
     problem: OvexportError | None = None
 
@@ -93,7 +93,7 @@ class Shape:
     @property
     def product_bytes(self) -> int:
         """The weights of the INT4 IR."""
-        packed = [layer for layer in self.layers if layer.mode != "float"]
+        packed = [layer for layer in self.layers if layer.encoding]
         replaced = sum(layer.out_features * layer.in_features for layer in packed)
         rest = (self.parameters - replaced) * self.bytes_per_parameter
         return rest + sum(layer.weight_bytes for layer in packed)
@@ -107,19 +107,21 @@ class Shape:
     def tuned_parameters(self) -> int:
         """Entries of adapters and quantization ranges."""
         tuned = [layer for layer in self.layers if layer.rank]
-        ranges = sum(layer.out_features * layer.groups * (1 if layer.symmetric else 2) for layer in tuned)
+        ranges = sum(
+            layer.out_features * layer.groups * (1 if layer.require_encoding().symmetric else 2) for layer in tuned
+        )
         return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
 
     @property
     def tuning_memory_bytes(self) -> int:
         """The base weights, the student's and the sums of their gradients; parameters, gradients and two moments."""
-        base = (4 if self.changed else self.bytes_per_parameter) * self.tuned_weights
+        base = (4 if self.replaces_weights else self.bytes_per_parameter) * self.tuned_weights
         return base + 4 * self.parameters + 4 * self.tuned_weights + 4 * 4 * self.tuned_parameters
 
     @property
     def disk_bytes(self) -> int:
         """Three IRs, two of them packed twice, and two checkpoints with two optimizer states."""
-        checkpoints = 4 * 9 * self.tuned_parameters + (2 * 4 * self.tuned_weights if self.changed else 0)
+        checkpoints = 4 * 9 * self.tuned_parameters + (2 * 4 * self.tuned_weights if self.replaces_weights else 0)
         return self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints
 
 
@@ -132,7 +134,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
             plan=examine_layers(all_matrices(network), spec),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
-            changed=spec.awq or spec.gptq,
+            replaces_weights=compress.replaces_weights(spec),
             positions=readable_tokens(config.to_dict()),
         )
     except OvexportError as error:

@@ -56,7 +56,7 @@ class Stage:
         check: what would stop it, found before any work.
         sections: the recipe's parts that its result depends on, as paths.
         without: keys of these sections that its result does not depend on, as paths.
-        reads: local files whose content its result depends on, by their names in LOCAL_FILES.
+        reads: local files and plug-ins whose content its result depends on, by their names in LOCAL_FILES.
         upstream: stages whose artifacts it reads.
         libraries: distributions that it computes with.
         measures: whether it leaves figures, which are measured again with other versions of its libraries.
@@ -154,14 +154,24 @@ def _text_files(recipe: Recipe) -> list[str | None]:
     return [_file_digest(path) for path in paths]
 
 
+def _compress_plug_ins(recipe: Recipe) -> dict[str, str | None]:
+    """By key, the plug-ins that section [compress] names."""
+    if recipe.compress.starting_point is None:
+        return {}  # without importing what compresses
+    from ovexport import compress
+
+    return compress.plug_ins(recipe.compress)
+
+
 LOCAL_FILES: Mapping[str, Callable[[Recipe], Any]] = {
     "model": _model_files,
     "card": _card_files,
     "text": _text_files,
     "prompts": lambda recipe: _file_digest(recipe.evaluate.prompts),
     "encoder": lambda recipe: _folder_digests(recipe.evaluate.encoder, lambda file: True),
+    "compress plug-ins": _compress_plug_ins,
 }
-"""The digests of local files, by what they are of; what is on the hub has none."""
+"""The digests of local files and of plug-ins, by what they are of; what is on the hub has none."""
 
 
 def _folder_digests(name: str, counts: Callable[[Path], bool]) -> dict[str, str] | None:

@@ -11,17 +11,27 @@ class CompressSpec(Spec):
     """How the weights are quantized.
 
     Attributes:
-        mode: 4-bit codes with a zero point per group (asymmetric) or without one (symmetric).
-        group_size: input channels that share a scale; -1 for one scale per output channel.
-        format: FQ_LORA, or FQ_LORA_NLS, whose ranks are searched within `rank_space`, one for each transformer block
-            or for each Linear as `rank_by` says; a space of one is plain LoRA.
-        rank: adapter rank; a layer with a smaller side takes that side.
-        awq, scale_estimation: NNCF's data-aware starting points, on `calibration_sequences` of the training text.
-        gptq: round as GPTQ does, on the same text and on whatever scales there are by then.
-        ignored: shell patterns of layer names that stay in floating point.
-        fallback: for a layer whose in-features `group_size` does not divide, or which the CPU runtime computes wrongly
-            in groups of that size: the largest power of two below `group_size` that divides them and is at least 4,
-            one scale per channel, INT8, or an error.
+        mode: 4-bit codes with a zero point per group ("int4_asym") or without zero points ("int4_sym"). Embeddings and
+            head take 8 bits.
+        group_size: input channels that share a scale: a power of two, or -1 for one scale per output channel.
+        format: "fq_lora" for adapters of one rank; "fq_lora_nls" for elastic adapters, whose ranks are searched within
+            `rank_space` after tuning.
+        rank: adapter rank of "fq_lora"; a layer with a smaller side takes that side.
+        rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
+        rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
+        starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
+            "awq_scale_estimation", or a plug-in's. Cannot be combined with the three keys
+            that follow.
+        awq: start from NNCF's AWQ, on calibration text.
+        scale_estimation: start from NNCF's Scale Estimation, on calibration text.
+        gptq: round as GPTQ does, on calibration text; the scales are those of `awq` and `scale_estimation` if they are
+            on.
+        calibration_sequences: sequences of the training text that a starting point uses if it needs text.
+        ignored: shell patterns of the names of layers that stay in floating point.
+        fallback: what to do with a layer that `group_size` does not suit, because it does not divide the layer's
+            in-features or because the CPU runtime computes groups of that size wrongly: "error" refuses the run,
+            "smaller_group" takes the largest smaller size that suits (at least 4), "per_channel" one scale per output
+            channel, "int8" 8 bits.
     """
 
     mode: Literal["int4_asym", "int4_sym"] = "int4_asym"
@@ -30,6 +40,7 @@ class CompressSpec(Spec):
     rank: Positive = 64
     rank_space: tuple[Positive, ...] | None = None
     rank_by: Literal["block", "linear"] = "block"
+    starting_point: Annotated[str, Field(min_length=1)] | None = None
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
@@ -45,4 +56,9 @@ class CompressSpec(Spec):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
         if self.rank_space is not None and len(self.rank_space) == 0:
             raise ValueError("rank_space=[] holds no rank; list some, such as [32, 24, 16]")
+        if self.starting_point is not None and (self.awq or self.scale_estimation or self.gptq):
+            raise ValueError(
+                f'starting_point="{self.starting_point}" takes the place of awq, scale_estimation and gptq; '
+                "set one or the other"
+            )
         return self

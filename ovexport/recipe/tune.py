@@ -14,29 +14,42 @@ class TuneSpec(Spec):
     """How adapters and scales are tuned.
 
     Attributes:
-        objective: "distillation" learns the uncompressed model's distribution on text; "task" the answers of the
-            recipe's task.
-        loss_on: of a task's examples everything, or the answer alone. Questions are text of the task's kind: learning
-            them too left the right answers likelier where it was measured (benchmarks/downstream.py).
-        steps, epochs: how long; give one. steps = 0 keeps the starting point.
-        batch_size: sequences per microbatch; `gradient_accumulation_steps` of them make one optimizer step.
-        learning_rate: of the adapters; `scale_learning_rate` is a tenth of it unless given.
-        zero_point_learning_rate: in steps of the grid; 0 leaves the zero points where they are.
-        probe_learning_rates: when given, each is tried for `probe_steps` steps with a schedule of its own, and the one
-            with the least validation divergence takes the place of learning_rate.
-        warmup_fraction: share of the steps over which the learning rate rises from 0.
-        max_gradient_norm: the gradient is scaled down to this norm.
-        temperature, reverse_kl_share, cross_entropy_share: of the loss, see ovexport.objectives.loss; by default it is
-            the divergence KL(uncompressed ‖ compressed).
-        ema_decay: of a moving average of the parameters, which is validated and kept in their place; 0 for none.
-        patience: tuning ends after so many validations without a better one.
-        most_skipped_steps: a step whose loss or gradient is not finite is skipped, at most so many on end.
-        validate_every, save_every: in optimizer steps; a killed run resumes from the last save.
-        precision: of the products of matrices in the two models; "auto" is bf16 where the device has instructions for
-            it. Quantization is float32 always.
+        objective: "distillation" learns the uncompressed model's distribution on text; "task" learns the examples of
+            the recipe's task.
+        loss_on: with objective = "task": learn everything in an example, or the answer only.
+        steps: optimizer steps; 0 keeps the starting point. Give either steps or epochs.
+        epochs: passes over the training sequences or examples.
+        batch_size: sequences per microbatch.
+        gradient_accumulation_steps: microbatches per optimizer step.
+        learning_rate: learning rate of the adapters.
+        scale_learning_rate: learning rate of the scales; without it, a tenth of `learning_rate`.
+        zero_point_learning_rate: learning rate of the zero points, in units of one quantization step; 0 leaves them
+            where they are.
+        probe_learning_rates: try each of these for `probe_steps` steps first; the one with the smallest validation
+            loss takes the place of `learning_rate`.
+        probe_steps: optimizer steps of each try.
+        weight_decay: AdamW's weight decay of the adapters.
+        schedule: how the learning rates fall after the warm-up.
+        warmup_fraction: share of the steps over which the learning rates rise from 0.
+        max_gradient_norm: a gradient with a larger norm is scaled down to this norm.
+        temperature: temperature of both distributions in the distillation.
+        reverse_kl_share: share of KL(compressed ‖ uncompressed) in the divergence; the rest is
+            KL(uncompressed ‖ compressed).
+        cross_entropy_share: share of the next token's cross-entropy in the loss; the rest is the divergence.
+        ema_decay: decay of a moving average of the parameters, which is validated and kept in their place; 0 for none.
+        patience: stop after this many validations in a row without a better one; without it, never stop early.
+        most_skipped_steps: a step whose loss or gradient is not finite is skipped; more than this many in a row end the
+            tuning with exit code 6.
+        validate_every: optimizer steps between two validations.
+        save_every: optimizer steps between two saves; `--resume` goes on from the last save.
+        seed: seed of the order of the sequences, of the adapters' start and of the ranks that are drawn.
+        device: where to tune; "auto" takes the GPU if there is one.
+        precision: precision of matrix products in both models; "auto" is bf16 if the device has instructions for it.
+            Quantization is always in float32.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
-        teacher_cache_gb: the most disk space for the uncompressed model's hidden states, in the folder that
-            OVEXPORT_CACHE names (~/.cache/ovexport without it); beyond it the model runs at every step.
+        teacher_cache_gb: the most disk space for the uncompressed model's hidden states, in the folder that the
+            environment variable OVEXPORT_CACHE names (~/.cache/ovexport without it). If they do not fit, that model
+            runs at every step.
     """
 
     objective: Literal["distillation", "task"] = "distillation"
@@ -91,12 +104,14 @@ class SearchSpec(Spec):
     """How the ranks of FQ_LORA_NLS adapters are chosen, after tuning, on the task's validation split.
 
     Attributes:
-        method: "heuristics" tries the median ranks, the most frequent ones and the five configurations of least loss in
-            tuning; "evolution" goes on from the best of them.
-        evaluations: how many configurations are scored on the sample, heuristics included.
-        sample: validation examples that score a configuration, the same ones for all.
-        finalists: the best so many are scored on the whole validation split; the best of them is chosen.
-        ranks: choose these instead: one rank for all, or one per block or Linear.
+        method: "heuristics" tries the median ranks, the most frequent, the largest and the smallest ones, and the five
+            configurations with the smallest loss in tuning; "evolution" goes on from the best of them.
+        evaluations: configurations that are scored on the sample, heuristics included.
+        sample: validation examples that score a configuration; the same ones for all.
+        finalists: the best configurations of the sample, which are scored on the whole validation split; the best of
+            them is chosen.
+        ranks: take these ranks and do not search: one rank for all, or one per block or Linear.
+        seed: seed of the sample and of the evolution.
     """
 
     method: Literal["evolution", "heuristics"] = "evolution"

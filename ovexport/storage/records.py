@@ -34,8 +34,16 @@ def read_record(path: Path, record_type: type[AnyRecord]) -> AnyRecord:
             f"{path}: missing; give the folder that holds it, or run the stage that writes it"
         ) from None
     except (OSError, ValueError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[-1]
-        raise ArtifactError(f"{path}: not a {record_type.__name__} ({first}); make it again") from error
+        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error).splitlines()[-1]
+        raise ArtifactError(f"{path}: not a {record_type.__name__} ({reason}); make it again") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """What a record is refused for; its version comes first, and other versions have other fields."""
+    first = error.errors()[0]
+    if first["loc"] == ("format_version",):
+        return f"another version of ovexport wrote it, in format {first['input']}"
+    return first["msg"]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.artifacts import Checkpoint, PreparedData, Validation
 from ovexport.errors import RecipeError, TuningDivergedError
 from ovexport.progress import Listener, Progress, silent
 from ovexport.recipe import ModelSpec, SearchSpec, TuneSpec
@@ -200,12 +200,15 @@ def _write_checkpoint(
     """The best parameters with their ranks, the digests of the codes they give and what the model says with them."""
     manifest, best, student = start.manifest, store.best(), tuner.student
     tuner.take_up(best, ranks)
-    digests = {name: quantizer.quantize(student.bases[name]).digest() for name, quantizer in student.quantizers.items()}
-    validated = store.state.best_nats if math.isfinite(store.state.best_nats) else None
+    digests = {
+        name: quantizer.quantize(student.base_weights[name]).digest() for name, quantizer in student.quantizers.items()
+    }
+    best_nats = store.state.best_nats
+    validation = Validation(figure=tuner.objective.figure, value=best_nats) if math.isfinite(best_nats) else None
     with atomic_folder(out) as folder:
         write_tensors(best, folder / "adapters.safetensors")
         write_tensors(tuner.reference(data.tokens("test")), folder / "reference.safetensors")
-        if manifest.changed:
+        if manifest.replaced_weights:
             write_tensors(
                 {name: np.array(value) for name, value in start.weights.items()}, folder / "weights.safetensors"
             )
@@ -217,7 +220,7 @@ def _write_checkpoint(
                     ),
                     "digests": digests,
                     "steps": store.state.best_step,
-                    tuner.objective.figure: validated,
+                    "validation": validation,
                     "versions": stack_versions(),
                 }
             ),

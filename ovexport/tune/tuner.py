@@ -263,8 +263,8 @@ class Tuner:
                 continue
             starting = load_quantizer(quantizer.layer, adapters).to(self.device)
             starting.active_rank = quantizer.active_rank
-            former = starting.quantize(self.student.bases[name])
-            present = quantizer.quantize(self.student.bases[name])
+            former = starting.quantize(self.student.base_weights[name])
+            present = quantizer.quantize(self.student.base_weights[name])
             for key, before, now in (
                 ("codes", former.codes, present.codes),
                 ("scales", former.scale, present.scale),

@@ -69,7 +69,7 @@ def arithmetic(
     """
     by_name = readings(found)
     adapters = checkpoint.adapters
-    changed = checkpoint.weights if manifest.changed else None
+    changed = checkpoint.weights if manifest.replaced_weights else None
     mismatches = {}
     for index, layer in enumerate(manifest.packed):
         rows = _rows(layer, manifest, matrices, changed)
@@ -97,7 +97,7 @@ def changed_floats(
     Args:
         matrices: of the base IR, by layer.
     """
-    layers = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed]
+    layers = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.replaced_weights]
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     checks = []
     for layer in layers:
@@ -126,7 +126,7 @@ def _rows(
             f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
             f"give the IR of {manifest.model_id}"
         )
-    if changed is not None and layer.name in manifest.changed:
+    if changed is not None and layer.name in manifest.replaced_weights:
         own = _changed(layer, changed)
         return lambda rows: np.array(own[rows])
     return found.reader()

@@ -19,7 +19,8 @@ from ovexport.openvino.graph import Weight, check_depth, raw, type_name, weight_
 from ovexport.openvino.matrices import Matrix
 from ovexport.reports import Check
 from ovexport.storage.digests import bytes_digest
-from ovexport.verify.checks import ELEMENT_TYPES, zero
+from ovexport.verify.checks import zero
+from ovexport.verify.modes import storage
 from ovexport.verify.ports import Ports, ports
 from ovexport.weights.layer import LayerFormat
 
@@ -56,7 +57,9 @@ def leaves_of_product(manifest: CheckpointManifest, base: Mapping[str, Leaf]) ->
     Args:
         base: the leaves of the traced graph; a float weight that the method changed keeps its constant's name.
     """
-    floats = {layer.name for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.changed}
+    floats = {
+        layer.name for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.replaced_weights
+    }
     changed = {name: leaf for name, leaf in base.items() if leaf.identity in floats}
     packed = {layer.name: Leaf(layer.name, chains=expected_chains(layer)) for layer in manifest.packed}
     return changed | packed
@@ -67,12 +70,13 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
 
     Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
     """
-    kind = ELEMENT_TYPES[layer.mode]
+    stored = storage(layer)
+    kind = stored.element_type
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     chain = _converted(f"{kind} {shape}", "f16")
-    if not layer.symmetric:
+    if not stored.symmetric:
         chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:
@@ -90,7 +94,7 @@ def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest)
     Args:
         matrices: of the traced graph, by layer.
     """
-    tuned = {layer.name for layer in manifest.packed} | set(manifest.changed)
+    tuned = {layer.name for layer in manifest.packed} | set(manifest.replaced_weights)
     return {
         matrix.node.get_friendly_name(): Leaf(layer, matrix.turned)
         for layer, matrix in matrices.items()

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from ovexport.errors import ArtifactError
 from ovexport.storage.digests import bytes_digest
 from ovexport.storage.tensorfile import TensorFile
-from ovexport.weights.encoding import LEVELS
 from ovexport.weights.layer import CodeDigest, LayerFormat
 
 SMALLEST_STEP = 2.0**-24
@@ -97,7 +96,8 @@ class FakeQuantizer(nn.Module):
         super().__init__()
         self.layer = layer
         self.active_rank = layer.used_rank
-        self.level_low, self.level_high = LEVELS[layer.mode]
+        self.encoding = layer.require_encoding()
+        self.level_low, self.level_high = self.encoding.lowest, self.encoding.highest
         grid = (layer.out_features, layer.groups, 1)
         tuned = layer.rank > 0
         for name in self.range_names:
@@ -108,8 +108,8 @@ class FakeQuantizer(nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether codes are signed and there is no zero point."""
-        return self.layer.symmetric
+        """Whether there is no zero point."""
+        return self.encoding.symmetric
 
     @property
     def range_names(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class FakeQuantizer(nn.Module):
         grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
         low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
         if self.symmetric:
-            self.scale.copy_(torch.where(-low >= high, -low, -high))
+            self.set_scale(torch.where(-low >= high, -low, -high))
         else:
             self.set_grid((high - low) / self.level_high, low)
         if self.layer.rank:
@@ -143,6 +143,11 @@ class FakeQuantizer(nn.Module):
         step = _on_float16_grid(step)
         self.input_range.copy_(step * self.level_high)
         self.zero_point.copy_(torch.round(-low / step).clamp(0, self.level_high))
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Set a symmetric range: the step times 8, or 128 for 8 bits, (output, groups, 1); negative swaps its ends."""
+        self.scale.copy_(scale)
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
@@ -192,11 +197,11 @@ class FakeQuantizer(nn.Module):
     def quantize(self, weight: Rows) -> Codes:
         """The codes of W + B·A, as they ship; of `weight`, (output, input), a block of rows is read at a time."""
         step, zero_point = self.grid()
-        integer = torch.int8 if self.symmetric else torch.uint8
+        integer = getattr(torch, self.encoding.code_dtype)
         codes = torch.empty(self.layer.out_features, self.layer.in_features, dtype=integer, device=step.device)
         for rows, adapted in self._adapted(weight, torch.float64):
             codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
-        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8))
+        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(integer))
 
     @torch.no_grad()
     def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:

@@ -75,10 +75,10 @@ def _restored() -> Iterator[None]:
         os.chdir(folder)
         sys.argv, sys.stdin = argv, stdin
         logging.setLogRecordFactory(factory)
-        for logger, (level, propagate, handlers) in _loggers().items():
-            for handler in set(handlers) - set(loggers.get(logger, (0, True, []))[2]):
+        for logger, now in _loggers().items():
+            level, propagate, handlers = former = loggers.get(logger, now)
+            for handler in set(now[2]) - set(former[2]):
                 handler.close()
-            level, propagate, handlers = loggers.get(logger, (level, propagate, handlers))
             logger.setLevel(level)
             logger.propagate = propagate
             logger.handlers[:] = handlers

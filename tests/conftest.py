@@ -1,16 +1,15 @@
 """Real parts, made small: a tiny Llama with the bundled tokenizer, the bundled text, and one whole run of them."""
 
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO and NNCF send nothing where it is missing
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers with a thread per core each would wait for one another
 
 import gc
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from ovexport import recipe
 from ovexport.artifacts import RunFolder
 from ovexport.pipeline import services
 from ovexport.recipe import Recipe
+
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # so that OpenVINO and NNCF send nothing
 
 REPOSITORY = Path(__file__).parent.parent
 STORYTELLER = REPOSITORY / "models" / "storyteller-4m"
@@ -82,7 +83,8 @@ def pytest_collection_finish() -> None:
 
 
 def _freeze() -> None:
-    """Leave what is imported by now out of the garbage collections that `trace` and `bench` ask for: half a second each."""
+    """Leave the modules that are imported by now out of the garbage collections of `trace` and `bench`: half a second
+    each."""
     gc.collect()
     gc.freeze()
 

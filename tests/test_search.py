@@ -24,6 +24,8 @@ from ovexport.tune.tuner import Tuner
 from ovexport.verify import verify
 from ovexport.weights.quantizer import load_quantizer
 
+pytestmark = pytest.mark.run
+
 SPACE = [8, 6, 2]
 
 

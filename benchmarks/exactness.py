@@ -28,7 +28,6 @@ from ovexport.progress import silent
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
-from ovexport.weights.encoding import BITS
 from ovexport.weights.quantizer import load_quantizer
 
 MODEL = REPOSITORY / "models" / "storyteller-4m"
@@ -69,7 +68,7 @@ def differences(folder: Path) -> dict[str, float]:
     mismatches = arithmetic(found, run.checkpoint, manifest, matrices, silent)
     shares = {}
     for bits in (4, 8):
-        layers = [layer for layer in manifest.packed if BITS[layer.mode] == bits]
+        layers = [layer for layer in manifest.packed if layer.require_encoding().bits == bits]
         differing = sum(mismatches[layer.name].codes for layer in layers)
         shares[bits] = differing / sum(layer.out_features * layer.in_features for layer in layers)
     scales = sum(layer.out_features * layer.groups for layer in manifest.packed)

@@ -34,7 +34,7 @@ def provenance(script: Path, recipe: Path | None = None, *, quick: bool = False)
     Args:
         script: the benchmark.
         recipe: that it carried out; one from outside the repository is not looked at later.
-        quick: whether it is a short measurement, which no table of the README may show.
+        quick: whether it is a short measurement, which no table may show.
     """
     sources = [*modules_of(script), *([recipe] if recipe else [])]
     return {

@@ -1,8 +1,8 @@
-"""The README's tables, from the committed results: what a benchmark measured is copied here, never typed.
+"""The tables of README.md and benchmarks/README.md, from the committed results: no figure is typed by hand.
 
-python benchmarks/tables.py            rewrite the tables in README.md
-python benchmarks/tables.py --check    exit 1 when README.md does not show the committed results, or when the script or
-                                       the recipe of a result has changed since it was measured
+python benchmarks/tables.py            write the tables
+python benchmarks/tables.py --check    exit 1 if a table is not the committed result, or if the script or the recipe of
+                                       a result has changed since it was measured
 """
 
 import argparse
@@ -24,8 +24,9 @@ from ovexport.storage.records import read_record
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
+BENCHMARKS_README = REPOSITORY / "benchmarks" / "README.md"
 DEMO = RESULTS / "demo"
-MODELS = (RESULTS / "wikilm-16m-distill", RESULTS / "babyllama-105-distill")
+MODELS = (DEMO, RESULTS / "wikilm-16m-distill", RESULTS / "babyllama-105-distill")
 CENTRES = ("median", "ratio_of_means", "ratio_of_medians")
 """What a ratio can be: of pairs the median, or one of means or medians."""
 
@@ -69,9 +70,9 @@ def _kl(mean: float | None, error: float | None) -> str:
 def models_table() -> str:
     """A line per model."""
     lines = [
-        "| model | group size | KL, not tuned | KL, tuned | recovered (95 %) | same likeliest token "
-        "| time per token over BF16 (95 %) | checks passed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| recipe | weights, MB | group size | KL from BF16, not tuned, nats | tuned, nats | recovered (95 %) "
+        "| same likeliest token | time per token over BF16 (95 %) | checks passed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [_model_row(result, read_findings(RunFolder(result))) for result in MODELS]
     return "\n".join(lines)
@@ -88,8 +89,10 @@ def _model_row(result: Path, findings: Findings) -> str:
     low, high = evaluation.recovered_gap_ci95 or (float("nan"), float("nan"))
     group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
     passed = sum(check.passed for check in proof.checks)
+    sizes = [benchmark.models[model].weight_bytes / 1e6 for model in ("bf16", "int4")]
     cells = (
         f"[{name}](pipelines/{name}.toml)",
+        f"{sizes[0]:.1f} → {sizes[1]:.1f}",
         str(group),
         f"{plain.kl_mean_nats:.5f} ± {plain.kl_standard_error_nats:.5f}",
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
@@ -420,23 +423,30 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
-TABLES = {"demo": partial(whole_way_table, DEMO), "models": models_table} | {
-    name: partial(_committed, name) for name in COMMITTED
+PLACES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"models": models_table},
+    BENCHMARKS_README: {"demo": partial(whole_way_table, DEMO)}
+    | {name: partial(_committed, name) for name in COMMITTED},
 }
+"""By page, what makes each of its tables."""
 
 
-def filled(text: str) -> str:
-    """The README with each table between its marks made again."""
-    for name, table in TABLES.items():
+def filled(page: Path, text: str) -> str:
+    """The text of a page with each of its tables between its marks made again."""
+    for name, table in PLACES[page].items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end of table: {name} -->"
         head, mark, rest = text.partition(begin)
         _, closing, tail = rest.partition(end)
         if not (mark and closing):
             sys.exit(
-                f"{README.name}: has no place for the table {name}; add its two marks, as the other tables have them"
+                f"{_shown(page)}: has no place for the table {name}; add its two marks, as the other tables have them"
             )
         text = f"{head}{begin}\n{table()}\n\n{_measured_at(name)}\n\n{end}{tail}"
     return text
+
+
+def _shown(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
 
 
 def _origins(name: str) -> list[dict[str, Any]]:
@@ -453,24 +463,26 @@ def _measured_at(name: str) -> str:
     return f"Measured at git revision {revisions}.{''.join(notes)}"
 
 
-def problems(text: str) -> Iterator[str]:
-    """Why the README's tables are not those of the committed scripts."""
-    for name in TABLES:
+def problems(page: Path, text: str) -> Iterator[str]:
+    """Why the tables of a page are not those of the committed scripts."""
+    for name in PLACES[page]:
         for document in _origins(name):
             yield from (f"{name}: {reason}; measure it again" for reason in stale_sources(document))
-    if filled(text) != text:
-        yield f"{README.name}: its tables are not the committed results; run benchmarks/tables.py"
+    if filled(page, text) != text:
+        yield f"{_shown(page)}: its tables are not the committed results; run benchmarks/tables.py"
 
 
 def main() -> None:
-    """Rewrite or check the README."""
+    """Write or check the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a table is behind")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
+    texts = {page: page.read_text(encoding="utf-8") for page in PLACES}
     if options.check:
-        sys.exit("\n".join(problems(text)) or 0)
-    README.write_text(filled(text), encoding="utf-8")
+        found = [problem for page, text in texts.items() for problem in problems(page, text)]
+        sys.exit("\n".join(dict.fromkeys(found)) or 0)
+    for page, text in texts.items():
+        page.write_text(filled(page, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,6 @@ from ovexport.storage.tensorfile import TensorFile
 from ovexport.versions import stack_versions
 from ovexport.weights.layer import LayerFormat
 
-_OPENVINO_TYPES = {
-    "int4_asym": ov.Type.u4,
-    "int4_sym": ov.Type.i4,
-    "int8_asym": ov.Type.u8,
-    "int8_sym": ov.Type.i8,
-}
-
 
 def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     """Write the IR of the packed weights.
@@ -47,14 +40,14 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     graph = read_graph(base)
     matrices = layer_matrices(graph, manifest)
     for layer in manifest.layers:
-        if layer.mode == "float" and layer.name not in manifest.replaced_weights:
+        if layer.encoding is None and layer.name not in manifest.replaced_weights:
             continue
         matrix = matrices.get(layer.name)
         if matrix is None:
             raise UnsupportedModelError(
                 f"{layer.name}: no constant of the traced graph holds this layer's weights; add it to compress.ignored"
             )
-        if layer.mode == "float":
+        if layer.encoding is None:
             _replace_floats(matrix, tensors.require(layer.name))
         else:
             _replace(matrix, layer, tensors)
@@ -125,14 +118,15 @@ def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type
     Every node has a name of its own: one that OpenVINO makes up counts all nodes that the process made so far, and the
     same product would be other bytes.
     """
-    kind = _OPENVINO_TYPES[layer.mode]
+    encoding = layer.require_encoding()
+    code_type = getattr(ov.Type, encoding.element_type)
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
-    codes = _constant(tensors.require(f"{layer.name}.codes"), shape, kind, layer.name)
+    codes = _constant(tensors.require(f"{layer.name}.codes"), shape, code_type, layer.name)
     result = opset.convert(codes, "f16", name=f"{layer.name}/converted")
-    if not layer.symmetric:
-        zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, kind, f"{layer.name}/zero_point")
+    if not encoding.symmetric:
+        zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, code_type, f"{layer.name}/zero_point")
         zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
         result = opset.subtract(result, zero_point, name=f"{layer.name}/shifted")
     scale = _constant(tensors.require(f"{layer.name}.scale"), grid, ov.Type.f16, f"{layer.name}/scale")

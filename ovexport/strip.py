@@ -19,7 +19,7 @@ from ovexport.openvino.matrices import Matrix, layer_matrices
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import TensorFile, TensorWriter
-from ovexport.weights.encoding import BITS, Mode
+from ovexport.weights.encoding import Encoding
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.nncf_quantizer import NncfQuantizer
 from ovexport.weights.quantizer import Codes, Quantizer, Rows, load_quantizer
@@ -52,7 +52,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     with atomic_folder(out) as folder:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
-                if layer.mode == "float":
+                if layer.encoding is None:
                     if layer.name in manifest.replaced_weights:
                         writer.write(layer.name, changed[layer.name])
                     continue
@@ -62,7 +62,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
                         f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
                         "the checkpoint was changed, tune again"
                     )
-                for part, value in packed_tensors(codes, layer.mode).items():
+                for part, value in packed_tensors(codes, layer.encoding).items():
                     writer.write(f"{layer.name}.{part}", value)
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
@@ -76,35 +76,22 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
     """Dtype and shape of every tensor of packed.safetensors."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for layer in manifest.packed:
-        bits, scales = BITS[layer.mode], layer.out_features * layer.groups
-        layout[f"{layer.name}.codes"] = ("U8", (-(-layer.out_features * layer.in_features * bits // 8),))
+        encoding, scales = layer.require_encoding(), layer.out_features * layer.groups
+        layout[f"{layer.name}.codes"] = ("U8", (encoding.packed_bytes(layer.out_features * layer.in_features),))
         layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
-        if not layer.symmetric:
-            layout[f"{layer.name}.zero_point"] = ("U8", (-(-scales * bits // 8),))
-    floats = [layer for layer in manifest.layers if layer.mode == "float" and layer.name in manifest.replaced_weights]
+        if not encoding.symmetric:
+            layout[f"{layer.name}.zero_point"] = ("U8", (encoding.packed_bytes(scales),))
+    floats = [layer for layer in manifest.layers if layer.encoding is None and layer.name in manifest.replaced_weights]
     return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
 
 
-def packed_tensors(codes: Codes, mode: Mode) -> dict[str, NDArray[np.generic]]:
-    """Codes, scales and zero points as they lie in the IR: 4-bit ones two to a byte, low nibble first."""
-    pack = _nibbles if BITS[mode] == 4 else _bytes
-    tensors = {"codes": pack(codes.codes), "scale": codes.scale.numpy()}
+def packed_tensors(codes: Codes, encoding: Encoding) -> dict[str, NDArray[np.generic]]:
+    """Codes, scales and zero points as they lie in the IR."""
+    tensors: dict[str, NDArray[np.generic]] = {"codes": encoding.pack(codes.codes.numpy())}
+    tensors["scale"] = codes.scale.numpy()
     if codes.zero_point is not None:
-        tensors["zero_point"] = pack(codes.zero_point)
+        tensors["zero_point"] = encoding.pack(codes.zero_point.numpy())
     return tensors
-
-
-def _nibbles(values: Tensor) -> NDArray[np.uint8]:
-    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy()
-    if len(flat) % 2:
-        flat = np.append(flat, np.uint8(0))
-    packed: NDArray[np.uint8] = flat[0::2] & np.uint8(0x0F) | flat[1::2] << np.uint8(4)
-    return packed
-
-
-def _bytes(values: Tensor) -> NDArray[np.uint8]:
-    flat: NDArray[np.uint8] = values.contiguous().view(torch.uint8).reshape(-1).numpy()
-    return flat
 
 
 class _FileRows:

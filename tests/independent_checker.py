@@ -1,4 +1,4 @@
-"""Written from the README's section "Write your own checker" alone: openvino and NumPy, nothing of ovexport."""
+"""Written from "Write your own checker" in ovexport/verify/README.md alone: openvino and NumPy, nothing of ovexport."""
 
 import json
 import sys

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from provenance import modules_of, source_digest, stale_sources
-from tables import filled
+from tables import BENCHMARKS_README, filled
 
 
-def test_the_readmes_tables_are_the_committed_results() -> None:
+def test_the_tables_on_the_pages_are_the_committed_results() -> None:
     command = [sys.executable, REPOSITORY / "benchmarks" / "tables.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -44,16 +44,9 @@ def test_a_stale_or_quick_result_or_one_without_its_origin_is_named() -> None:
     assert stale_sources({"provenance": fresh | {"sources": {"no.toml": "0"}}}) == ["no.toml is gone"]
 
 
-def test_a_result_without_a_place_in_the_readme_is_named_and_not_appended() -> None:
-    with pytest.raises(SystemExit, match=r"README\.md: has no place for the table demo"):
-        filled("# A page without marks")
-
-
-def test_the_readme_names_a_test_command_that_ci_finds() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    block = text.partition("<!-- test command -->")[2].partition("```bash\n")[2].partition("```")[0]
-    assert block.startswith("pip install -e")
-    assert block.strip().endswith("pytest")
+def test_a_result_without_a_place_on_its_page_is_named_and_not_appended() -> None:
+    with pytest.raises(SystemExit, match=r"benchmarks/README\.md: has no place for the table demo"):
+        filled(BENCHMARKS_README, "# A page without marks")
 
 
 @pytest.mark.slow

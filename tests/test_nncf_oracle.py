@@ -113,7 +113,7 @@ def test_nncfs_strip_gives_the_codes_that_ours_gives(same_parameters, stripped) 
     quantizers, weights = same_parameters
     decompressors = {parameter_of_hook(name): module for name, module in get_hook_storage(stripped).named_hooks()}
     for name, quantizer in quantizers.items():
-        expected = packed_tensors(quantizer.quantize(weights[name]), quantizer.layer.mode)["codes"]
+        expected = packed_tensors(quantizer.quantize(weights[name]), quantizer.encoding)["codes"]
         if quantizer.symmetric:
             expected = expected ^ 0x88  # NNCF stores signed nibbles with an offset of 8
         actual = stripped.get_parameter(name).detach().contiguous().view(torch.uint8).reshape(-1).numpy()

@@ -69,7 +69,7 @@ class CheckpointManifest(Record):
     @property
     def packed(self) -> tuple[LayerFormat, ...]:
         """The layers that are quantized."""
-        return tuple(layer for layer in self.layers if layer.mode != "float")
+        return tuple(layer for layer in self.layers if layer.encoding)
 
     @property
     def elastic_ranks(self) -> RankSpace:

@@ -95,7 +95,7 @@ def _row(layers: Sequence["LayerFormat"], *, unsuitable: bool) -> tuple[str, ...
         name,
         "not possible" if unsuitable else first.mode,
         f"{first.out_features} × {first.in_features}",
-        str(first.group_size) if first.mode != "float" else "",
+        str(first.group_size) if first.encoding else "",
         str(first.rank) if first.rank else "",
         first.note or "",
     )

@@ -42,7 +42,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     network = load_model(model)
     layers = plan_layers(weight_matrices(network), spec)
     _tell(layers)
-    packed = [layer for layer in layers if layer.mode != "float"]
+    packed = [layer for layer in layers if layer.encoding]
     generator = torch.Generator().manual_seed(seed)
     quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
@@ -97,7 +97,7 @@ def _rounded_by_gptq(
         weight = matrix(network, layer.name, transposed=layer.transposed)
         if layer.name in changed:
             weight.copy_(changed[layer.name])
-        if layer.mode == "int8_asym":
+        if layer.encoding and layer.encoding.bits == 8:
             quantizers[layer.name].dequantize_into(weight.clone(), weight)
-    tuned = [layer for layer in layers if layer.mode.startswith("int4")]
+    tuned = [layer for layer in layers if layer.encoding and layer.encoding.bits == 4]
     return gptq(network.float(), tuned, quantizers, calibration)

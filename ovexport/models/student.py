@@ -64,7 +64,7 @@ class Student:
             if layer.name in replaced:
                 base = _mapped(replaced[layer.name]).to(own.device)
             target.data = torch.empty_like(target.data, dtype=dtype)
-            if layer.mode == "float":
+            if layer.encoding is None:
                 self._floats[layer.name] = base.T if layer.transposed else base
                 target.data.copy_(self._floats[layer.name])
                 continue

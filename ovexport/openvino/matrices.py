@@ -73,7 +73,7 @@ def layer_matrices(graph: ov.Model, manifest: CheckpointManifest | PackedManifes
     }
     chosen = {layer.name: own for layer in manifest.layers if (own := _named(layer, candidates[layer.name]))}
     taken = {matrix.node.get_name(): name for name, matrix in chosen.items()}
-    replaced = {layer.name for layer in manifest.layers if layer.mode != "float"} | set(manifest.replaced_weights)
+    replaced = {layer.name for layer in manifest.layers if layer.encoding} | set(manifest.replaced_weights)
     for layer in manifest.layers:
         if layer.name in chosen or not candidates[layer.name]:
             continue

@@ -93,7 +93,7 @@ class Shape:
     @property
     def product_bytes(self) -> int:
         """The weights of the INT4 IR."""
-        packed = [layer for layer in self.layers if layer.mode != "float"]
+        packed = [layer for layer in self.layers if layer.encoding]
         replaced = sum(layer.out_features * layer.in_features for layer in packed)
         rest = (self.parameters - replaced) * self.bytes_per_parameter
         return rest + sum(layer.weight_bytes for layer in packed)
@@ -107,7 +107,9 @@ class Shape:
     def tuned_parameters(self) -> int:
         """Entries of adapters and quantization ranges."""
         tuned = [layer for layer in self.layers if layer.rank]
-        ranges = sum(layer.out_features * layer.groups * (1 if layer.symmetric else 2) for layer in tuned)
+        ranges = sum(
+            layer.out_features * layer.groups * (1 if layer.require_encoding().symmetric else 2) for layer in tuned
+        )
         return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
 
     @property

@@ -23,7 +23,7 @@ from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.recipe import ModelSpec
-from ovexport.weights.encoding import LEVELS
+from ovexport.weights.encoding import encoding_of
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 from ovexport.weights.nncf_quantizer import NncfQuantizer, tuned_adapter
 from ovexport.weights.policy import check_group_sizes
@@ -60,7 +60,7 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     check_group_sizes(layers, str(path))
     weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
     changed = _changed_weights(path, content.get("model_state"), network, layers, model)
-    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.mode != "float"}
+    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.encoding}
     for name in quantizers:
         _check_ranges(path, found[name], changed.get(name, weights[name]), model)
     digests = {name: weight_digest(weight) for name, weight in weights.items()}
@@ -176,7 +176,7 @@ def _layer(
         )
     return untouched.model_copy(
         update={
-            "mode": f"int{stored.kind.bits}_{'sym' if stored.kind.symmetric else 'asym'}",
+            "mode": encoding_of(bits=stored.kind.bits, symmetric=stored.kind.symmetric).mode,
             "group_size": each.in_features // groups,
             "rank": stored.rank,
             "active_rank": active.get(stored.parameter),
@@ -193,7 +193,8 @@ def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQ
     """
     grid = (layer.out_features, layer.groups, 1)
     tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
-    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(map(abs, LEVELS[layer.mode]))
+    encoding = layer.require_encoding()
+    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
     if not largest.half().isfinite():
         raise UnsupportedModelError(
             f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "

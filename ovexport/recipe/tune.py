@@ -21,18 +21,18 @@ class TuneSpec(Spec):
         epochs: passes over the training sequences or examples.
         batch_size: sequences per microbatch.
         gradient_accumulation_steps: microbatches per optimizer step.
-        learning_rate: of the adapters.
-        scale_learning_rate: of the scales; without it, a tenth of `learning_rate`.
-        zero_point_learning_rate: of the zero points, which move in units of one quantization step; 0 leaves them where
-            they are.
+        learning_rate: learning rate of the adapters.
+        scale_learning_rate: learning rate of the scales; without it, a tenth of `learning_rate`.
+        zero_point_learning_rate: learning rate of the zero points, in units of one quantization step; 0 leaves them
+            where they are.
         probe_learning_rates: try each of these for `probe_steps` steps first; the one with the smallest validation
             loss takes the place of `learning_rate`.
         probe_steps: optimizer steps of each try.
-        weight_decay: AdamW's, of the adapters.
+        weight_decay: AdamW's weight decay of the adapters.
         schedule: how the learning rates fall after the warm-up.
         warmup_fraction: share of the steps over which the learning rates rise from 0.
         max_gradient_norm: a gradient with a larger norm is scaled down to this norm.
-        temperature: of the distillation; both distributions are softened by it.
+        temperature: temperature of both distributions in the distillation.
         reverse_kl_share: share of KL(compressed ‖ uncompressed) in the divergence; the rest is
             KL(uncompressed ‖ compressed).
         cross_entropy_share: share of the next token's cross-entropy in the loss; the rest is the divergence.
@@ -42,9 +42,9 @@ class TuneSpec(Spec):
             tuning with exit code 6.
         validate_every: optimizer steps between two validations.
         save_every: optimizer steps between two saves; `--resume` goes on from the last save.
-        seed: of the order of the sequences, of the adapters' start and of the ranks that are drawn.
+        seed: seed of the order of the sequences, of the adapters' start and of the ranks that are drawn.
         device: where to tune; "auto" takes the GPU if there is one.
-        precision: of matrix products in both models; "auto" is bf16 if the device has instructions for it.
+        precision: precision of matrix products in both models; "auto" is bf16 if the device has instructions for it.
             Quantization is always in float32.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
         teacher_cache_gb: the most disk space for the uncompressed model's hidden states, in the folder that the
@@ -104,14 +104,14 @@ class SearchSpec(Spec):
     """How the ranks of FQ_LORA_NLS adapters are chosen, after tuning, on the task's validation split.
 
     Attributes:
-        method: "heuristics" tries the median ranks, the most frequent ones and the five configurations with the
-            smallest loss in tuning; "evolution" goes on from the best of them.
+        method: "heuristics" tries the median ranks, the most frequent, the largest and the smallest ones, and the five
+            configurations with the smallest loss in tuning; "evolution" goes on from the best of them.
         evaluations: configurations that are scored on the sample, heuristics included.
         sample: validation examples that score a configuration; the same ones for all.
         finalists: the best configurations of the sample, which are scored on the whole validation split; the best of
             them is chosen.
         ranks: take these ranks and do not search: one rank for all, or one per block or Linear.
-        seed: of the sample and of the evolution.
+        seed: seed of the sample and of the evolution.
     """
 
     method: Literal["evolution", "heuristics"] = "evolution"

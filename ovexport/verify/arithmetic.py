@@ -1,6 +1,6 @@
 """First line of evidence: the codes computed again, in NumPy, from the checkpoint and the weights of the base IR.
 
-Written from the formulas in the README, sharing nothing with the code that trains and packs. A block of rows is in
+Written from the formulas in README.md, sharing nothing with the code that trains and packs. A block of rows is in
 memory at a time, small enough for a core's cache.
 """
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ovexport.errors import ArtifactError
 from ovexport.storage.tensorfile import TensorFile
+from ovexport.verify.modes import storage
 from ovexport.weights.layer import LayerFormat
 
 _SMALLEST, _LARGEST = np.float32(2.0**-24), np.float32(65504.0)
 _BLOCK_ELEMENTS = 2**17
-_TOP = {"int4_asym": 15, "int4_sym": 7, "int8_asym": 255, "int8_sym": 127}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,10 @@ def expected_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
     Raises:
         ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
     """
-    top = np.float32(_TOP[layer.mode])
-    if layer.symmetric:
-        return ExpectedGrid(_float16_grid(stored_ranges(layer, adapters, "scale") / (top + 1)), None)
+    stored = storage(layer)
+    if stored.symmetric:
+        return ExpectedGrid(_float16_grid(stored_ranges(layer, adapters, "scale") / np.float32(-stored.lowest)), None)
+    top = np.float32(stored.highest)
     scale = _float16_grid((np.abs(stored_ranges(layer, adapters, "input_range")) / top).astype(np.float32))
     zero_point = np.clip(np.round(-stored_ranges(layer, adapters, "input_low") / scale.astype(np.float32)), 0, top)
     return ExpectedGrid(scale, zero_point.astype(np.uint8))
@@ -69,11 +70,11 @@ class ExpectedCodes:
         values = weight.reshape(-1, layer.groups, layer.group_size)
         np.divide(values, self._scale[rows], out=values)
         np.rint(values, out=values)
-        top = _TOP[layer.mode]
-        if self._zero_point is None:
-            return np.clip(values, -top - 1, top, out=values).astype(np.int8).reshape(-1, layer.in_features)
-        np.add(values, self._zero_point[rows], out=values)
-        return np.clip(values, 0, top, out=values).astype(np.uint8).reshape(-1, layer.in_features)
+        if self._zero_point is not None:
+            np.add(values, self._zero_point[rows], out=values)
+        stored = storage(layer)
+        np.clip(values, stored.lowest, stored.highest, out=values)
+        return values.astype(np.int8 if stored.symmetric else np.uint8).reshape(-1, layer.in_features)
 
 
 def row_blocks(layer: LayerFormat) -> Iterator[slice]:

@@ -1,11 +1,9 @@
-"""The two shapes that nearly every check has, what they are about, and the types that modes are stored in."""
+"""The two shapes that nearly every check has, and what they are about."""
 
 from typing import Any
 
 from ovexport.openvino.graph import Weight
 from ovexport.reports import Check
-
-ELEMENT_TYPES = {"int4_asym": "u4", "int4_sym": "i4", "int8_asym": "u8", "int8_sym": "i8"}
 
 
 def zero(name: str, subject: str, value: int, detail: str = "") -> Check:

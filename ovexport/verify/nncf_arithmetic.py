@@ -1,6 +1,6 @@
 """The first line of evidence for a checkpoint of NNCF's: the codes computed again, in NumPy, by NNCF's rules.
 
-Written from the formulas in the README, sharing nothing with the code that packs. Every operation is one of float32, in
+Written from the formulas in README.md, sharing nothing with the code that packs. Every operation is one of float32, in
 NNCF's order, so that the result is equal to the last bit; only the product of the adapters is summed in float64. Where
 torch rounded that to another bfloat16, the checkpoint names the entry; that it may be one is checked.
 """
@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from ovexport.errors import ArtifactError
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.verify.arithmetic import ExpectedGrid, stored_ranges, stored_tensor
+from ovexport.verify.modes import storage
 from ovexport.weights.layer import LayerFormat
 
 _SMALLEST = np.float32(2.0**-23)
 _SMALLEST_RANGE = 1e-17  # NNCF adds 1e-16 to each
-_TOP = {"int4_asym": 15, "int4_sym": 7, "int8_asym": 255, "int8_sym": 127}
-_STEPS = {"int4_asym": 15, "int4_sym": 15, "int8_asym": 255, "int8_sym": 255}
 
 
 def nncf_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
@@ -27,7 +26,7 @@ def nncf_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
     """
     step, zero_point = _grid(layer, adapters)
     with np.errstate(over="ignore"):
-        return ExpectedGrid(step.astype(np.float16), None if layer.symmetric else zero_point.astype(np.uint8))
+        return ExpectedGrid(step.astype(np.float16), None if storage(layer).symmetric else zero_point.astype(np.uint8))
 
 
 class NncfCodes:
@@ -58,8 +57,9 @@ class NncfCodes:
         if self._product is not None:
             weight += self._product.rows(rows)
         low, width = self._low[rows], self._range[rows]
-        steps = np.float32(_STEPS[layer.mode])
-        inverse = np.float32(1) / width * steps if layer.mode.startswith("int4") else steps / width
+        stored = storage(layer)
+        steps = np.float32(stored.highest - stored.lowest)
+        inverse = np.float32(1) / width * steps if stored.bits == 4 else steps / width
         values = weight.reshape(-1, layer.groups, layer.group_size)
         np.clip(values, low, low + width, out=values)
         values -= low
@@ -70,9 +70,8 @@ class NncfCodes:
         values /= self._step[rows]
         values += self._zero_point[rows]
         np.rint(values, out=values)
-        top = _TOP[layer.mode]
-        np.clip(values, -top - 1 if layer.symmetric else 0, top, out=values)
-        return values.astype(np.int8 if layer.symmetric else np.uint8).reshape(-1, layer.in_features)
+        np.clip(values, stored.lowest, stored.highest, out=values)
+        return values.astype(np.int8 if stored.symmetric else np.uint8).reshape(-1, layer.in_features)
 
 
 class _Product:
@@ -121,15 +120,16 @@ class _Product:
 
 def _grid(layer: LayerFormat, adapters: TensorFile) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Step and zero point, (output, groups) float32."""
-    top = np.float32(_TOP[layer.mode])
-    if layer.symmetric:
-        step = stored_ranges(layer, adapters, "scale") / (top + 1)
+    stored = storage(layer)
+    if stored.symmetric:
+        step = stored_ranges(layer, adapters, "scale") / np.float32(-stored.lowest)
     else:
-        step = stored_ranges(layer, adapters, "input_range") / top
+        step = stored_ranges(layer, adapters, "input_range") / np.float32(stored.highest)
     step = np.where(np.abs(step) < _SMALLEST, _SMALLEST, step)
-    if layer.symmetric:
+    if stored.symmetric:
         return step, np.zeros_like(step)
-    return step, np.clip(-np.rint(stored_ranges(layer, adapters, "input_low") / step), 0, top)
+    zero_point = -np.rint(stored_ranges(layer, adapters, "input_low") / step)
+    return step, np.clip(zero_point, stored.lowest, stored.highest)
 
 
 def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
+from ovexport.verify.modes import predicted_bytes
 from ovexport.verify.structure import adapter_operations, note, operators_beyond, packed_bytes, same_options, structure
 from ovexport.verify.weight_error import weight_errors
 from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
@@ -185,7 +186,7 @@ def _against_checkpoint(
         evidence.errors = weight_errors(found, manifest, matrices)
         evidence.twin_errors = weight_errors(others, manifest, matrices)
     evidence.checks.append(packed_bytes(found, manifest))
-    evidence.predicted_bytes = sum(layer.weight_bytes for layer in manifest.packed)
+    evidence.predicted_bytes = sum(predicted_bytes(layer) for layer in manifest.packed)
 
 
 def _against_twin(

@@ -9,7 +9,8 @@ from ovexport.artifacts import IR, CheckpointManifest
 from ovexport.openvino.graph import Weight, runtime_options, stray_readers, walk
 from ovexport.openvino.runtime_settings import converted_options
 from ovexport.reports import Check
-from ovexport.verify.checks import ELEMENT_TYPES, equal, readings, zero
+from ovexport.verify.checks import equal, readings, zero
+from ovexport.verify.modes import predicted_bytes, storage
 from ovexport.verify.wiring import expected_chains
 
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
@@ -25,7 +26,7 @@ def structure(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointMa
         zero("packed weights are read whole", "model", len(stray), "; ".join(stray[:3])),
     ]
     for layer in manifest.packed:
-        promised = f"{ELEMENT_TYPES[layer.mode]} {layer.out_features}x{layer.in_features} group {layer.group_size}"
+        promised = f"{storage(layer).element_type} {layer.out_features}x{layer.in_features} group {layer.group_size}"
         if layer.name not in by_name:
             detail = "no constant of this name is unpacked and used as a weight"
             checks.append(equal("layer packed as promised", layer.name, None, promised, detail))
@@ -49,7 +50,7 @@ def _floats(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Wei
 
 def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
     """Codes, scales and zero points take the bytes that the formats predict."""
-    predicted = sum(layer.weight_bytes for layer in manifest.packed)
+    predicted = sum(predicted_bytes(layer) for layer in manifest.packed)
     actual = sum(weight.byte_size for weight in found if weight.packed)
     return equal("bytes of packed weights as predicted", "model", actual, predicted)
 

@@ -19,7 +19,8 @@ from ovexport.openvino.graph import Weight, check_depth, raw, type_name, weight_
 from ovexport.openvino.matrices import Matrix
 from ovexport.reports import Check
 from ovexport.storage.digests import bytes_digest
-from ovexport.verify.checks import ELEMENT_TYPES, zero
+from ovexport.verify.checks import zero
+from ovexport.verify.modes import storage
 from ovexport.verify.ports import Ports, ports
 from ovexport.weights.layer import LayerFormat
 
@@ -69,12 +70,13 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
 
     Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
     """
-    kind = ELEMENT_TYPES[layer.mode]
+    stored = storage(layer)
+    kind = stored.element_type
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     chain = _converted(f"{kind} {shape}", "f16")
-    if not layer.symmetric:
+    if not stored.symmetric:
         chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from ovexport.storage.records import Record
-from ovexport.weights.encoding import BITS, Mode
+from ovexport.weights.encoding import ENCODINGS, Encoding, Mode
 
 
 class LayerFormat(Record):
@@ -48,9 +48,19 @@ class LayerFormat(Record):
         return self
 
     @property
-    def symmetric(self) -> bool:
-        """Whether codes are signed and there is no zero point."""
-        return self.mode in ("int4_sym", "int8_sym")
+    def encoding(self) -> Encoding | None:
+        """What its mode means; None for a layer left in floating point."""
+        return ENCODINGS.get(self.mode)
+
+    def require_encoding(self) -> Encoding:
+        """What its mode means.
+
+        Raises:
+            ValueError: the layer is left in floating point.
+        """
+        if self.encoding is None:
+            raise ValueError(f"{self.name}: has no codes, it is left in floating point")
+        return self.encoding
 
     @property
     def used_rank(self) -> int:
@@ -65,12 +75,9 @@ class LayerFormat(Record):
     @property
     def weight_bytes(self) -> int:
         """Bytes of codes, float16 scales and zero points in the IR; 0 for a layer left in floating point."""
-        if self.mode == "float":
+        if self.encoding is None:
             return 0
-        bits = BITS[self.mode]
-        scales = self.out_features * self.groups
-        zero_points = 0 if self.symmetric else -(-scales * bits // 8)
-        return -(-self.out_features * self.in_features * bits // 8) + 2 * scales + zero_points
+        return self.encoding.layer_bytes(self.out_features * self.in_features, self.out_features * self.groups)
 
 
 class CodeDigest(Record):

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ovexport.errors import ArtifactError
 from ovexport.storage.tensorfile import TensorFile
-from ovexport.weights.encoding import BITS, LEVELS
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import Codes, Rows
 
@@ -48,6 +47,7 @@ class NncfQuantizer:
 
     def __init__(self, layer: LayerFormat, tensors: Mapping[str, Tensor]) -> None:
         self.layer = layer
+        self._encoding = layer.require_encoding()
         self._tensors = tensors
 
     @classmethod
@@ -96,21 +96,20 @@ class NncfQuantizer:
     def quantize(self, weight: Rows) -> Codes:
         """The codes that ship; of `weight`, (output, input), a block of rows is read at a time."""
         layer = self.layer
-        lowest, highest = LEVELS[layer.mode]
+        lowest, highest = self._encoding.lowest, self._encoding.highest
         step, zero_point = self._grid()
-        integer = torch.int8 if layer.symmetric else torch.uint8
+        integer = getattr(torch, self._encoding.code_dtype)
         codes = torch.empty(layer.out_features, layer.in_features, dtype=integer)
         for rows in _blocks(layer):
             values = self._fake_quantized(weight[rows].float(), rows)
             values = values.div_(step[rows]).add_(zero_point[rows]).round_().clamp_(lowest, highest)
             codes[rows] = values.flatten(1).to(integer)
-        zero_points = None if layer.symmetric else zero_point.to(torch.uint8)
+        zero_points = None if self._encoding.symmetric else zero_point.to(integer)
         return Codes(codes=codes, scale=step.half(), zero_point=zero_points)
 
     def _grid(self) -> tuple[Tensor, Tensor]:
         """Step and zero point, (output, groups, 1) float32."""
-        lowest, highest = LEVELS[self.layer.mode]
-        symmetric = self.layer.symmetric
+        lowest, highest, symmetric = self._encoding.lowest, self._encoding.highest, self._encoding.symmetric
         step = self._tensors["scale"] / -lowest if symmetric else self._tensors["input_range"] / highest
         step = torch.where(step.abs() < _SMALLEST_STEP, _SMALLEST_STEP, step)
         if symmetric:
@@ -123,8 +122,8 @@ class NncfQuantizer:
         if layer.rank:
             weight = weight + self._product(rows)
         low, width = self._tensors["input_low"][rows], self._tensors["input_range"][rows]
-        top = 2 ** BITS[layer.mode] - 1
-        inverse = width.reciprocal() * top if BITS[layer.mode] == 4 else torch.full_like(width, top) / width
+        top = self._encoding.highest - self._encoding.lowest
+        inverse = width.reciprocal() * top if self._encoding.bits == 4 else torch.full_like(width, top) / width
         position = weight.reshape(-1, layer.groups, layer.group_size).clamp(low, low + width).sub_(low)
         return position.mul_(inverse).sub_(torch.round(-low * inverse)).round_().div_(inverse)
 
@@ -139,7 +138,7 @@ class NncfQuantizer:
 
 def _range_names(layer: LayerFormat) -> tuple[str, ...]:
     """The parameters of a layer's ranges, in a checkpoint."""
-    return ("input_low", "input_range", "scale") if layer.symmetric else ("input_low", "input_range")
+    return ("input_low", "input_range", "scale") if layer.require_encoding().symmetric else ("input_low", "input_range")
 
 
 def tuned_adapter(layer: LayerFormat, lora_a: Tensor, lora_b: Tensor) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
         layers.append(layer)
     unsuitable = frozenset(matrix.name for group in refused.values() for matrix in group)
     problems += [refusal.problem(group) for refusal, group in refused.items()]
-    if not problems and all(layer.mode == "float" for layer in layers):
+    if not problems and all(layer.encoding is None for layer in layers):
         problems = [RecipeError(f"compress.ignored={list(spec.ignored)} leaves nothing to compress; name fewer layers")]
     return LayerPlan(tuple(layers), unsuitable, tuple(problems))
 
@@ -94,7 +94,7 @@ def check_group_sizes(layers: Iterable[LayerFormat], origin: str) -> None:
     wrong = [
         layer
         for layer in layers
-        if layer.mode in ("int4_asym", "int4_sym") and not computed_rightly(layer.group_size, layer.in_features)
+        if layer.encoding and layer.encoding.bits == 4 and not computed_rightly(layer.group_size, layer.in_features)
     ]
     if wrong:
         first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from ovexport.errors import ArtifactError
 from ovexport.storage.digests import bytes_digest
 from ovexport.storage.tensorfile import TensorFile
-from ovexport.weights.encoding import LEVELS
 from ovexport.weights.layer import CodeDigest, LayerFormat
 
 SMALLEST_STEP = 2.0**-24
@@ -97,7 +96,8 @@ class FakeQuantizer(nn.Module):
         super().__init__()
         self.layer = layer
         self.active_rank = layer.used_rank
-        self.level_low, self.level_high = LEVELS[layer.mode]
+        self.encoding = layer.require_encoding()
+        self.level_low, self.level_high = self.encoding.lowest, self.encoding.highest
         grid = (layer.out_features, layer.groups, 1)
         tuned = layer.rank > 0
         for name in self.range_names:
@@ -108,8 +108,8 @@ class FakeQuantizer(nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether codes are signed and there is no zero point."""
-        return self.layer.symmetric
+        """Whether there is no zero point."""
+        return self.encoding.symmetric
 
     @property
     def range_names(self) -> tuple[str, ...]:
@@ -192,11 +192,11 @@ class FakeQuantizer(nn.Module):
     def quantize(self, weight: Rows) -> Codes:
         """The codes of W + B·A, as they ship; of `weight`, (output, input), a block of rows is read at a time."""
         step, zero_point = self.grid()
-        integer = torch.int8 if self.symmetric else torch.uint8
+        integer = getattr(torch, self.encoding.code_dtype)
         codes = torch.empty(self.layer.out_features, self.layer.in_features, dtype=integer, device=step.device)
         for rows, adapted in self._adapted(weight, torch.float64):
             codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
-        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(torch.uint8))
+        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(integer))
 
     @torch.no_grad()
     def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:

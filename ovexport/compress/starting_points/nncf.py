@@ -27,7 +27,7 @@ def awq_and_scales(
 ) -> dict[str, Tensor]:
     """Take over the ranges that NNCF finds; returns the weights that AWQ changed, (output, input) float32 by name."""
     check(layers, spec)
-    tuned = [layer for layer in layers if layer.mode.startswith("int4") and _grouped_as_asked(layer, spec)]
+    tuned = [layer for layer in layers if _as_asked(layer, spec)]
     found = _compressed_by_nncf(copy.deepcopy(network).float(), tuned, layers, spec, calibration)
     changed = {}
     for layer in layers:
@@ -64,8 +64,11 @@ def check(layers: Iterable[LayerFormat], spec: CompressSpec) -> None:
         )
 
 
-def _grouped_as_asked(layer: LayerFormat, spec: CompressSpec) -> bool:
-    return layer.group_size == (layer.in_features if spec.group_size == -1 else spec.group_size)
+def _as_asked(layer: LayerFormat, spec: CompressSpec) -> bool:
+    """Whether NNCF, which knows one mode and one group size, can do a layer: it has the recipe's."""
+    return layer.mode == spec.mode and layer.group_size == (
+        layer.in_features if spec.group_size == -1 else spec.group_size
+    )
 
 
 def _compressed_by_nncf(

@@ -1,0 +1,43 @@
+"""What each mode is stored as, in the proof's own words: written down once more, so that a mistake in
+`ovexport.weights.encoding` shows up as a difference between the IR and this table."""
+
+from dataclasses import dataclass
+
+from ovexport.weights.layer import LayerFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a mode is stored in an IR.
+
+    Attributes:
+        element_type: of the codes, as OpenVINO writes it.
+        lowest, highest: codes.
+        symmetric: there is no zero point.
+    """
+
+    element_type: str
+    bits: int
+    lowest: int
+    highest: int
+    symmetric: bool
+
+
+STORAGE = {
+    "int4_asym": Storage("u4", 4, 0, 15, False),
+    "int4_sym": Storage("i4", 4, -8, 7, True),
+    "int8_asym": Storage("u8", 8, 0, 255, False),
+    "int8_sym": Storage("i8", 8, -128, 127, True),
+}
+
+
+def storage(layer: LayerFormat) -> Storage:
+    """How a quantized layer is stored."""
+    return STORAGE[layer.mode]
+
+
+def predicted_bytes(layer: LayerFormat) -> int:
+    """Bytes of a quantized layer's codes, float16 scales and zero points."""
+    stored, scales = storage(layer), layer.out_features * layer.groups
+    codes = (layer.out_features * layer.in_features * stored.bits + 7) // 8
+    return codes + 2 * scales + (0 if stored.symmetric else (scales * stored.bits + 7) // 8)

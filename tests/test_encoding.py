@@ -1,0 +1,68 @@
+"""What a mode means, as it is packed and as it is proven."""
+
+from typing import get_args
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ovexport.openvino.graph import unpacked
+from ovexport.verify.modes import STORAGE, predicted_bytes
+from ovexport.weights.encoding import ENCODINGS, Encoding, Mode, encoding_of
+from ovexport.weights.layer import LayerFormat
+
+encodings = pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=list(ENCODINGS))
+
+
+def test_every_mode_but_float_has_an_encoding() -> None:
+    assert set(ENCODINGS) == set(get_args(Mode)) - {"float"}
+
+
+def test_the_proof_has_the_same_modes_in_a_table_of_its_own() -> None:
+    assert set(STORAGE) == set(ENCODINGS)
+    for mode, encoding in ENCODINGS.items():
+        assert (
+            encoding.element_type, encoding.bits, encoding.lowest, encoding.highest, encoding.symmetric,
+        ) == (
+            STORAGE[mode].element_type, STORAGE[mode].bits, STORAGE[mode].lowest, STORAGE[mode].highest,
+            STORAGE[mode].symmetric,
+        )  # fmt: skip
+
+
+@encodings
+def test_the_proof_predicts_the_bytes_of_a_layer_alike(encoding: Encoding) -> None:
+    for rows, columns, group in ((3, 5, 5), (7, 96, 32), (1, 3, 1)):
+        layer = LayerFormat(
+            name="w", kind="linear", mode=encoding.mode, out_features=rows, in_features=columns, group_size=group
+        )
+        assert predicted_bytes(layer) == layer.weight_bytes > 0
+
+
+@encodings
+def test_packed_codes_are_read_back_by_openvino_and_take_the_bytes_predicted(encoding: Encoding) -> None:
+    codes = np.linspace(encoding.lowest, encoding.highest, 21).astype(encoding.code_dtype).reshape(3, 7)
+    packed = encoding.pack(codes)
+    assert len(packed) == encoding.packed_bytes(codes.size)
+    element_type = getattr(ov.Type, encoding.element_type)
+    constant = ov.op.Constant(ov.Tensor(packed, ov.Shape(codes.shape), element_type), shared_memory=True)
+    assert np.array_equal(unpacked(constant), codes)
+    assert codes.min() == encoding.lowest
+    assert codes.max() == encoding.highest
+
+
+@encodings
+def test_an_encoding_is_found_by_its_bits_and_symmetry(encoding: Encoding) -> None:
+    assert encoding_of(bits=encoding.bits, symmetric=encoding.symmetric) is encoding
+
+
+def test_no_encoding_has_three_bits() -> None:
+    with pytest.raises(KeyError, match="3 bits"):
+        encoding_of(bits=3, symmetric=True)
+
+
+def test_a_layer_in_floating_point_has_no_encoding() -> None:
+    layer = LayerFormat(name="w", kind="linear", mode="float", out_features=2, in_features=2, group_size=2)
+    assert layer.encoding is None
+    assert layer.weight_bytes == 0
+    with pytest.raises(ValueError, match="w: has no codes"):
+        layer.require_encoding()

@@ -19,19 +19,19 @@ from ovexport.recipe import Recipe, SourceSpec, TaskSpec
 from ovexport.storage.scratch import clear_scratch, scratch_folder
 
 READ_BY = {
-    "model": {"prepare", "trace", "compress", "tune", "evaluate"},
+    "model": {"prepare", "trace", "compress", "tune", "search", "evaluate"},
     "data": {"prepare"},
     "task": {"prepare", "evaluate"},
     "compress": {"compress"},
-    "tune": {"tune"},
-    "search": {"tune"},
+    "tune": {"tune", "search"},
+    "search": {"search"},
     "convert": {"trace"},
     "verify": {"verify"},
     "evaluate": {"evaluate"},
     "bench": {"bench"},
 }
 OTHERWISE = {
-    "tune.seed": {"compress", "tune"},
+    "tune.seed": {"compress", "tune", "search"},
     "tune.save_every": set(),
     "tune.most_skipped_steps": set(),
     "tune.gradient_checkpointing": set(),

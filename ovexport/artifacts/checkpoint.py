@@ -13,7 +13,6 @@ from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, LayerFormat
 from ovexport.weights.ranks import Configuration, RankSpace
 
-
 DRAWN_RANKS = "drawn_ranks.json"
 
 
@@ -100,7 +99,8 @@ class DrawnRanks(Record):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder with checkpoint.json, adapters.safetensors, reference.safetensors if it was tuned here,
-    weights.safetensors if the starting point replaced weights, and drawn_ranks.json if its ranks are still to be chosen.
+    weights.safetensors if the starting point replaced weights, and drawn_ranks.json if its ranks are
+    still to be chosen.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
     `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer

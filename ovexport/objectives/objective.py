@@ -36,8 +36,8 @@ class Objective(Protocol):
         """How many tokens of these training examples have a loss."""
 
     def loss(self, network: PreTrainedModel, head: Head, indices: Sequence[int], weight: int) -> Tensor:
-        """The loss of a microbatch of training examples, differentiable: summed over its tokens and divided by `weight`,
-        that of the whole step."""
+        """The loss of a microbatch of training examples, differentiable: summed over its tokens and divided by
+        `weight`, that of the whole step."""
 
     def score(self, network: PreTrainedModel, head: Head, indices: Sequence[int]) -> float:
         """The figure of some validation examples: the mean over their tokens, with logits in float32."""

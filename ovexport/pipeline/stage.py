@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from ovexport.artifacts import FORMAT_VERSION, IR, MODELS, RunFolder, StageRecord
 from ovexport.checking import Finding
@@ -22,8 +22,8 @@ from ovexport.storage.files import files_in
 from ovexport.storage.records import read_record
 from ovexport.versions import installed_version
 
-if TYPE_CHECKING:
-    from ovexport.pipeline.plan import Outlook
+Seen = TypeVar("Seen")
+"""What can be seen of a run before any work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Context:
     """What a stage is run with.
 
     Attributes:
-        identity: digest of all that the stage depends on, but for its finishing sections.
+        digest: SHA-256 over all that the stage's result depends on; what it saves on the way is kept under it.
     """
 
     recipe: Recipe
     folder: RunFolder
-    identity: str
+    digest: str
     listener: Listener
 
     def models(self) -> dict[str, IR]:
@@ -44,16 +44,16 @@ class Context:
         return {name: self.folder.ir(name).require() for name in MODELS}
 
 
-def _nothing_to_check(_: "Outlook") -> Iterator[Finding]:
+def _nothing_to_check(_: object) -> Iterator[Finding]:
     return iter(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class Stage(Generic[Seen]):
     """One step of the way.
 
     Attributes:
-        check: what would stop it, found before any work.
+        check: what would stop it, found before any work in what can be seen of a run by then.
         sections: the recipe's parts that its result depends on, as paths.
         without: keys of these sections that its result does not depend on, as paths.
         reads: local files whose content its result depends on, by their names in LOCAL_FILES.
@@ -62,13 +62,11 @@ class Stage:
         measures: whether it leaves figures, which are measured again with other versions of its libraries.
         outputs: what it writes, relative to the run.
         scratch: folders that it can go on from when it was interrupted, and that go once it is done.
-        finishing: sections that only what it does after its scratch is made depends on.
-        keeps_scratch: whether it does that, so that the scratch stays and a change of those sections can use it again.
     """
 
     name: str
     run: Callable[[Context], None]
-    check: "Callable[[Outlook], Iterator[Finding]]" = _nothing_to_check
+    check: Callable[[Seen], Iterator[Finding]] = _nothing_to_check
     sections: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
@@ -77,22 +75,19 @@ class Stage:
     measures: bool = False
     outputs: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
-    finishing: tuple[str, ...] = ()
-    keeps_scratch: Callable[[Recipe], bool] = lambda _: False
 
 
-def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> str:
+def stage_digest(stage: Stage[Any], recipe: Recipe, results: Mapping[str, str]) -> str:
     """SHA-256 over all that a stage's result depends on.
 
     Args:
         results: by upstream stage, a digest of what it wrote.
     """
-    finishing = stage.finishing if stage.keeps_scratch(recipe) else ()
     return json_digest(
         {
             "stage": stage.name,
             "format": FORMAT_VERSION,
-            "sections": {path: _section(recipe, path, stage.without) for path in (*stage.sections, *finishing)},
+            "sections": {path: _section(recipe, path, stage.without) for path in stage.sections},
             "upstream": [results[name] for name in stage.upstream],
             "files": {name: LOCAL_FILES[name](recipe) for name in stage.reads},
             "versions": {name: installed_version(name) for name in stage.libraries} if stage.measures else None,
@@ -100,7 +95,7 @@ def stage_digest(stage: Stage, recipe: Recipe, results: Mapping[str, str]) -> st
     )
 
 
-def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None:
+def finished(stage: Stage[Any], folder: RunFolder, digest: str) -> StageRecord | None:
     """The stage's record, when it is of these inputs and its files are untouched."""
     path = folder.stage_record(stage.name)
     if not path.is_file():
@@ -114,7 +109,7 @@ def finished(stage: Stage, folder: RunFolder, digest: str) -> StageRecord | None
     return record
 
 
-def other_versions(stage: Stage, record: StageRecord) -> dict[str, tuple[str, str]]:
+def other_versions(stage: Stage[Any], record: StageRecord) -> dict[str, tuple[str, str]]:
     """Of the stage's libraries those that another version of is installed than it was made with: then and now."""
     now = {name: installed_version(name) or "none" for name in stage.libraries}
     return {

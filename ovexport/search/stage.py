@@ -1,9 +1,9 @@
 """The stage: which configuration of the tuned, elastic adapters becomes the product.
 
-A configuration's score is the objective's figure, such as the mean -log p(token) of the right answers, on a fixed sample
-of the validation split: the same examples for every configuration. First the heuristics of the NLS example are scored,
-with the largest and the smallest ranks; then evolution goes on from the best ones. The best few are scored on the whole
-validation split, and the best of these is chosen. The test split is not looked at.
+A configuration's score is the objective's figure, such as the mean -log p(token) of the right answers, on a fixed
+sample of the validation split: the same examples for every configuration. First the heuristics of the NLS example are
+scored, with the largest and the smallest ranks; then evolution goes on from the best ones. The best few are scored on
+the whole validation split, and the best of these is chosen. The test split is not looked at.
 
 Adapters without a choice of ranks keep those that tuning left: the checkpoint's files are links to it.
 """

@@ -97,7 +97,7 @@ class MovingAverages:
         self.values = {key: value.detach().clone() for key, value in parameters.items()} if decay else {}
 
     def follow(self, updates: int) -> None:
-        """Take in the parameters after so many updates; the decay rises from 0.1, so that the start is soon forgotten."""
+        """Take in the parameters after so many updates; the decay rises from 0.1, so the start is soon forgotten."""
         decay = min(self._decay, updates / (9 + updates))
         for key, average in self.values.items():
             average.lerp_(self._parameters[key].detach(), 1 - decay)

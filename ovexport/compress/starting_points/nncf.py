@@ -26,7 +26,7 @@ def awq_and_scales(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Take over the ranges that NNCF finds; returns the weights that AWQ changed, (output, input) float32 by name."""
-    check(layers, spec)
+    check_layers(layers, spec)
     tuned = [layer for layer in layers if _as_asked(layer, spec)]
     found = _compressed_by_nncf(copy.deepcopy(network).float(), tuned, layers, spec, calibration)
     changed = {}
@@ -50,7 +50,7 @@ def awq_and_scales(
     return changed
 
 
-def check(layers: Iterable[LayerFormat], spec: CompressSpec) -> None:
+def check_layers(layers: Iterable[LayerFormat], spec: CompressSpec) -> None:
     """Refuse layers that NNCF's methods can't do.
 
     Raises:

@@ -14,7 +14,7 @@ from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 from safetensors import SafetensorError
 from torch.func import functional_call
 
-from ovexport import artifacts, recipe
+from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
 from ovexport.models.device import Compute
@@ -23,6 +23,7 @@ from ovexport.objectives.loss import Loss, distillation
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
+from ovexport.storage import files
 from ovexport.tune import store, trainer, tune
 from ovexport.tune.trainer import Trainer, make_trainer
 
@@ -137,7 +138,7 @@ _SIGNALLED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from test_tune import spec, tuned
-from ovexport import artifacts, pipeline, recipe
+from ovexport import recipe
 from ovexport.artifacts import RunFolder
 
 run, out, number, steps, save_every, seconds = sys.argv[1:]
@@ -200,7 +201,7 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
         write(tensors, path)
 
     monkeypatch.setattr(store, "write_tensors", full)
-    monkeypatch.setattr(artifacts, "_FULL_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(files, "_FULL_DISK_BYTES", 1 << 62)
     with pytest.raises(ArtifactError, match="no space left on the disk; free some, then --resume"):
         tuned(finished_run, tiny_recipe, spec(), tmp_path)
     seen: list[int] = []

@@ -60,5 +60,5 @@ def require_device(device: DeviceName) -> None:
 
 def _is_fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

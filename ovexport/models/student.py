@@ -92,7 +92,7 @@ class Student:
     @property
     def device(self) -> torch.device:
         """Where its parameters are."""
-        return self.network.device
+        return torch.device(self.network.device)
 
     @torch.no_grad()
     def quantize_weights(self) -> None:

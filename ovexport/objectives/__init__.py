@@ -8,6 +8,7 @@ from ovexport.objectives.objective import (
     ObjectiveType,
     build_objective,
     count_train_examples,
+    identify,
     objectives,
 )
 from ovexport.objectives.task import Answers
@@ -20,5 +21,6 @@ __all__ = [
     "ObjectiveType",
     "build_objective",
     "count_train_examples",
+    "identify",
     "objectives",
 ]

@@ -135,15 +135,14 @@ def _spread(ratio: dict[str, Any] | None, form: str = ".2f") -> str:
 def reliability_table(document: dict[str, Any]) -> str:
     """What benchmarks/reliability.py counted."""
     lines = [
-        "| damage | trials | found | without ovexport.json | with it rewritten to match | operation or tensor named "
-        "| file named | not found: the same codes |",
+        "| damage | trials | found | found without ovexport.json | found with ovexport.json forged "
+        "| operation or tensor named | file named | not found, same codes |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for kind, value in document["counts"].items():
-        found = value["found"]
-        part = "–" if value["part_named"] is None else value["part_named"]
-        cells = (value["trials"], *found.values(), part, value["file_named"], value["same_codes"])
-        lines.append(f"| {kind} | {' | '.join(map(str, cells))} |")
+    for damage, count in document["counts"].items():
+        part = "–" if count["part_named"] is None else count["part_named"]
+        cells = (count["trials"], *count["found"].values(), part, count["file_named"], count["same_codes"])
+        lines.append(f"| {damage} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -151,12 +150,13 @@ def exactness_table(document: dict[str, Any]) -> str:
     """What benchmarks/exactness.py found."""
     lines = [
         "| between tuning and the IR | INT4 codes that differ | INT8 codes that differ | scales that differ "
-        "| largest difference of a logit, of their range |",
+        "| largest difference of a logit, as a share of the logits' range |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, found in document["differences"].items():
-        shares = [f"{found[key]:.2%}" if found[key] else "0" for key in ("int4_codes", "int8_codes", "scales")]
-        lines.append(f"| {name} | {' | '.join(shares)} | {found['logits']:.1e} |")
+    for name, difference in document["differences"].items():
+        figures = [difference[key] for key in ("int4_codes", "int8_codes", "scales")]
+        shares = [f"{share:.2%}" if share else "0" for share in figures]
+        lines.append(f"| {name} | {' | '.join(shares)} | {difference['logits']:.1e} |")
     return "\n".join(lines)
 
 
@@ -205,7 +205,7 @@ def settings_table(document: dict[str, Any]) -> str:
     """What benchmarks/settings.py found."""
 
     lines = [
-        "| settings | time per output token over the defaults' | KL from full precision, nats |",
+        "| settings | time per output token, ratio to the defaults | KL from full precision, nats |",
         "|---|---:|---:|",
     ]
     for trial in document["trials"]:
@@ -222,12 +222,13 @@ def settings_table(document: dict[str, Any]) -> str:
     best = ", ".join(f"{name} {value}" for name, value in document["chosen"].items()) or "the defaults"
     timed = [trial["time_per_output_token"] for trial in document["trials"] if trial["time_per_output_token"]]
     reasons = " or ".join(sorted({ratio["reason"] for ratio in timed if ratio["ci95"] is None}))
-    without = f"The trials are medians without an interval ({reasons}). " if reasons else ""
+    without = f"The ratios in the table are medians without an interval ({reasons}). " if reasons else ""
     return "\n".join(lines) + (
-        f"\n\n{without}Best: {best}, timed again for longer: {_spread(document['gain'])}; carried by the IR itself, "
-        f"in a plain LLMPipeline: {_spread(document['written_gain'])}. {conditions['device_name']}, "
-        f"{conditions['defaults']['INFERENCE_NUM_THREADS']} threads, whose defaults are {defaults} (KL "
-        f"{conditions['defaults_kl_mean_nats']:.6f}); random weights, hidden size {shape['hidden_size']}, "
+        f"\n\n{without}Best settings: {best}. Timed again for longer, their ratio is {_spread(document['gain'])}; "
+        f"written into the IR and run by a default LLMPipeline, it is {_spread(document['written_gain'])}. "
+        f"{conditions['device_name']}, {conditions['defaults']['INFERENCE_NUM_THREADS']} threads; its defaults are "
+        f"{defaults} (KL {conditions['defaults_kl_mean_nats']:.6f}); random weights, hidden size "
+        f"{shape['hidden_size']}, "
         f"{shape['layers']} layers, {conditions['mode']}; {conditions['prompt_tokens']} prompt and "
         f"{conditions['output_tokens']} output tokens."
     )
@@ -245,8 +246,8 @@ LATENCY_NAMES = {
 def latency_table(document: dict[str, Any]) -> str:
     """What benchmarks/latency.py measured: a line per form of the model."""
     lines = [
-        "| | time to first token, ms | absorbed over it (95 %) | time per output token, ms | absorbed over it (95 %) "
-        "| weights, MB | peak memory, MB |",
+        "| | time to first token, ms | ratio absorbed / this (95 %) | time per output token, ms "
+        "| ratio absorbed / this (95 %) | weights, MB | peak memory, MB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, title in LATENCY_NAMES.items():
@@ -273,8 +274,8 @@ def latency_table(document: dict[str, Any]) -> str:
 def quality_table(document: dict[str, Any]) -> str:
     """What benchmarks/quality.py measured: the best first."""
     lines = [
-        "| INT4 by | KL from BF16, nats (95 %) | recovered of rounding's (95 %) | perplexity | same likeliest token "
-        "| similarity |",
+        "| INT4 made by | KL from BF16, nats (95 %) | KL of rounding recovered (95 %) | perplexity "
+        "| same likeliest token | similarity |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     rows = {name: row for name, row in document["rows"].items() if "kl_mean_nats" in row}
@@ -328,70 +329,75 @@ def tuning_table(document: dict[str, Any]) -> str:
 
 
 def downstream_table(document: dict[str, Any]) -> str:
-    """What benchmarks/downstream.py measured: a line per way of tuning, in the published order."""
-    rows, seconds = document["rows"], document["seconds"]
-    figures = list(next(iter(rows.values())))
+    """What benchmarks/downstream.py measured: a row per way of tuning, in the published order, and the differences."""
     titles = {"answer_nll_nats": "NLL of the right answer, nats"}
+    figures = {name: titles.get(name, name) for name in next(iter(document["rows"].values()))}
     lines = [
-        "| |" + "".join(f" {titles.get(name, name)} |" for name in figures) + " tuning, s |",
+        "| |" + "".join(f" {title} |" for title in figures.values()) + " tuning, s |",
         "|---|" + "---:|" * (len(figures) + 1),
     ]
-    for row, values in rows.items():
+    for row, values in document["rows"].items():
         shown = [f"{values[name]['mean']:.4f} ± {values[name]['standard_error']:.4f}" for name in figures]
-        taken = f"{median(seconds[row]):.0f}" if row in seconds else "–"
-        if row.endswith("then PTQ)"):
-            taken += " after LoRA's"
-        if row.endswith("NLS)"):
-            taken += f" + {median(seconds['search']):.0f} of search"
-        lines.append(f"| {row} | {' | '.join(shown)} | {taken} |")
-    lines += ["", "| difference | " + " | ".join(titles.get(name, name) for name in figures) + " |"]
-    lines.append("|---|" + "---:|" * len(figures))
-    for pair, found in document["differences"].items():
-        lines.append(f"| {pair} | " + " | ".join(_difference(found[name]) for name in figures) + " |")
+        lines.append(f"| {row} | {' | '.join(shown)} | {_tuning_seconds(row, document['seconds'])} |")
+    lines += ["", "| difference | " + " | ".join(figures.values()) + " |", "|---|" + "---:|" * len(figures)]
+    for pair, differences in document["differences"].items():
+        lines.append(f"| {pair} | " + " | ".join(_difference(differences[name]) for name in figures) + " |")
+    return "\n".join([*lines, "", _downstream_conditions(document)])
+
+
+def _tuning_seconds(row: str, seconds: dict[str, list[float]]) -> str:
+    taken = f"{median(seconds[row]):.0f}" if row in seconds else "–"
+    if row.endswith("then PTQ)"):
+        return f"{taken} after LoRA's"
+    return f"{taken} + {median(seconds['search']):.0f} of search" if row.endswith("NLS)") else taken
+
+
+def _downstream_conditions(document: dict[str, Any]) -> str:
     conditions, step = document["conditions"], document["ratios"]["step_time NLS / LoRA"]
-    compress, tune = conditions["compress"], conditions["tune"]
-    examples = conditions["examples"]
+    compress, tune, examples = conditions["compress"], conditions["tune"], conditions["examples"]
     batch = tune["batch_size"] * tune["gradient_accumulation_steps"]
     length = f"{tune['steps']} steps" if tune["steps"] else f"{tune['epochs']} epochs"
-    lines += [
-        "",
+    return (
         f"{conditions['model']} on {conditions['task']}: {examples['train']} examples to tune on, "
         f"{examples['validation']} to validate, {conditions['test']} test questions, lm-evaluation-harness "
         f"{conditions['lm_eval']}, {conditions['num_fewshot']} worked examples; ± is a standard error over the "
         f"questions; {compress['mode']} group {compress['group_size']}, ranks "
         f"{' '.join(map(str, compress['rank_space']))}, LoRA's {conditions['lora_rank']}; {length} of "
         f"{batch} examples, loss on {tune['loss_on']}, learning rate {tune['learning_rate']:g} (PEFT "
-        f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. In brackets "
-        "the 95 % interval over these seeds and the questions, taken as independent, which says little of other seeds; "
-        "one that holds 0 is a tie. A step with "
-        f"ranks drawn at random takes {_spread(step, '.3f')} of one with the largest. Codes that "
-        f"differ from the tuned ones: {document['code_mismatches']}; questions that torch answers otherwise than the "
-        f"IR: {document['questions_torch_answers_otherwise']}. The whole table took "
-        f"{seconds['all'][0] / 60:.0f} minutes; {conditions['device_name']}, {conditions['threads']} threads.",
-    ]
-    return "\n".join(lines)
+        f"{conditions['peft']}: {conditions['lora_learning_rate']:g}); {len(conditions['seeds'])} seeds. The 95 % "
+        "intervals in brackets are over these seeds and questions, which are taken as independent; they say little "
+        "about other seeds. An interval that contains 0 is a tie. A tuning step with random ranks takes "
+        f"{_spread(step, '.3f')} of the time of a step with the largest rank. Codes that differ from the tuned ones: "
+        f"{document['code_mismatches']}. Questions that torch and the IR answer differently: "
+        f"{document['questions_torch_answers_otherwise']}. The whole table took "
+        f"{document['seconds']['all'][0] / 60:.0f} minutes; {conditions['device_name']}, "
+        f"{conditions['threads']} threads."
+    )
 
 
-def _difference(found: dict[str, Any]) -> str:
-    low, high = found["ci95"]
-    return f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
+def _difference(difference: dict[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return f"{difference['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
 def kills_table(document: dict[str, Any]) -> str:
     """A row per stage."""
-    lines = ["| killed in | kills | resumed runs | of them with the same files |", "|---|---:|---:|---:|"]
+    lines = ["| stage | kills | resumed runs | runs that ended with the same files |", "|---|---:|---:|---:|"]
     for name, count in document["counts"].items():
         lines.append(f"| {name} | {count['kills']} | {count['trials']} | {count['same']} |")
     return "\n".join(lines)
 
 
 def fuzz_table(document: dict[str, Any]) -> str:
-    """Broken and hostile inputs of each kind, and how they ended."""
-    lines = ["| mutations of | cases | tracebacks | hangs | crashes | exit codes |", "|---|---:|---:|---:|---:|---|"]
-    for kind, found in document["kinds"].items():
-        codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["exit_codes"].items()))
-        figures = " | ".join(str(found[name]) for name in ("cases", "tracebacks", "hangs", "crashes"))
-        lines.append(f"| {kind} | {figures} | {codes} |")
+    """Broken and hostile inputs by what was mutated, and how they ended."""
+    lines = [
+        "| mutations of | cases | tracebacks | hangs | crashes | exit codes: cases |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for target, outcome in document["kinds"].items():
+        codes = ", ".join(f"{code}: {count}" for code, count in sorted(outcome["exit_codes"].items()))
+        figures = " | ".join(str(outcome[name]) for name in ("cases", "tracebacks", "hangs", "crashes"))
+        lines.append(f"| {target} | {figures} | {codes} |")
     return "\n".join(lines)
 
 
@@ -457,9 +463,9 @@ def _origins(name: str) -> list[dict[str, Any]]:
 
 
 def _measured_at(name: str) -> str:
-    found = [document["provenance"] for document in _origins(name) if "provenance" in document]
-    revisions = ", ".join(dict.fromkeys(one["revision"] for one in found)) or "unknown"
-    notes = [f" {one['note']}" for one in found if one.get("note")]
+    origins = [document["provenance"] for document in _origins(name) if "provenance" in document]
+    revisions = ", ".join(dict.fromkeys(origin["revision"] for origin in origins)) or "unknown"
+    notes = dict.fromkeys(f" {origin['note']}" for origin in origins if origin.get("note"))
     return f"Measured at git revision {revisions}.{''.join(notes)}"
 
 
@@ -479,8 +485,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = {page: page.read_text(encoding="utf-8") for page in PLACES}
     if options.check:
-        found = [problem for page, text in texts.items() for problem in problems(page, text)]
-        sys.exit("\n".join(dict.fromkeys(found)) or 0)
+        stale = [problem for page, text in texts.items() for problem in problems(page, text)]
+        sys.exit("\n".join(dict.fromkeys(stale)) or 0)
     for page, text in texts.items():
         page.write_text(filled(page, text), encoding="utf-8")
 

@@ -128,6 +128,14 @@ class Registry(Generic[Thing]):
             raise RecipeError(f"{option}={name!r}: a {self.noun} of this name is in {providers}; uninstall one of them")
         return self._imported(found[0])
 
+    def identity(self, name: str | None) -> str | None:
+        """What a result depends on that is made with the implementation of that name: `Registered.identity`; None
+        without a name, and for one that can't be loaded, which a stage's check refuses."""
+        try:
+            return None if name is None else self.load(name, self.group).identity
+        except OvexportError:
+            return None
+
     def all(self) -> Iterator[Registered[Thing]]:
         """Every implementation, ours first; a plug-in is imported when it is its turn.
 

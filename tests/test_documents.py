@@ -12,8 +12,10 @@ import recipe_keys
 import typer
 from conftest import REPOSITORY
 
+from ovexport.artifacts.checkpoint import CheckpointManifest
 from ovexport.cli.main import app
 from ovexport.recipe import Spec
+from ovexport.weights.layer import LayerFormat
 
 PAGES = sorted(
     path
@@ -111,3 +113,11 @@ def test_the_readme_names_a_test_command_that_ci_finds() -> None:
         ["sed", "-n", "/<!-- test command -->/,/```$/p", README], capture_output=True, text=True, check=True
     )
     assert block.strip() in found.stdout
+
+
+def test_the_proofs_readme_names_the_fields_of_a_checkpoint() -> None:
+    text = (REPOSITORY / "ovexport" / "verify" / "README.md").read_text(encoding="utf-8")
+    inputs = text.partition("### Inputs")[2].partition("| tensor |")[0]
+    assert set(re.findall(r"^\| `(\w+)`", inputs, re.MULTILINE)) <= set(LayerFormat.model_fields)
+    assert "`replaced_weights`" in text
+    assert "replaced_weights" in CheckpointManifest.model_fields

@@ -1,6 +1,6 @@
 """Stage compress: which layers, in which format, from which starting point."""
 
-from ovexport.compress.check import check
-from ovexport.compress.stage import compress
+from ovexport.compress.stage import check, compress, plug_ins, replaces_weights
+from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
 
-__all__ = ["check", "compress"]
+__all__ = ["Start", "StartingPoint", "check", "chosen", "compress", "plug_ins", "replaces_weights", "starting_points"]

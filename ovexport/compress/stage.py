@@ -1,8 +1,9 @@
-"""The stage: rounding to nearest, then what the recipe asks for on top of it. Leaves the checkpoint that tuning begins
-from, which is the plain twin's as well."""
+"""The stage: the format of every layer, then the starting points, one after the other. It leaves the checkpoint that
+tuning begins from, which is the plain twin's as well."""
 
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,61 +13,88 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
-from ovexport.compress.starting_points.gptq import gptq
-from ovexport.compress.starting_points.nncf import awq_and_scales
-from ovexport.errors import UnsupportedModelError
+from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
+from ovexport.errors import OvexportError, PlugInError, UnsupportedModelError
 from ovexport.models.architecture import matrix, weight_digest, weight_matrices
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
 from ovexport.recipe import CompressSpec, ModelSpec
+from ovexport.registry import Registered
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.policy import plan_layers
-from ovexport.weights.quantizer import LARGEST_STEP, FakeQuantizer
+from ovexport.weights.quantizer import FakeQuantizer
 from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)
 
 
+def check(layers: Sequence[LayerFormat], spec: CompressSpec) -> None:
+    """Refuse what the recipe's starting points can't do, before any work.
+
+    Raises:
+        RecipeError: `starting_point` names none.
+        PlugInError: a plug-in fails.
+        UnsupportedModelError: a layer can't be done.
+    """
+    for registered in chosen(spec):
+        with registered.guarded():
+            registered.thing().check(layers, spec)
+
+
+def plug_ins(spec: CompressSpec) -> dict[str, str | None]:
+    """By key of the recipe, the identity of the plug-in that it names: a digest of what the result depends on."""
+    return {"starting_point": starting_points.identity(spec.starting_point)}
+
+
+def replaces_weights(spec: CompressSpec) -> bool:
+    """Whether a starting point of the recipe may have weights of its own; False where there is none of that name, which
+    `check` says."""
+    try:
+        return any(registered.thing.replaces_weights for registered in chosen(spec))
+    except OvexportError:
+        return False
+
+
 def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
-    """Decide the fate of every layer and find its starting codes.
+    """Decide the format of every layer and find its starting codes.
 
     Args:
-        data: calibrates AWQ, Scale Estimation and GPTQ.
+        data: calibrates starting points that need text.
         seed: of the adapters' random side.
 
     Raises:
         RecipeError: a layer's in-features can't be grouped as asked.
+        PlugInError: a plug-in fails, or leaves what is no starting point.
         UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite or too large for
             float16 scales.
     """
     network = load_model(model)
     layers = plan_layers(weight_matrices(network), spec)
     _tell(layers)
-    packed = [layer for layer in layers if layer.encoding]
-    generator = torch.Generator().manual_seed(seed)
-    quantizers = {layer.name: FakeQuantizer(layer) for layer in packed}
-    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
-    digests = {name: weight_digest(weight) for name, weight in weights.items()}
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UnsupportedModelError(f"{name}: holds weights that are not finite; give a sound checkpoint")
-    for layer in packed:
-        quantizers[layer.name].initialize(weights[layer.name], generator)
-        if float(quantizers[layer.name].grid()[0].abs().max()) >= LARGEST_STEP:
-            raise UnsupportedModelError(
-                f"{layer.name}: holds weights up to {float(weights[layer.name].abs().max()):.3g}, which float16 scales "
-                f"can't reach; give a sound checkpoint, or name the layer in compress.ignored"
-            )
-    changed: dict[str, Tensor] = {}
-    if spec.awq or spec.scale_estimation or spec.gptq:
-        calibration = _sample(data.tokens("train"), spec.calibration_sequences)
-    if spec.awq or spec.scale_estimation:
-        changed = awq_and_scales(network, layers, spec, calibration, quantizers, generator)
-    if spec.gptq:
-        changed |= _rounded_by_gptq(network, layers, quantizers, changed, calibration)
-    space = RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks
+    _require_finite(network)
+    points = chosen(spec)
+    start = Start(
+        network=network,
+        spec=spec,
+        layers=layers,
+        weights={layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers},
+        quantizers={layer.name: FakeQuantizer(layer) for layer in layers if layer.encoding},
+        generator=torch.Generator().manual_seed(seed),
+        calibration=_calibration(points, data, spec),
+    )
+    digests = {name: weight_digest(weight) for name, weight in start.weights.items()}
+    for registered in points:
+        _apply(registered, start, digests)
     return write_checkpoint(
-        out, model, layers, digests, weights, quantizers, changed, rank_space=space, rank_by=spec.rank_by
+        out,
+        model,
+        layers,
+        digests,
+        start.weights,
+        start.quantizers,
+        start.replaced_weights,
+        rank_space=RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks,
+        rank_by=spec.rank_by,
     )
 
 
@@ -77,27 +105,51 @@ def _tell(layers: tuple[LayerFormat, ...]) -> None:
         logger.info("  %s: %s", first if count == 1 else f"{first} and {count - 1} more", note)
 
 
-def _sample(tokens: NDArray[np.int32], count: int) -> Tensor:
-    """So many of the sequences, evenly spread."""
-    chosen = np.linspace(0, len(tokens) - 1, min(count, len(tokens))).round().astype(int)
-    return torch.from_numpy(tokens[chosen]).long()
+def _require_finite(network: PreTrainedModel) -> None:
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UnsupportedModelError(f"{name}: holds weights that are not finite; give a sound checkpoint")
 
 
-def _rounded_by_gptq(
-    network: PreTrainedModel,
-    layers: tuple[LayerFormat, ...],
-    quantizers: dict[str, FakeQuantizer],
-    changed: dict[str, Tensor],
-    calibration: Tensor,
-) -> dict[str, Tensor]:
-    """GPTQ's weights of the 4-bit layers; the 8-bit ones count as they ship."""
-    for layer in layers:
-        parameter = network.get_parameter(layer.name)
-        parameter.data = parameter.data.float().clone()  # the model's own weights are read again afterwards
-        weight = matrix(network, layer.name, transposed=layer.transposed)
-        if layer.name in changed:
-            weight.copy_(changed[layer.name])
-        if layer.encoding and layer.encoding.bits == 8:
-            quantizers[layer.name].dequantize_into(weight.clone(), weight)
-    tuned = [layer for layer in layers if layer.encoding and layer.encoding.bits == 4]
-    return gptq(network.float(), tuned, quantizers, calibration)
+def _calibration(points: Sequence[Registered[type[StartingPoint]]], data: PreparedData, spec: CompressSpec) -> Tensor:
+    """Sequences of the training text, evenly spread, (sequences, length) int64; none where no starting point needs
+    text."""
+    if not any(registered.thing.needs_text for registered in points):
+        return torch.empty(0, 0, dtype=torch.int64)
+    tokens: NDArray[np.int32] = data.tokens("train")
+    count = min(spec.calibration_sequences, len(tokens))
+    rows = np.linspace(0, len(tokens) - 1, count).round().astype(int)
+    return torch.from_numpy(tokens[rows]).long()
+
+
+def _apply(registered: Registered[type[StartingPoint]], start: Start, digests: Mapping[str, str]) -> None:
+    """Apply a starting point; what a plug-in leaves is looked at.
+
+    Raises:
+        PlugInError: it raises an error, or leaves weights or grids that can't be stored.
+    """
+    with registered.guarded():
+        registered.thing().apply(start)
+    if registered.provider is None:
+        return
+    problem = _problem(start, digests)
+    if problem:
+        raise PlugInError(f"plug-in {registered.name!r} of {registered.provider}: {problem}; mend or update it")
+
+
+def _problem(start: Start, digests: Mapping[str, str]) -> str | None:
+    """What is wrong with a start, if anything."""
+    for name, weight in start.weights.items():
+        if weight_digest(weight) != digests[name]:
+            return f"wrote to the base model's weights of {name}, which start.replaced_weights is for"
+    for name, weight in start.replaced_weights.items():
+        if name not in start.weights:
+            return f"replaced the weights of {name}, which is no layer"
+        shape = tuple(start.weights[name].shape)
+        if tuple(weight.shape) != shape or weight.dtype != torch.float32 or not torch.isfinite(weight).all():
+            return f"replaced the weights of {name} by a tensor that is not {shape}, float32 and finite"
+    for name, quantizer in start.quantizers.items():
+        for key, parameter in quantizer.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return f"left {key} of {name} with values that are not finite"
+    return None

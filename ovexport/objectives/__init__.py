@@ -8,7 +8,6 @@ from ovexport.objectives.objective import (
     ObjectiveType,
     build_objective,
     count_train_examples,
-    identify,
     objectives,
 )
 from ovexport.objectives.task import Answers
@@ -21,6 +20,5 @@ __all__ = [
     "ObjectiveType",
     "build_objective",
     "count_train_examples",
-    "identify",
     "objectives",
 ]

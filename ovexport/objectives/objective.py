@@ -78,16 +78,6 @@ OPTION = "tune.objective"
 """Where a recipe names one."""
 
 
-def identify(name: str) -> str | None:
-    """What a result that was tuned for an objective depends on beside the recipe: the code of a plug-in; None for one of
-    ovexport's own.
-
-    Raises:
-        RecipeError, PlugInError: it is unknown, or the plug-in with it can't be imported.
-    """
-    return objectives.load(name, OPTION).identity
-
-
 def count_train_examples(name: str, data: PreparedData) -> int:
     """How many training examples an objective has.
 

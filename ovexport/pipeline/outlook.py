@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ovexport.checking import Finding, raised
+from ovexport.compress import replaces_weights
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.evaluate import choose_prompts
 from ovexport.models.architecture import all_matrices
@@ -97,7 +98,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
             plan=examine_layers(all_matrices(network), spec),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
-            replaces_weights=spec.awq or spec.gptq,
+            replaces_weights=replaces_weights(spec),
             positions=readable_tokens(config.to_dict()),
         )
     except OvexportError as error:

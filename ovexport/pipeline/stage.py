@@ -4,11 +4,8 @@ It is done when its record holds the digest of everything that its result depend
 them. What was measured with other versions of a library is measured again; what was made with others is kept, and said.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ovexport.artifacts import FORMAT_VERSION, IR, MODELS, RunFolder, StageRecord
@@ -17,8 +14,7 @@ from ovexport.errors import ArtifactError
 from ovexport.openvino.runtime_settings import changed_files
 from ovexport.progress import Listener
 from ovexport.recipe import Recipe
-from ovexport.storage.digests import file_digest, json_digest
-from ovexport.storage.files import files_in
+from ovexport.storage.digests import json_digest
 from ovexport.storage.records import read_record
 from ovexport.versions import installed_version
 
@@ -56,7 +52,7 @@ class Stage(Generic[Seen]):
         check: what would stop it, found before any work in what can be seen of a run by then.
         sections: the recipe's parts that its result depends on, as paths.
         without: keys of these sections that its result does not depend on, as paths.
-        reads: local files whose content its result depends on, by their names in LOCAL_FILES.
+        reads: by a name, what gives a digest of local files, or of plug-ins, that its result depends on.
         upstream: stages whose artifacts it reads.
         libraries: distributions that it computes with.
         measures: whether it leaves figures, which are measured again with other versions of its libraries.
@@ -69,7 +65,7 @@ class Stage(Generic[Seen]):
     check: Callable[[Seen], Iterator[Finding]] = _nothing_to_check
     sections: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+    reads: Mapping[str, Callable[[Recipe], Any]] = field(default_factory=dict)
     upstream: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     measures: bool = False
@@ -89,7 +85,7 @@ def stage_digest(stage: Stage[Any], recipe: Recipe, results: Mapping[str, str]) 
             "format": FORMAT_VERSION,
             "sections": {path: _section(recipe, path, stage.without) for path in stage.sections},
             "upstream": [results[name] for name in stage.upstream],
-            "files": {name: LOCAL_FILES[name](recipe) for name in stage.reads},
+            "files": {name: digest(recipe) for name, digest in stage.reads.items()},
             "versions": {name: installed_version(name) for name in stage.libraries} if stage.measures else None,
         }
     )
@@ -126,61 +122,3 @@ def _section(recipe: Recipe, path: str, without: tuple[str, ...]) -> Any:
     if not hasattr(value, "model_dump"):
         return value
     return {key: found for key, found in value.model_dump(mode="json").items() if f"{path}.{key}" not in without}
-
-
-_TOLD_OF_A_MODEL = re.compile(r"(licen[cs]e|notice)(\.txt)?|.*\.(md|png|jpe?g|gif|svg|pdf)", re.IGNORECASE)
-"""Names of files beside a model that nothing loads: texts about it, and pictures."""
-
-
-def _model_files(recipe: Recipe) -> dict[str, str] | None:
-    """What a local model is loaded from: neither hidden files nor what is told of it."""
-    return _folder_digests(recipe.model.id, lambda file: not _TOLD_OF_A_MODEL.fullmatch(file.name))
-
-
-def _card_files(recipe: Recipe) -> dict[str, str] | None:
-    """The texts about a local model."""
-    return _folder_digests(recipe.model.id, lambda file: file.suffix.lower() == ".md")
-
-
-def _text_files(recipe: Recipe) -> list[str | None]:
-    sources = (recipe.data.train, recipe.data.validation, recipe.data.test)
-    paths = [source.path if source else None for source in sources]
-    paths += recipe.task.files.values() if recipe.task else []
-    return [_file_digest(path) for path in paths]
-
-
-LOCAL_FILES: Mapping[str, Callable[[Recipe], Any]] = {
-    "model": _model_files,
-    "card": _card_files,
-    "text": _text_files,
-    "prompts": lambda recipe: _file_digest(recipe.evaluate.prompts),
-    "encoder": lambda recipe: _folder_digests(recipe.evaluate.encoder, lambda file: True),
-}
-"""The digests of local files, by what they are of; what is on the hub has none."""
-
-
-def _folder_digests(name: str, counts: Callable[[Path], bool]) -> dict[str, str] | None:
-    root = Path(name)
-    if not root.is_dir():
-        return None
-    files = {file.relative_to(root): file for file in files_in(root) if counts(file)}
-    return {
-        path.as_posix(): _digest(file)
-        for path, file in files.items()
-        if not any(part.startswith(".") for part in path.parts)
-    }
-
-
-def _file_digest(name: str | None) -> str | None:
-    return _digest(Path(name)) if name is not None and Path(name).is_file() else None
-
-
-def _digest(file: Path) -> str:
-    state = file.stat()
-    return _remembered_digest(file, state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@lru_cache(maxsize=4096)
-def _remembered_digest(file: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
-    """Of a file that several stages read; a run hashes it once."""
-    return file_digest(file)

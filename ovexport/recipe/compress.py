@@ -19,11 +19,14 @@ class CompressSpec(Spec):
         rank: adapter rank of "fq_lora"; a layer with a smaller side takes that side.
         rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
         rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
+        starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
+            "awq_scale_estimation", or a plug-in's. Cannot be combined with the three keys
+            that follow.
         awq: start from NNCF's AWQ, on calibration text.
         scale_estimation: start from NNCF's Scale Estimation, on calibration text.
         gptq: round as GPTQ does, on calibration text; the scales are those of `awq` and `scale_estimation` if they are
             on.
-        calibration_sequences: sequences of the training text that `awq`, `scale_estimation` and `gptq` use.
+        calibration_sequences: sequences of the training text that a starting point uses if it needs text.
         ignored: shell patterns of the names of layers that stay in floating point.
         fallback: what to do with a layer that `group_size` does not suit, because it does not divide the layer's
             in-features or because the CPU runtime computes groups of that size wrongly: "error" refuses the run,
@@ -37,6 +40,7 @@ class CompressSpec(Spec):
     rank: Positive = 64
     rank_space: tuple[Positive, ...] | None = None
     rank_by: Literal["block", "linear"] = "block"
+    starting_point: Annotated[str, Field(min_length=1)] | None = None
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
@@ -52,4 +56,9 @@ class CompressSpec(Spec):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
         if self.rank_space is not None and len(self.rank_space) == 0:
             raise ValueError("rank_space=[] holds no rank; list some, such as [32, 24, 16]")
+        if self.starting_point is not None and (self.awq or self.scale_estimation or self.gptq):
+            raise ValueError(
+                f'starting_point="{self.starting_point}" takes the place of awq, scale_estimation and gptq; '
+                "set one or the other"
+            )
         return self

@@ -7,6 +7,8 @@ from pydantic import model_validator
 
 from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
 
+OBJECTIVES = ("distillation", "task")
+"""Those of ovexport's own; a plug-in adds others."""
 _KEYS_OF_ANOTHER_OBJECTIVE = {
     "task": ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb"),
     "distillation": ("loss_on",),

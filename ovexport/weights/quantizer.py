@@ -130,7 +130,7 @@ class FakeQuantizer(nn.Module):
         grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
         low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
         if self.symmetric:
-            self.scale.copy_(torch.where(-low >= high, -low, -high))
+            self.set_scale(torch.where(-low >= high, -low, -high))
         else:
             self.set_grid((high - low) / self.level_high, low)
         if self.layer.rank:
@@ -143,6 +143,11 @@ class FakeQuantizer(nn.Module):
         step = _on_float16_grid(step)
         self.input_range.copy_(step * self.level_high)
         self.zero_point.copy_(torch.round(-low / step).clamp(0, self.level_high))
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Set a symmetric range: the step times 8, or 128 for 8 bits, (output, groups, 1); negative swaps its ends."""
+        self.scale.copy_(scale)
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:

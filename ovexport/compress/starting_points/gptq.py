@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import matrix
 from ovexport.weights.layer import LayerFormat
@@ -46,6 +47,32 @@ class _Calls:
 
 class _Reached(Exception):
     """A forward pass got as far as it has to."""
+
+
+@starting_points.register("gptq")
+class Gptq(StartingPoint):
+    """Weights of the 4-bit layers that plain rounding gives GPTQ's codes for, on the scales that there are."""
+
+    needs_text = True
+    replaces_weights = True
+
+    @torch.no_grad()
+    def apply(self, start: Start) -> None:
+        """As StartingPoint; the 8-bit layers count as they ship.
+
+        Raises:
+            UnsupportedModelError: the model has no list of blocks, or inputs that are not finite.
+        """
+        for layer in start.layers:
+            parameter = start.network.get_parameter(layer.name)
+            parameter.data = parameter.data.float().clone()  # the model's own weights are read again afterwards
+            weight = matrix(start.network, layer.name, transposed=layer.transposed)
+            if layer.name in start.replaced_weights:
+                weight.copy_(start.replaced_weights[layer.name])
+            if layer.encoding and layer.encoding.bits == 8:
+                start.quantizers[layer.name].dequantize_into(weight.clone(), weight)
+        tuned = [layer for layer in start.layers if layer.encoding and layer.encoding.bits == 4]
+        start.replaced_weights |= gptq(start.network.float(), tuned, start.quantizers, start.calibration)
 
 
 @torch.no_grad()

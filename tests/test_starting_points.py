@@ -1,0 +1,124 @@
+"""Starting points: chosen by name or by the three keys, and what is refused of one that is not ours."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.compress import Start, StartingPoint, check, chosen, compress, plug_ins, starting_points
+from ovexport.errors import PlugInError, RecipeError
+from ovexport.recipe import CompressSpec, ModelSpec, section
+from ovexport.storage.tensorfile import write_tensors
+
+Compress = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def compressed(tiny_model: Path, tmp_path: Path) -> Compress:
+    """Compresses the tiny model with some keys of the section."""
+    tokens = np.random.default_rng(0).integers(2, 2048, (8, 32)).astype(np.int32)
+    write_tensors({"train": tokens}, tmp_path / "tokens.safetensors")
+
+    def compress_tiny(**keys: object) -> Checkpoint:
+        spec = CompressSpec(group_size=32, rank=4, calibration_sequences=4, **keys)
+        return compress(
+            ModelSpec(id=str(tiny_model)), spec, PreparedData(tmp_path), 0, tmp_path / str(sorted(keys.items()))
+        )
+
+    return compress_tiny
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], type]:
+    """Registers a starting point for one test."""
+    monkeypatch.setattr(starting_points, "_registered", dict(starting_points._registered))
+    return starting_points.register("strange")
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ({}, ["rounding"]),
+        ({"starting_point": "rounding"}, ["rounding"]),
+        ({"starting_point": "gptq"}, ["rounding", "gptq"]),
+        ({"awq": True}, ["rounding", "awq"]),
+        ({"scale_estimation": True, "gptq": True}, ["rounding", "scale_estimation", "gptq"]),
+        ({"awq": True, "scale_estimation": True}, ["rounding", "awq_scale_estimation"]),
+    ],
+)
+def test_a_recipe_chooses_starting_points_by_name_or_by_key(keys: dict, names: list[str]) -> None:
+    assert [registered.name for registered in chosen(CompressSpec(**keys))] == names
+    assert set(plug_ins(CompressSpec(**keys)).values()) == {None}
+
+
+def test_a_name_gives_the_codes_that_its_key_gives(compressed: Compress) -> None:
+    by_name, by_key = compressed(starting_point="gptq"), compressed(gptq=True)
+    assert by_name.manifest.digests == by_key.manifest.digests
+    assert by_name.manifest.digests != compressed().manifest.digests
+
+
+def test_a_name_and_a_key_are_refused_together() -> None:
+    with pytest.raises(RecipeError, match='starting_point="gptq" takes the place of awq, scale_estimation and gptq'):
+        section(CompressSpec, starting_point="gptq", awq=True)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=r"no such starting point; the known ones are .*gptq"):
+        check([], CompressSpec(starting_point="gtpq"))
+
+
+def test_a_starting_point_of_a_notebook_sets_weights_and_grids(compressed: Compress, registered) -> None:
+    class Halves(StartingPoint):
+        replaces_weights = True
+
+        def apply(self, start: Start) -> None:
+            for name, quantizer in start.quantizers.items():
+                start.replaced_weights[name] = start.weight(name).float() / 2
+                quantizer.initialize(start.replaced_weights[name], start.generator)
+
+    registered(Halves)
+    plain, halves = compressed(), compressed(starting_point="strange")
+    name = plain.manifest.packed[-1].name
+    assert halves.manifest.digests[name].scale != plain.manifest.digests[name].scale
+    assert name in halves.manifest.replaced_weights
+    assert plug_ins(CompressSpec(starting_point="strange"))["starting_point"].startswith("module test_starting_points ")
+
+
+def writes_to_the_model(start: Start) -> None:
+    next(iter(start.weights.values())).zero_()
+
+
+def replaces_by_another_shape(start: Start) -> None:
+    start.replaced_weights[next(iter(start.weights))] = torch.zeros(2, 2)
+
+
+def replaces_what_is_no_layer(start: Start) -> None:
+    start.replaced_weights["model.norm.weight"] = torch.zeros(2, 2)
+
+
+def leaves_grids_that_are_not_finite(start: Start) -> None:
+    with torch.no_grad():
+        next(iter(start.quantizers.values())).input_range.fill_(float("nan"))
+
+
+def fails(start: Start) -> None:
+    raise ZeroDivisionError("by hand")
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (writes_to_the_model, "wrote to the base model's weights of model.embed_tokens.weight"),
+        (replaces_by_another_shape, r"by a tensor that is not \(2048, 64\), float32 and finite"),
+        (replaces_what_is_no_layer, "replaced the weights of model.norm.weight, which is no layer"),
+        (leaves_grids_that_are_not_finite, "left input_range of .* with values that are not finite"),
+        (fails, r"failed: ZeroDivisionError: by hand \(test_starting_points.py, line"),
+    ],
+)
+def test_a_plug_in_that_leaves_no_starting_point_is_named(compressed, registered, apply, message: str) -> None:
+    registered(type("Strange", (StartingPoint,), {"apply": lambda self, start: apply(start), "__module__": __name__}))
+    with pytest.raises(PlugInError, match=f"plug-in 'strange' of module test_starting_points.*{message}"):
+        compressed(starting_point="strange")

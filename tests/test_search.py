@@ -154,6 +154,24 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     assert not run.search.exists()
 
 
+def test_without_a_choice_of_ranks_the_checkpoint_is_the_tuned_one_by_another_name(finished_run: RunFolder) -> None:
+    tuned, checkpoint = finished_run.tuned.path, finished_run.checkpoint.path
+    names = sorted(path.name for path in checkpoint.iterdir())
+    assert names == sorted(path.name for path in tuned.iterdir())
+    assert all((tuned / name).samefile(checkpoint / name) for name in names)
+    assert finished_run.tuned.drawn_ranks is None
+
+
+def test_an_edit_of_the_search_searches_again_and_leaves_the_tuned_checkpoint(nls_run, nls_recipe, tmp_path) -> None:
+    run = RunFolder(shutil.copytree(nls_run.path, tmp_path / "run"))
+    before = run.stage_record("tune").read_bytes()
+    fewer = nls_recipe.model_copy(update={"search": nls_recipe.search.model_copy(update={"method": "heuristics"})})
+    services.run(fewer, run.path, resume=True, until="search")
+    assert run.stage_record("tune").read_bytes() == before
+    assert {row.source for row in read_record(run.search, SearchReport).scores}.isdisjoint({"evolution"})
+    assert set(ranks_of(run.tuned)) == {run.tuned.manifest.elastic_ranks.median[0]}
+
+
 def test_each_step_draws_its_ranks_and_an_interrupted_tuning_draws_the_same(nls_run, nls_recipe) -> None:
     spec = nls_recipe.tune
 

@@ -15,11 +15,14 @@ from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.progress import Listener
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.registry import Registry
+from ovexport.registry import Registered, Registry
 
 
 class Objective(Protocol):
     """What a model is tuned for.
+
+    The network runs inside `with compute.autocast()`, with the `compute` of the Material; `head` makes logits of its
+    hidden states, a few tokens at a time (see ovexport.objectives.loss).
 
     Attributes:
         figure: what the validation measures, with its unit, such as "validation_kl_nats"; less is better.
@@ -74,6 +77,7 @@ class ObjectiveType(Protocol):
 
 
 objectives: Registry[ObjectiveType] = Registry("ovexport.objectives", "objective")
+"""By the name in `tune.objective`."""
 OPTION = "tune.objective"
 """Where a recipe names one."""
 
@@ -97,4 +101,35 @@ def build_objective(material: Material) -> Objective:
     """
     registered = objectives.load(material.spec.objective, OPTION)
     with registered.guarded():
-        return registered.thing.build(material)
+        objective = registered.thing.build(material)
+        return objective if registered.provider is None else _PlugIn(objective, registered)
+
+
+class _PlugIn:
+    """A plug-in's objective; what it raises is one line that names it."""
+
+    def __init__(self, objective: Objective, registered: Registered[ObjectiveType]) -> None:
+        self._objective = objective
+        self._guarded = registered.guarded
+        self.figure = objective.figure
+        self.validation_examples = objective.validation_examples
+
+    def tokens(self, indices: Sequence[int]) -> int:
+        """As Objective."""
+        with self._guarded():
+            return self._objective.tokens(indices)
+
+    def weight(self, indices: Sequence[int]) -> int:
+        """As Objective."""
+        with self._guarded():
+            return self._objective.weight(indices)
+
+    def loss(self, network: PreTrainedModel, head: Head, indices: Sequence[int], weight: int) -> Tensor:
+        """As Objective."""
+        with self._guarded():
+            return self._objective.loss(network, head, indices, weight)
+
+    def score(self, network: PreTrainedModel, head: Head, indices: Sequence[int]) -> float:
+        """As Objective."""
+        with self._guarded():
+            return self._objective.score(network, head, indices)

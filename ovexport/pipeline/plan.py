@@ -86,7 +86,7 @@ def _plan(
 def _tuning_length(spec: TuneSpec, data: DataSpec, shape: Shape) -> tuple[int | None, float | None]:
     """Steps, and seconds they take at least: 6 operations per parameter and token (the student's forward pass 2, its
     gradients 4; the teacher runs once and for all). How long a task's examples are is known when they are read."""
-    if spec.objective == "task":
+    if spec.objective != "distillation":
         return spec.steps, None
     steps = spec.steps if data.train_sequences is None else count_steps(spec, data.train_sequences)
     if steps is None:

@@ -1,10 +1,10 @@
-"""Time and memory of compressing and converting, against the documented way (NNCF and optimum-intel) and optimum-cli.
+"""Time and memory of compressing and converting, for ovexport, for NNCF with optimum-intel, and for optimum-cli.
 
 python benchmarks/convert.py [--quick] [--json] [--save]
 
-Each side runs in a process of its own, one after the other, round by round; what is imported does not count as time.
-`RssAnon` is the growth of anonymous memory over its value when the work begins; peak RSS is the process's largest.
-Ours and the documented way start from a checkpoint of the same rank; optimum-cli quantizes without tuning.
+Each side runs in a process of its own, one after the other, round by round. The time of imports does not count.
+`RssAnon` is how much anonymous memory grew since the work began; peak RSS is the process's largest. Ours and the
+documented way start from a checkpoint of the same rank; optimum-cli quantizes without tuning.
 """
 
 import argparse

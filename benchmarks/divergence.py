@@ -1,9 +1,9 @@
-"""What measuring the divergence of two models costs beside their forward passes: time, and memory as the text grows.
+"""What measuring the divergence of two models costs beyond their forward passes: time and memory.
 
 python benchmarks/divergence.py [--quick] [--json] [--save]
 
-Random weights in the shape of SmolLM2-360M (49,152 tokens in the vocabulary); both sides run in turn, pair by pair, on
-the same sequences: `ovexport.evaluate.divergence.compare` of BF16 and INT4, and the two models' logits alone.
+Random weights in the shape of SmolLM2-360M (vocabulary of 49,152). Both sides run in turn, pair by pair, on the same
+sequences: `ovexport.evaluate.divergence.compare` of BF16 and INT4, and the forward passes of the two models alone.
 """
 
 import time

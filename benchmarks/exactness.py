@@ -1,11 +1,12 @@
-"""Is the exported model the tuned one? NNCF's fake quantizers and documented export, and ours, on the bundled model.
+"""Is the exported model the tuned one? NNCF's fake quantizers with its documented export, and ovexport.
 
 python benchmarks/exactness.py [--json] [--save]
 
-Both sides tune in the model's dtype, bfloat16; adapters are moved at random, as tuning would. NNCF: the codes that its
-quantizers use in bfloat16 against those of the same checkpoint loaded in float32, stripped and exported as documented.
-Ours: the codes of the last step against those in the IR. Logits: the tuned model's in torch against the IR's, float32
-arithmetic, float32 KV cache, no dynamic quantization; the largest difference over the range of the logits.
+Both sides tune the bundled model in its dtype, bfloat16; adapters are moved at random, as tuning would move them. NNCF:
+the codes that its quantizers use in bfloat16 are compared with those of the same checkpoint loaded in float32, stripped
+and exported as documented. Ours: the codes of the last step are compared with those in the IR. Logits: the tuned
+model's in torch are compared with the IR's (float32 arithmetic, float32 KV cache, no dynamic quantization); the figure
+is the largest difference divided by the range of the logits.
 """
 
 import copy

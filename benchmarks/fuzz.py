@@ -1,10 +1,11 @@
-"""What the command line makes of broken and hostile input: recipes and arguments, models, texts and IRs, from a seed.
+"""What the command line does with broken and hostile input, made from a seed.
 
 python benchmarks/fuzz.py [--quick] [--json] [--save] [--seed N] [--kind KIND]
 
-Each case is a mutation of something sound, handed to the command line in a process that may compute for 30 seconds and
-take 12 GiB. It passes when the command ends with a documented exit code other than 1, and without a traceback. The
-generators are in tests/fuzzing.py and its neighbours, and a tenth of the cases runs with the tests.
+Each case is a mutation of a valid recipe, command line, model, text or IR, given to the command line in a process that
+may compute for 30 seconds and use 12 GiB. It passes if the command ends with a documented exit code other than 1 and
+without a traceback. The generators are in tests/fuzzing.py and the modules beside it; the tests run a tenth of the
+cases.
 """
 
 import json

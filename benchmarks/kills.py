@@ -1,15 +1,15 @@
-"""Does a killed run, resumed, end in the very files of one that was not? Kills at random moments of every stage.
+"""Does a run that was killed and resumed end with the files of an uninterrupted one? Kills in every stage.
 
 python benchmarks/kills.py [--stage STAGE]… [--kills 20] [--seed 0] [--quick] [--json] [--save]
 
-A tiny random model goes the whole way once, uninterrupted. A trial begins where a stage begins, with what was before it
-in place and nothing after it. The stage runs in a process of its own, which gets SIGKILL at a random moment between the
-stage's beginning and its end, is started again with --resume and killed again, four times in all; then one more resumes
-and is let go. Every file of the stage is compared with that of the uninterrupted run, byte by byte; of reports, fields
-that hold a measured time, rate or amount of memory are left out, by name (MEASURED_FIELDS).
+A tiny random model goes through all stages once, uninterrupted. A trial begins where a stage begins: with the results
+of earlier stages and nothing else. The stage runs in a process of its own, which gets SIGKILL at a random moment. It is
+resumed with --resume and killed again, four times in all; then it is resumed once more and may finish. Every file of
+the stage is compared with that of the uninterrupted run, byte by byte. In reports, fields that hold a measured time,
+rate or amount of memory are left out, by name (MEASURED_FIELDS).
 
-The processes are forked from one that has imported everything and computed nothing, so a trial costs no start; they
-leave out the checks before any work, which write nothing and would take longer than most stages.
+The processes are forked from one that has imported everything and computed nothing, so a trial needs no start-up time.
+They leave out the checks before any work, which write nothing and would take longer than most stages.
 """
 
 import json

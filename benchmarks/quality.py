@@ -1,4 +1,4 @@
-"""What tuning recovers: post-training quantization, the documented NNCF loop, and ours, on one test text.
+"""Accuracy by post-training quantization, by the documented NNCF loop and by ovexport, on one test text.
 
 python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--work FOLDER] [--quick] [--json] [--save]
 
@@ -6,14 +6,15 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
-- the documented NNCF loop, in our own writing of it (nncf_loop.py), with its defaults and the recipe's rank, given the
-  seconds that our tuning took (its compression, hidden states and validation are not counted), its best checkpoint by
-  validation; the same with our learning rate, with our starting point, and with both;
+- the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
+  the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
+  by validation is taken; the same with our learning rate, with our starting point, and with both;
 - our starting point, and our tuning of the recipe.
 
-Our tuning and the loop with its defaults run with each seed; their figures are means over the seeds, and intervals are
-bootstrapped over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
-1 - KL / KL(rounding to nearest). With --work, what is made stays in a folder, and the same command goes on from there.
+Our tuning and the loop with its defaults run with each seed: their figures are means over the seeds, and their
+intervals are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
+1 - KL / KL(rounding to nearest). With --work, intermediate results stay in a folder, and the same command resumes
+there.
 """
 
 import json

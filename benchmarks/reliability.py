@@ -1,15 +1,15 @@
-"""How much damage the proof finds: single bits flipped at random, and the mistakes that tools make.
+"""How much damage the proof finds: single bits flipped at random, and mistakes that tools make.
 
 python benchmarks/reliability.py [--quick] [--json] [--save]
 
-A small random model is converted with moved adapters. Each trial damages one file of it, verifies the product against
-its checkpoint, baseline and twin, and mends the damage. It is verified three times: with ovexport.json as convert wrote
-it, with that file removed, and with its digests rewritten to match the damaged file. A trial counts as found when
-verification fails (exit code 7) or the file is refused (exit code 4). What is said without ovexport.json and with the
-rewritten one is the proof's own: it counts as named when both times the operation, the tensor or the file stands in it.
-Where damage is not found, the checkpoint is asked for its codes once more, by the arithmetic of tuning: are they the
-same? The runtime is not looked at, so all is found in the files. Each trial runs in a worker process, so that a crash
-would be seen and not be counted as found.
+A small random model with moved adapters is converted. Each trial damages one file, verifies the product against its
+checkpoint, baseline and twin, and repairs the damage. It verifies three times: with ovexport.json as convert wrote it,
+without that file, and with its digests rewritten to match the damaged file. A trial counts as found if verification
+fails (exit code 7) or the file is refused (exit code 4). It counts as named if the operation, the tensor or the file is
+named both without ovexport.json and with the rewritten one, so only the proof itself can have named it. If damage is
+not found, the arithmetic of tuning computes the checkpoint's codes again, to see whether they are the same. The runtime
+is not examined, so everything is found in the files. Each trial runs in a worker process: a crash would be noticed and
+would not count as found.
 """
 
 import json

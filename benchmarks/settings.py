@@ -1,9 +1,9 @@
-"""What the runtime's settings are worth: `ovexport bench --search` on INT4 weights in the shape of SmolLM2-360M.
+"""What runtime settings are worth: `ovexport bench --search` on INT4 weights in the shape of SmolLM2-360M.
 
 python benchmarks/settings.py [--quick] [--json] [--save]
 
-Every trial is timed in turn with a plain LLMPipeline of the same folder, pair by pair. The weights are random, so the
-divergences tell how settings compare and not what they cost a trained model.
+Every trial is timed in turn with a default LLMPipeline of the same folder, pair by pair. The weights are random, so the
+divergences compare the settings with each other; they do not say what a setting costs a trained model.
 """
 
 import sys

@@ -1,11 +1,12 @@
-"""One tuning step, ours against the documented NNCF loop: tokens per second, peak memory, and the loss both come to.
+"""One tuning step, ours and the documented NNCF loop's: tokens per second, peak memory, and the loss that both reach.
 
 python benchmarks/tuning.py [--quick] [--json] [--save] [--device cuda]
 
-Same random model, same 32 sequences of 256 tokens at every step, in microbatches of 2, bfloat16, rank 64, learning rate
-1e-4 (a tenth of it for scales), constant. Each side has processes of its own, in turn; the first step, in which NNCF
-compiles its extension and the caches warm up, is dropped. Peak memory is the process's resident memory, libraries
-included; on a GPU it is what was allocated there. The teacher's hidden states are computed before the steps by both.
+Both sides have the same random model and the same 32 sequences of 256 tokens at every step, in microbatches of 2,
+bfloat16, rank 64, and a constant learning rate of 1e-4 (a tenth of it for scales). Each side has processes of its own,
+in turn. The first step is dropped: NNCF compiles its extension in it, and the caches warm up. Peak memory is the
+process's resident memory with libraries; on a GPU it is the memory allocated there. Both sides compute the teacher's
+hidden states before the steps.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How fast the proof computes codes again, on one core, and what memory it takes: by rank of the adapters.
+"""How fast the proof computes codes again on one core, and what memory it takes, by rank of the adapters.
 
 python benchmarks/verify.py [--quick] [--json] [--save]
 
-Time of the arithmetic (one thread, files in the page cache) over the bytes of codes, scales and zero points in the IR.
-Most of it is the product of the adapters in float64, so it depends on their rank; rank 0 is what the twin takes. The
-SHA-256 of the base weights, by which they are known, is timed beside it.
+The speed is the bytes of codes, scales and zero points in the IR over the seconds of the arithmetic (one thread, files
+in the page cache). Most of that time goes into the product of the adapters in float64, so it depends on their rank; the
+twin has rank 0. The SHA-256 of the base weights, which identifies them, is timed separately.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A recipe carried out from start to end, and its reports kept as a result: the tables of the demo and of the models.
+"""A recipe from start to end, its reports kept as a result: the tables of the demo and of the models.
 
 python benchmarks/whole_way.py RECIPE [--set section.key=value]… [--other-text FILE [--last COUNT]] [--save]
 
---other-text measures the divergence on a second text too, with the same three models; --last takes only so many of its
-documents, from the end. --save puts the reports under benchmarks/results/RECIPE, where tables.py finds them.
+--other-text also measures the divergence of the same three models on a second text; --last takes only the last COUNT of
+its documents. --save writes the reports to benchmarks/results/RECIPE, where tables.py finds them.
 """
 
 import argparse

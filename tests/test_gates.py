@@ -140,9 +140,9 @@ def test_every_gate_of_a_recipe_that_can_not_be_read_is_named_at_once(tiny_model
     with pytest.raises(RecipeError) as caught:
         gated(tiny_model, similarity=0.9, fdt="~5", **{"a b>": ">1"})
     message = str(caught.value)
-    assert "gates.similarity: 0.9 is no condition; write an operator too" in message
-    assert "gates.fdt: '~5' is no condition" in message
-    assert "'a b>' is no figure's name" in message
+    assert "gates.similarity: 0.9 is not a condition; write an operator too" in message
+    assert "gates.fdt: '~5' is not a condition" in message
+    assert "'a b>' is not the name of a figure" in message
 
 
 def test_a_recipe_names_figures_with_or_without_quotes_and_reads_back(tiny_model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def _comparisons(condition: str) -> list[tuple[Operator, float]]:
     """The operators and limits of a condition, such as ">=0.9" or ">=0.9, <1".
 
     Raises:
-        ValueError: it is no condition.
+        ValueError: it is not a condition.
     """
     comparisons: list[tuple[Operator, float]] = []
     for part in condition.split(","):
@@ -40,14 +40,16 @@ def _comparisons(condition: str) -> list[tuple[Operator, float]]:
             limit = math.nan
         if match is None or not math.isfinite(limit):
             operators = ", ".join(get_args(Operator))
-            raise ValueError(f'{part.strip()!r} is no condition; write one of {operators} and a number, as in ">=0.9"')
+            raise ValueError(
+                f'{part.strip()!r} is not a condition; write one of {operators} and a number, as in ">=0.9"'
+            )
         comparisons.append((cast(Operator, match[1]), limit))
     return comparisons
 
 
 def _condition(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'{value!r} is no condition; write an operator too, in quotes, as in ">=0.9"')
+        raise ValueError(f'{value!r} is not a condition; write an operator too, in quotes, as in ">=0.9"')
     _comparisons(value)
     return value
 
@@ -56,7 +58,7 @@ def _metric(name: str) -> str:
     """The figure's name without blanks, which are of no account: "int4 - plain.kl_mean_nats"."""
     bare = "".join(name.split())
     if not bare or any(character in "<>=," for character in bare):
-        raise ValueError(f"{name!r} is no figure's name; write one such as similarity")
+        raise ValueError(f"{name!r} is not the name of a figure; write one such as similarity")
     return bare
 
 

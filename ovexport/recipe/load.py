@@ -120,7 +120,7 @@ def _toml_value(text: str) -> Any:
 
 
 _CURES = {
-    "extra_forbidden": "no such key; remove it or mend its spelling",
+    "extra_forbidden": "no such key; remove it or correct its spelling",
     "missing": "missing; add it",
 }
 

@@ -97,6 +97,11 @@ class CompressSpec(Spec):
     ignored: tuple[str, ...] = ()
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 
+    @property
+    def has_own_formats(self) -> bool:
+        """Whether some layers may have formats of their own, beside the mode and group size of the section."""
+        return bool(self.layers) or self.layer_policy != "recipe"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.format == "fq_lora_nls") != (self.rank_space is not None):

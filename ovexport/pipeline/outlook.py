@@ -22,7 +22,7 @@ from ovexport.prepare import Survey, missing_files, survey
 from ovexport.recipe import CompressSpec, ModelSpec, Recipe
 from ovexport.storage.files import existing_parent
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.policy import LayerPlan, examine_layers
+from ovexport.weights.plan import LayerPlan, examine_layers
 from ovexport.weights.ranks import RankSpace
 from ovexport.wording import byte_size
 

@@ -109,7 +109,7 @@ def convert_checkpoint(
     from ovexport.convert import convert
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
-    from ovexport.weights.policy import check_group_sizes
+    from ovexport.weights.group_sizes import check_group_sizes
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):

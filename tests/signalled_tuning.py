@@ -14,7 +14,7 @@ from ovexport.recipe import TuneSpec
 from ovexport.tune import tune
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["ovexport.tune.tuner", "transformers.models.llama.modeling_llama"])
+_PROCESSES.set_forkserver_preload(["ovexport.tune.loop", "transformers.models.llama.modeling_llama"])
 
 
 def signalled(run: RunFolder, spec: TuneSpec, out: Path, number: int, *, seconds: float) -> int:
@@ -40,4 +40,4 @@ def _tune(path: Path, spec: TuneSpec, out: Path, number: int, seconds: float) ->
 
     run = RunFolder(path)
     model = recipe.load(run.recipe).model
-    tune(run.compressed, model, spec, run.data, out / "checkpoint", logs=out / "logs", identity="a", listener=listener)
+    tune(run.compressed, model, spec, run.data, out / "tuned", logs=out / "logs", identity="a", listener=listener)

@@ -12,7 +12,7 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.models.loading import load_tokenizer
 from ovexport.openvino.tokenizer import write_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
-from ovexport.trace import check_kept, trace
+from ovexport.trace.stage import check_kept, trace
 
 pytestmark = pytest.mark.run
 

@@ -1,7 +1,7 @@
 """What a run is asked to do: a TOML file, read into one strict, frozen Spec per stage."""
 
 from ovexport.recipe.bench import Backend, Backends, BenchSpec, GridPoint, Lengths, OutputLengths
-from ovexport.recipe.compress import CompressSpec
+from ovexport.recipe.compress import CompressSpec, LayerMode, LayerRule, TunedMode
 from ovexport.recipe.convert import ConvertSpec
 from ovexport.recipe.data import ROW_SUFFIXES, TEXT_SUFFIXES, DataSpec, SourceSpec
 from ovexport.recipe.evaluate import OFFLINE_ENCODER_PACKAGE, EvaluateSpec
@@ -11,11 +11,12 @@ from ovexport.recipe.model import ModelSpec
 from ovexport.recipe.recipe import Recipe, with_gates
 from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
 from ovexport.recipe.task import HARNESS_TASKS, TaskSpec
-from ovexport.recipe.tune import SearchSpec, TuneSpec
+from ovexport.recipe.tune import OBJECTIVES, SearchSpec, TuneSpec
 from ovexport.recipe.verify import VerifySpec
 
 __all__ = [
     "HARNESS_TASKS",
+    "OBJECTIVES",
     "OFFLINE_ENCODER_PACKAGE",
     "ROW_SUFFIXES",
     "TEXT_SUFFIXES",
@@ -31,6 +32,8 @@ __all__ = [
     "Fraction",
     "Gate",
     "GridPoint",
+    "LayerMode",
+    "LayerRule",
     "Lengths",
     "Metric",
     "ModelSpec",
@@ -47,6 +50,7 @@ __all__ = [
     "Spec",
     "TaskSpec",
     "TuneSpec",
+    "TunedMode",
     "VerifySpec",
     "dump",
     "list_gates",

@@ -66,7 +66,11 @@ class Registered(Generic[Thing]):
         except Exception as error:
             if self.provider is None:
                 raise
-            raise exhausted(error, self.name) or _failed(self.name, self.provider, error) from error
+            raise exhausted(error, self.name) or self.failure(f"failed: {_told(error)}") from error
+
+    def failure(self, problem: str) -> PlugInError:
+        """What is wrong with the plug-in, in one line that names it."""
+        return PlugInError(f"plug-in {self.name!r} of {self.provider}: {problem}; mend or update it")
 
 
 class Registry(Generic[Thing]):
@@ -146,11 +150,8 @@ class Registry(Generic[Thing]):
 
     def _imported(self, entry: importlib.metadata.EntryPoint) -> Registered[Thing]:
         provider = _provider(entry)
-        try:
-            thing = entry.load()
-        except Exception as error:
-            raise exhausted(error, entry.name) or _failed(entry.name, provider, error) from error
-        return Registered(name=entry.name, thing=thing, provider=provider)
+        with Registered(name=entry.name, thing=entry, provider=provider).guarded():
+            return Registered(name=entry.name, thing=entry.load(), provider=provider)
 
     def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
         found: dict[str, list[importlib.metadata.EntryPoint]] = {}
@@ -163,13 +164,13 @@ def _provider(entry: importlib.metadata.EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else f"module {entry.module}"
 
 
-def _failed(name: str, provider: str, error: Exception) -> PlugInError:
-    frame = (traceback.extract_tb(error.__traceback__) or [None])[-1]
-    place = f" ({Path(frame.filename).name}, line {frame.lineno})" if frame else ""
-    return PlugInError(
-        f"plug-in {name!r} of {provider} failed: {type(error).__name__}: {said(error)}{place}; mend or update it, or "
-        "leave its name out"
-    )
+def _told(error: Exception) -> str:
+    """What an error says, its type and the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    words = said(error)
+    name = type(error).__name__
+    return f"{name}{place}" if words == name else f"{name}: {words}{place}"
 
 
 def _place(thing: object) -> str:

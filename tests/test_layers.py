@@ -5,8 +5,9 @@ from openvino import opset13 as opset
 
 from ovexport.errors import RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec
+from ovexport.weights.group_sizes import check_group_sizes, computed_rightly
 from ovexport.weights.layer import LayerFormat, WeightMatrix
-from ovexport.weights.policy import check_group_sizes, computed_rightly, plan_layers
+from ovexport.weights.plan import plan_layers
 
 DOWN = WeightMatrix(name="model.layers.0.mlp.down_proj.weight", kind="linear", out_features=64, in_features=172)
 GATE = WeightMatrix(name="model.layers.0.mlp.gate_proj.weight", kind="linear", out_features=172, in_features=64)

@@ -86,7 +86,7 @@ def test_a_plug_in_that_cannot_be_imported_is_one_line_that_names_it(shapes, tmp
         module="bad_shapes",
     )
     monkeypatch.syspath_prepend(site)
-    with pytest.raises(PlugInError, match=r"plug-in 'bad' of stranger 0.1 failed: ModuleNotFoundError: .*line 1\)"):
+    with pytest.raises(PlugInError, match=r"plug-in 'bad' of stranger 0.1: failed: ModuleNotFoundError: .*line 1\)"):
         shapes.load("bad", "draw.shape")
 
 
@@ -94,7 +94,9 @@ def test_an_error_of_a_plug_in_names_it_and_its_line_and_ours_pass(shapes) -> No
     shapes.register("mine")(type("Mine", (), {"__module__": "notebook"}))
     mine, own = shapes.load("mine", "shape"), shapes.load("own", "shape")
     with (
-        pytest.raises(PlugInError, match=r"plug-in 'mine' of module notebook failed: KeyError: 'x' \(test_registry.py"),
+        pytest.raises(
+            PlugInError, match=r"plug-in 'mine' of module notebook: failed: KeyError: 'x' \(test_registry.py"
+        ),
         mine.guarded(),
     ):
         raise KeyError("x")

@@ -14,14 +14,15 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
-from ovexport.errors import OvexportError, PlugInError, UnsupportedModelError
+from ovexport.errors import OvexportError, UnsupportedModelError
 from ovexport.models.architecture import matrix, weight_digest, weight_matrices
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.policy import plan_layers
+from ovexport.weights.plan import plan_layers
+from ovexport.weights.policy import layer_policies
 from ovexport.weights.quantizer import FakeQuantizer
 from ovexport.weights.ranks import RankSpace
 
@@ -43,7 +44,10 @@ def check(layers: Sequence[LayerFormat], spec: CompressSpec) -> None:
 
 def plug_ins(spec: CompressSpec) -> dict[str, str | None]:
     """By key of the recipe, the identity of the plug-in that it names: a digest of what the result depends on."""
-    return {"starting_point": starting_points.identity(spec.starting_point)}
+    return {
+        "starting_point": starting_points.identity(spec.starting_point),
+        "layer_policy": layer_policies.identity(spec.layer_policy),
+    }
 
 
 def replaces_weights(spec: CompressSpec) -> bool:
@@ -134,7 +138,7 @@ def _apply(registered: Registered[type[StartingPoint]], start: Start, digests: M
         return
     problem = _problem(start, digests)
     if problem:
-        raise PlugInError(f"plug-in {registered.name!r} of {registered.provider}: {problem}; mend or update it")
+        raise registered.failure(problem)
 
 
 def _problem(start: Start, digests: Mapping[str, str]) -> str | None:

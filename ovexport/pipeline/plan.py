@@ -26,7 +26,7 @@ from ovexport.storage.files import existing_parent
 from ovexport.storage.records import Record
 from ovexport.tasks import require_harness
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.policy import LayerPlan, examine_layers
+from ovexport.weights.plan import LayerPlan, examine_layers
 from ovexport.weights.ranks import RankSpace
 from ovexport.wording import byte_size
 

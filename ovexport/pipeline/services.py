@@ -97,7 +97,7 @@ def convert_checkpoint(
     from ovexport.convert import convert
     from ovexport.strip import strip
     from ovexport.trace import trace
-    from ovexport.weights.policy import check_group_sizes
+    from ovexport.weights.group_sizes import check_group_sizes
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):

@@ -156,7 +156,7 @@ def _text_files(recipe: Recipe) -> list[str | None]:
 
 def _compress_plug_ins(recipe: Recipe) -> dict[str, str | None]:
     """By key, the plug-ins that section [compress] names."""
-    if recipe.compress.starting_point is None:
+    if recipe.compress.starting_point is None and recipe.compress.layer_policy == "recipe":
         return {}  # without importing what compresses
     from ovexport import compress
 

@@ -24,9 +24,9 @@ from ovexport.models.loading import load_model
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
+from ovexport.weights.group_sizes import check_group_sizes
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 from ovexport.weights.nncf_quantizer import NncfQuantizer, tuned_adapter
-from ovexport.weights.policy import check_group_sizes
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What a run is asked to do: a TOML file, read into one strict, frozen Spec per stage."""
 
 from ovexport.recipe.bench import Backend, Backends, BenchSpec, GridPoint, Lengths, OutputLengths
-from ovexport.recipe.compress import CompressSpec
+from ovexport.recipe.compress import CompressSpec, LayerMode, LayerRule, TunedMode
 from ovexport.recipe.convert import ConvertSpec
 from ovexport.recipe.data import ROW_SUFFIXES, TEXT_SUFFIXES, DataSpec, SourceSpec
 from ovexport.recipe.evaluate import OFFLINE_ENCODER_PACKAGE, EvaluateSpec
@@ -31,6 +31,8 @@ __all__ = [
     "Fraction",
     "Gate",
     "GridPoint",
+    "LayerMode",
+    "LayerRule",
     "Lengths",
     "Metric",
     "ModelSpec",
@@ -47,6 +49,7 @@ __all__ = [
     "Spec",
     "TaskSpec",
     "TuneSpec",
+    "TunedMode",
     "VerifySpec",
     "dump",
     "list_gates",

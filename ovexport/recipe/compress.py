@@ -1,10 +1,54 @@
 """Section [compress]."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ovexport.recipe.spec import Positive, Spec
+
+TunedMode = Literal["int4_asym", "int4_sym"]
+LayerMode = Literal[TunedMode, "int8_asym", "float"]
+"""What a recipe can ask of a layer."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("0 channels; give a divisor of the layers' in-features, or -1 for one scale a channel")
+    return value
+
+
+GroupSize = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+
+
+class LayerRule(Spec):
+    """A table [[compress.layers]]: the format of the layers that a pattern matches.
+
+    Attributes:
+        pattern: a shell pattern of layers' names, such as "*.down_proj", or a list of patterns. The first table that
+            matches a layer is used, so put the narrower pattern first.
+        mode: 4 bits with zero points ("int4_asym") or without ("int4_sym"), 8 bits ("int8_asym"; one scale per output
+            channel, not tuned), or floating point ("float"). `compress.mode` unless given.
+        group_size: as `compress.group_size`, which is used unless given.
+        rank: adapter rank of "fq_lora"; `compress.rank` unless given.
+    """
+
+    pattern: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    mode: LayerMode | None = None
+    group_size: GroupSize | None = None
+    rank: Positive | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode is None and self.group_size is None and self.rank is None:
+            raise ValueError("sets nothing; give a mode, a group_size or a rank, or remove the table")
+        tuned = self.mode is None or self.mode in get_args(TunedMode)
+        if not tuned and (self.group_size is not None or self.rank is not None):
+            raise ValueError(f'mode="{self.mode}" takes no group_size and no rank; leave them out')
+        return self
 
 
 class CompressSpec(Spec):
@@ -27,6 +71,9 @@ class CompressSpec(Spec):
         gptq: round as GPTQ does, on calibration text; the scales are those of `awq` and `scale_estimation` if they are
             on.
         calibration_sequences: sequences of the training text that a starting point uses if it needs text.
+        layer_policy: what decides the format of each layer, by name: "recipe" for the keys of this section, or a
+            plug-in's.
+        layers: tables [[compress.layers]] with formats of their own for some layers.
         ignored: shell patterns of the names of layers that stay in floating point.
         fallback: what to do with a layer that `group_size` does not suit, because it does not divide the layer's
             in-features or because the CPU runtime computes groups of that size wrongly: "error" refuses the run,
@@ -34,8 +81,8 @@ class CompressSpec(Spec):
             channel, "int8" 8 bits.
     """
 
-    mode: Literal["int4_asym", "int4_sym"] = "int4_asym"
-    group_size: Annotated[int, Field(ge=-1)] = 64
+    mode: TunedMode = "int4_asym"
+    group_size: GroupSize = 64
     format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
     rank: Positive = 64
     rank_space: tuple[Positive, ...] | None = None
@@ -45,17 +92,25 @@ class CompressSpec(Spec):
     scale_estimation: bool = False
     gptq: bool = False
     calibration_sequences: Positive = 128
+    layer_policy: Annotated[str, Field(min_length=1)] = "recipe"
+    layers: tuple[LayerRule, ...] = ()
     ignored: tuple[str, ...] = ()
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 
+    @property
+    def has_own_formats(self) -> bool:
+        """Whether some layers may have formats of their own, beside the mode and group size of the section."""
+        return bool(self.layers) or self.layer_policy != "recipe"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.group_size == 0:
-            raise ValueError("group_size=0; give a divisor of the layers' in-features, or -1 for one scale a channel")
         if (self.format == "fq_lora_nls") != (self.rank_space is not None):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
         if self.rank_space is not None and len(self.rank_space) == 0:
             raise ValueError("rank_space=[] holds no rank; list some, such as [32, 24, 16]")
+        for number, rule in enumerate(self.layers):
+            if rule.rank is not None and self.rank_space is not None:
+                raise ValueError(f"layers.{number}.rank: with rank_space every adapter has its ranks; remove the key")
         if self.starting_point is not None and (self.awq or self.scale_estimation or self.gptq):
             raise ValueError(
                 f'starting_point="{self.starting_point}" takes the place of awq, scale_estimation and gptq; '

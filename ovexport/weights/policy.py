@@ -1,47 +1,69 @@
-"""Which weight matrices a model has and what becomes of each: a pure function of shapes and the recipe."""
+"""Where a layer's bits are decided: a policy gives each weight matrix its format.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+The policy of a recipe asks its tables [[compress.layers]], the first that matches, and else its defaults.
+"""
+
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Protocol
 
-from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
-from ovexport.recipe import CompressSpec
+from ovexport.errors import OvexportError, RecipeError
+from ovexport.recipe import CompressSpec, LayerMode, LayerRule
+from ovexport.registry import Registry
+from ovexport.weights.encoding import ENCODINGS
+from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 
-SMALLEST_GROUP = 4
-_WRONG = (
-    "the CPU runtime computes INT4 wrongly unless groups are a power of two, or one scale spans a row of even length"
-)
-_ODD_INT8 = (
-    "the CPU runtime computes INT8 of odd in-features wrongly in bfloat16; run it with INFERENCE_PRECISION_HINT f32, "
-    "or keep the layer in floating point with compress.ignored"
-)
 
+class LayerPolicy(Protocol):
+    """Decides the format of a weight matrix from its name, kind and shape.
 
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """What becomes of every matrix, and what can't be done.
+    The stage compress makes a policy from the recipe's section and all matrices of the model, and calls it once for
+    each matrix that `compress.ignored` does not name. `ovexport plan` does the same without the weights. Register a
+    class, or a function that makes a policy, by a name that recipes use:
 
-    Attributes:
-        layers: all of them; those that can't be done are in floating point here, and their note says why.
-        unsuitable: the names of those.
-        problems: each of the recipe's or the model's once, with the layers that it is about.
+        @layer_policies.register("coarse_mlp")         # or an entry point in the group "ovexport.layer_policies"
+        class CoarseMlp:
+            def __init__(self, spec: CompressSpec, matrices: Sequence[WeightMatrix]) -> None:
+                self._recipe = RecipePolicy(spec, matrices)
+
+            def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+                if ".mlp." in matrix.name:
+                    return format_layer(matrix, "int4_sym", group_size=128, rank=16)
+                return self._recipe(matrix)
+
+    What it may return: of a matrix whose `kind` is "linear" any mode; of others "int8_asym" or "float". 4-bit layers
+    have a group size that divides `in_features` and is a power of two (or all of an even `in_features`), and a rank up
+    to the smaller side; with `rank_space` the rank is the largest of it. Other layers have one group and rank 0. Equal
+    inputs have to give equal formats.
     """
 
-    layers: tuple[LayerFormat, ...] = ()
-    unsuitable: frozenset[str] = frozenset()
-    problems: tuple[OvexportError, ...] = ()
+    def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+        """The format of a matrix.
+
+        Raises:
+            LayerRefused: it can't have the format that the recipe asks for.
+        """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Refusal:
-    """Why a matrix can't be done: its note, and what is said of all matrices that share it, around their names."""
+layer_policies: Registry[Callable[[CompressSpec, Sequence[WeightMatrix]], LayerPolicy]] = Registry(
+    "ovexport.layer_policies", "layer policy"
+)
+"""By the name in `compress.layer_policy`."""
 
-    note: str
-    before: str = ""
-    after: str
-    error: type[OvexportError] = RecipeError
+
+class LayerRefused(OvexportError):
+    """Why a matrix can't be done. Matrices with equal reasons are told of in one line.
+
+    Attributes:
+        note: a few words for the table of layers.
+        before, after: what is said around the names of the matrices.
+        error: what it is to the user.
+    """
+
+    def __init__(self, *, note: str, after: str, before: str = "", error: type[OvexportError] = RecipeError) -> None:
+        super().__init__(before + after)
+        self.note, self.before, self.after, self.error = note, before, after, error
 
     def problem(self, matrices: Sequence[WeightMatrix]) -> OvexportError:
         """The problem, with the first matrix named and the others counted."""
@@ -49,144 +71,15 @@ class _Refusal:
         return self.error(f"{self.before}{first}{f' and {others} more' if others else ''}{self.after}")
 
 
-def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[LayerFormat, ...]:
-    """Decide mode, group size and rank of every matrix.
-
-    Raises:
-        RecipeError: `group_size` does not divide some in-features and `fallback` is "error"; all of them are named.
-            Or an `ignored` pattern matches nothing, or a rank of the rank space is above a layer's smaller side.
-        UnsupportedModelError: a matrix can't be compressed whatever the recipe says.
-    """
-    found = examine_layers(matrices, spec)
-    if found.problems:
-        raise type(found.problems[0])("; ".join(map(str, found.problems)))
-    return found.layers
-
-
-def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> LayerPlan:
-    """Decide mode, group size and rank of every matrix, and mark those that can't be done."""
-    matrices = tuple(matrices)
-    problems = _unmatched(matrices, spec)
-    layers: list[LayerFormat] = []
-    refused: dict[_Refusal, list[WeightMatrix]] = {}
-    for matrix in matrices:
-        layer = _format(matrix, spec)
-        if isinstance(layer, _Refusal):
-            refused.setdefault(layer, []).append(matrix)
-            layer = _layer(matrix, "float", matrix.in_features, note=layer.note)
-        layers.append(layer)
-    unsuitable = frozenset(matrix.name for group in refused.values() for matrix in group)
-    problems += [refusal.problem(group) for refusal, group in refused.items()]
-    if not problems and all(layer.encoding is None for layer in layers):
-        problems = [RecipeError(f"compress.ignored={list(spec.ignored)} leaves nothing to compress; name fewer layers")]
-    return LayerPlan(tuple(layers), unsuitable, tuple(problems))
-
-
-def check_group_sizes(layers: Iterable[LayerFormat], origin: str) -> None:
-    """Refuse layers of a checkpoint whose 4-bit groups the runtime would compute wrongly.
+def format_layer(
+    matrix: WeightMatrix, mode: LayerMode, *, group_size: int = -1, rank: int = 0, note: str | None = None
+) -> LayerFormat:
+    """The format of a matrix; of "int8_asym" and "float" leave out `group_size` and `rank`.
 
     Args:
-        origin: the checkpoint, for the message.
-
-    Raises:
-        UnsupportedModelError: naming the first such layer and how many there are.
+        group_size: input channels per scale; -1 for one scale per output channel.
+        note: why it is not as the recipe asks.
     """
-    wrong = [
-        layer
-        for layer in layers
-        if layer.encoding and layer.encoding.bits == 4 and not computed_rightly(layer.group_size, layer.in_features)
-    ]
-    if wrong:
-        first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UnsupportedModelError(
-            f"{origin}: has group size {first.group_size} in {first.name.removesuffix('.weight')}{more}, and {_WRONG}; "
-            "tune it with another one"
-        )
-
-
-def computed_rightly(group_size: int, in_features: int) -> bool:
-    """Whether the CPU plugin of OpenVINO 2026.4 computes 4-bit weights of this group size rightly.
-
-    It does where the size is a power of two, and where one scale spans a whole row of even length. Any other size,
-    depending on the row's length, the instruction set and the inference precision, gives logits that are off by as much
-    as the logits themselves (measured, tests/test_layers.py).
-    """
-    if group_size == in_features:
-        return in_features % 2 == 0
-    return group_size > 1 and group_size & (group_size - 1) == 0
-
-
-def _unmatched(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> list[OvexportError]:
-    """Patterns of `ignored` that no layer's name matches."""
-    names = ", ".join(matrix.name.removesuffix(".weight") for matrix in matrices[:3])
-    return [
-        RecipeError(f"compress.ignored={pattern!r}: no layer has such a name; they read like {names}")
-        for pattern in spec.ignored
-        if not any(_matches(matrix.name, pattern) for matrix in matrices)
-    ]
-
-
-def _format(matrix: WeightMatrix, spec: CompressSpec) -> LayerFormat | _Refusal:
-    """The fate of one matrix, or why the recipe leaves none."""
-    if matrix.problem:
-        return _Refusal(note=matrix.problem, after=f": {matrix.problem}", error=UnsupportedModelError)
-    if any(_matches(matrix.name, pattern) for pattern in spec.ignored):
-        return _layer(matrix, "float", matrix.in_features, note="left out by compress.ignored")
-    if matrix.kind != "linear":
-        return _layer(matrix, "int8_asym", matrix.in_features)
-    reason = _reason_against(matrix, spec)
-    if reason is None:
-        return _with_rank(matrix, spec, matrix.in_features if spec.group_size == -1 else spec.group_size, note=None)
-    return _fallback(matrix, spec, reason)
-
-
-def _reason_against(matrix: WeightMatrix, spec: CompressSpec) -> str | None:
-    """Why a matrix can't have the recipe's group size; None where it can."""
-    size = matrix.in_features if spec.group_size == -1 else spec.group_size
-    if matrix.in_features % size:
-        return f"group size {size} does not divide {matrix.in_features}"
-    return None if computed_rightly(size, matrix.in_features) else f"group size {size} is computed wrongly"
-
-
-def _fallback(matrix: WeightMatrix, spec: CompressSpec, reason: str) -> LayerFormat | _Refusal:
-    """The fate of a matrix that can't have the recipe's group size, or why there is none."""
-    size = matrix.in_features
-    match spec.fallback:
-        case "int8":
-            return _layer(matrix, "int8_asym", size, note=f"{reason}: INT8" + (f"; {_ODD_INT8}" if size % 2 else ""))
-        case "per_channel" if computed_rightly(size, size):
-            return _with_rank(matrix, spec, size, note=f"{reason}: one scale per channel")
-        case "smaller_group" if smaller := group_sizes(size, below=spec.group_size):
-            return _with_rank(matrix, spec, smaller[-1], note=f"{reason}: group size {smaller[-1]}")
-    return _undivided(matrix, spec, reason)
-
-
-def group_sizes(in_features: int, *, below: int) -> list[int]:
-    """The group sizes from `SMALLEST_GROUP` up to `below` (exclusive) that divide `in_features` and are computed
-    rightly."""
-    sizes = range(SMALLEST_GROUP, min(below, in_features + 1))
-    return [size for size in sizes if in_features % size == 0 and computed_rightly(size, in_features)]
-
-
-def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat | _Refusal:
-    rank = max(spec.rank_space) if spec.rank_space else spec.rank
-    largest = min(matrix.out_features, matrix.in_features)
-    if rank > largest and spec.rank_space:
-        above = f"{rank} is above the smaller side, {largest}"
-        return _Refusal(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
-    if rank > largest:
-        note = "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
-    return _layer(matrix, spec.mode, group_size, rank=min(rank, largest), note=note)
-
-
-def _layer(
-    matrix: WeightMatrix,
-    mode: Literal["int4_asym", "int4_sym", "int8_asym", "float"],
-    group_size: int,
-    *,
-    rank: int = 0,
-    note: str | None = None,
-) -> LayerFormat:
     return LayerFormat(
         name=matrix.name,
         kind=matrix.kind,
@@ -194,24 +87,123 @@ def _layer(
         out_features=matrix.out_features,
         in_features=matrix.in_features,
         transposed=matrix.transposed,
-        group_size=group_size,
+        group_size=matrix.in_features if group_size == -1 else group_size,
         rank=rank,
         note=note,
     )
 
 
-def _undivided(matrix: WeightMatrix, spec: CompressSpec, reason: str) -> _Refusal:
-    columns, size = matrix.in_features, spec.group_size
-    sizes = [str(each) for each in group_sizes(columns, below=columns)][-3:]
-    sizes += ["-1"] if size != -1 and computed_rightly(columns, columns) else []
-    cure = (f"use {' or '.join(sizes)}, or " if sizes else "") + 'set compress.fallback = "int8"'
-    cure += f" ({_ODD_INT8})" if columns % 2 else ""
-    if size == -1 or columns % size == 0:
-        before, after = f"compress.group_size={size} for in_features={columns} of ", f": {_WRONG}; {cure}"
-    else:
-        before, after = f"compress.group_size={size} does not divide in_features={columns} of ", f"; {cure}"
-    return _Refusal(note=reason, before=before, after=after)
-
-
-def _matches(name: str, pattern: str) -> bool:
+def name_matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern is of a parameter's name, with ".weight" or without."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+
+
+@layer_policies.register("recipe")
+class RecipePolicy:
+    """The tables [[compress.layers]], the first that matches, and else the recipe's defaults."""
+
+    def __init__(self, spec: CompressSpec, _matrices: Sequence[WeightMatrix]) -> None:
+        self._defaults = Defaults(spec)
+        self._patterns = [(rule, PatternPolicy(spec, number)) for number, rule in enumerate(spec.layers)]
+
+    def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+        """As LayerPolicy."""
+        for rule, policy in self._patterns:
+            if any(name_matches(matrix.name, pattern) for pattern in rule.pattern):
+                return policy(matrix)
+        return self._defaults(matrix)
+
+
+class PatternPolicy:
+    """One table of [[compress.layers]]; what it leaves out is as the defaults have it.
+
+    Args:
+        number: of the table, from 0.
+    """
+
+    def __init__(self, spec: CompressSpec, number: int) -> None:
+        self._rule: LayerRule = spec.layers[number]
+        self._key = f"compress.layers.{number}"
+        given = {"mode", "group_size", "rank"} & self._rule.model_fields_set
+        own = {key: value for key in given if (value := getattr(self._rule, key)) is not None}
+        self._defaults = Defaults(spec.model_copy(update=own), self._key if "group_size" in own else "compress")
+
+    def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+        """As LayerPolicy."""
+        mode = self._rule.mode
+        if mode is not None and mode not in ENCODINGS:
+            return format_layer(matrix, mode, note=f"left in floating point by {self._key}")
+        if mode is not None and ENCODINGS[mode].bits == 8:
+            return format_layer(matrix, mode, note=ODD_INT8 if matrix.in_features % 2 else None)
+        if matrix.kind != "linear":
+            raise LayerRefused(
+                note="8 bits or floating point only",
+                before=f"{self._key}: matches ",
+                after=", no Linear layer, so it takes 8 bits or floating point; narrow the pattern, or set mode = "
+                '"int8_asym" or "float"',
+            )
+        return self._defaults(matrix)
+
+
+class Defaults:
+    """The keys of [compress]: Linear layers in its 4-bit mode, embeddings and the head in 8 bits.
+
+    Args:
+        key: the table that `group_size` is in, for messages.
+    """
+
+    def __init__(self, spec: CompressSpec, key: str = "compress") -> None:
+        self._spec = spec
+        self._key = key
+
+    def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+        """As LayerPolicy."""
+        if matrix.kind != "linear":
+            return format_layer(matrix, "int8_asym")
+        reason = self._reason_against(matrix)
+        return (
+            self._with_rank(matrix, self._spec.group_size, None) if reason is None else self._fallback(matrix, reason)
+        )
+
+    def _reason_against(self, matrix: WeightMatrix) -> str | None:
+        """Why a matrix can't have the group size; None where it can."""
+        size = matrix.in_features if self._spec.group_size == -1 else self._spec.group_size
+        if matrix.in_features % size:
+            return f"group size {size} does not divide {matrix.in_features}"
+        return None if computed_rightly(size, matrix.in_features) else f"group size {size} is computed wrongly"
+
+    def _fallback(self, matrix: WeightMatrix, reason: str) -> LayerFormat:
+        """The format of a matrix that can't have the group size."""
+        size = matrix.in_features
+        match self._spec.fallback:
+            case "int8":
+                return format_layer(matrix, "int8_asym", note=f"{reason}: INT8" + (f"; {ODD_INT8}" if size % 2 else ""))
+            case "per_channel" if computed_rightly(size, size):
+                return self._with_rank(matrix, -1, f"{reason}: one scale per channel")
+            case "smaller_group" if smaller := group_sizes(size, below=self._spec.group_size):
+                return self._with_rank(matrix, smaller[-1], f"{reason}: group size {smaller[-1]}")
+        raise self._undivided(matrix, reason)
+
+    def _with_rank(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
+        spec = self._spec
+        rank = max(spec.rank_space) if spec.rank_space else spec.rank
+        largest = min(matrix.out_features, matrix.in_features)
+        if rank > largest and spec.rank_space:
+            above = f"{rank} is above the smaller side, {largest}"
+            raise LayerRefused(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
+        if rank > largest:
+            note = "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
+        return format_layer(matrix, spec.mode, group_size=group_size, rank=min(rank, largest), note=note)
+
+    def _undivided(self, matrix: WeightMatrix, reason: str) -> LayerRefused:
+        columns, size = matrix.in_features, self._spec.group_size
+        sizes = [str(each) for each in group_sizes(columns, below=columns)][-3:]
+        sizes += ["-1"] if size != -1 and computed_rightly(columns, columns) else []
+        cure = (f"use {' or '.join(sizes)}, or " if sizes else "") + 'set compress.fallback = "int8"'
+        cure += f" ({ODD_INT8})" if columns % 2 else ""
+        key = f"{self._key}.group_size={size}"
+        if size == -1 or columns % size == 0:
+            before, after = f"{key} for in_features={columns} of ", f": {WRONG_GROUPS}; {cure}"
+        else:
+            before, after = f"{key} does not divide in_features={columns} of ", f"; {cure}"
+        return LayerRefused(note=reason, before=before, after=after)

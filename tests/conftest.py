@@ -137,7 +137,7 @@ def _units_stay_small(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """A unit test traces no model, which every run does after its first stage, and types no command."""
     if request.node.get_closest_marker("unit") is None:
         return
-    for module, name in (("ovexport.trace", "export_from_model"), ("ovexport.cli", "main")):
+    for module, name in (("optimum.exporters.openvino.convert", "export_models"), ("ovexport.cli", "main")):
         if module in sys.modules:
             monkeypatch.setattr(sys.modules[module], name, _too_much_for_a_unit)
 

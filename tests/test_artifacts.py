@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ovexport.artifacts import Checkpoint, StageRecord
+from ovexport.artifacts import FORMAT_VERSION, Checkpoint, StageRecord
 from ovexport.errors import ArtifactError
 from ovexport.storage.files import atomic_folder, write_text
 from ovexport.storage.records import read_record, write_record
@@ -71,7 +71,7 @@ def test_a_truncated_tensor_file_is_refused(tmp_path: Path, kept: int) -> None:
 
 def test_a_record_with_a_stranger_in_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    record = StageRecord(stage="tune", digest="d", files={}, seconds=1.0, versions={})
+    record = StageRecord(stage="tune", format_version=FORMAT_VERSION, digest="d", files={}, seconds=1.0, versions={})
     write_record(record, path)
     assert read_record(path, StageRecord) == record
     path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))

@@ -8,10 +8,10 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 import pytest
+from command_line import ovexport
 from typer.testing import CliRunner
 
 from ovexport.artifacts import IR, RunFolder
-from ovexport.cli import app
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.openvino.identity import identify, weight_precision
 from ovexport.recipe import EvaluateSpec
@@ -133,17 +133,17 @@ def test_the_terminal_says_that_a_run_was_not_tuned(untuned_run: RunFolder) -> N
 def test_the_figures_of_gates_are_listed_with_their_meaning_and_a_runs_with_their_values(
     finished_run: RunFolder,
 ) -> None:
-    document = json.loads(CliRunner().invoke(app, ["gates", "--json"]).stdout)
+    document = json.loads(ovexport("gates", "--json").stdout)
     known = {figure["name"]: figure for figure in document["figures"]}
     assert all(figure["meaning"] for figure in known.values())
     assert known["kl_mean_nats"]["unit"] == "nats"
     assert (known["similarity"]["better"], known["similarity"]["file"]) == ("higher", "evaluation.json")
     assert {"similarity.low", "similarity.value", "code_mismatches", "int4/bf16.time_per_output_token"} <= known.keys()
-    measured = json.loads(CliRunner().invoke(app, ["gates", str(finished_run.path), "--json"]).stdout)["figures"]
+    measured = json.loads(ovexport("gates", finished_run.path, "--json").stdout)["figures"]
     values = {figure["name"]: figure for figure in measured}
     assert values["kl_mean_nats"]["ci95"][0] < values["kl_mean_nats"]["value"] < values["kl_mean_nats"]["ci95"][1]
     assert values["kl_mean_nats"]["interval_over"] == "8 sequences"
-    shown = CliRunner().invoke(app, ["gates", str(finished_run.path)])
+    shown = ovexport("gates", finished_run.path)
     assert "plain.perplexity" in shown.stdout
-    missing = CliRunner().invoke(app, ["gates", str(finished_run.path / "int4")])
-    assert (missing.exit_code, "no run, it has no recipe.toml" in missing.stderr) == (4, True)
+    missing = ovexport("gates", finished_run.path / "int4")
+    assert (missing.returncode, "no run, it has no recipe.toml" in missing.stderr) == (4, True)

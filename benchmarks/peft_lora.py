@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ovexport.artifacts import PreparedData
-from ovexport.models.architecture import compute_in, weight_matrices
+from ovexport.models.architecture import Architecture, compute_in
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model, load_tokenizer
 from ovexport.objectives.objectives import Answers
@@ -31,7 +31,9 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     torch.manual_seed(spec.seed)
     base = load_model(model)
     stored = base.dtype
-    linear = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(base) if matrix.kind == "linear"]
+    linear = [
+        matrix.name.removesuffix(".weight") for matrix in Architecture(base).matrices() if matrix.kind == "linear"
+    ]
     device, kind = torch.device("cpu"), arithmetic(spec, torch.device("cpu"))
     compute_in(base, kind)
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")

@@ -16,7 +16,7 @@ from ovexport import bench, compress, evaluate, tune
 from ovexport.checking import Caution, Finding, raised
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.gates import judging
-from ovexport.models.architecture import all_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.loading import DTYPES, check_checkpoint, load_config, load_tokenizer, skeleton
 from ovexport.models.positions import readable_tokens
 from ovexport.openvino.tokenizer import check_tokenizer
@@ -131,7 +131,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
         network = skeleton(model)
         config = load_config(model)
         return Shape(
-            plan=examine_layers(all_matrices(network), spec),
+            plan=examine_layers(Architecture(network).all_matrices(), spec),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
             replaces_weights=compress.replaces_weights(spec),

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.models.architecture import matrix, weight_digest, weight_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view, weight_digest
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
@@ -54,11 +55,12 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     stored = stored_quantizers(path, content)
     active = _active_ranks(path, stored, ranks)
     network = load_model(model)
-    matrices = weight_matrices(network)
+    architecture = Architecture(network)
+    matrices = architecture.matrices()
     found = _by_layer(path, stored, network, matrices, model)
     layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
     check_group_sizes(layers, str(path))
-    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
+    weights = {layer.name: architecture.matrix(layer.name).read() for layer in layers}
     changed = _changed_weights(path, content.get("model_state"), network, layers, model)
     quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.encoding}
     for name in quantizers:
@@ -286,5 +288,5 @@ def _changed_weights(
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
             raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
         if layer is not None and not torch.equal(value.float(), base[name].float()):
-            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+            changed[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
     return changed

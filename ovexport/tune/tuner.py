@@ -16,6 +16,7 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import compute_in
 from ovexport.models.head import Head, is_plain
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.models.student import Student
 from ovexport.objectives.objectives import Answers, Distillation
 from ovexport.progress import Listener
@@ -85,7 +86,7 @@ class Tuner:
         self._batches = places.reshape(self.steps, spec.gradient_accumulation_steps, spec.batch_size)
 
         network = load_model(model).to(device)
-        bases = {layer.name: network.get_parameter(layer.name).data for layer in manifest.layers}
+        bases = {layer.name: matrix_view(network, layer.name).read() for layer in manifest.layers}
         compute_in(network, self._kind)
         own = Head.of(network, network.get_output_embeddings().weight.detach())
         sample = torch.from_numpy(data.tokens("validation").astype(np.int64))

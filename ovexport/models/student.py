@@ -75,7 +75,7 @@ class Student:
             self._views[layer.name] = view
             if layer.rank:
                 view.parameter.requires_grad_(True)
-                view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))
+                view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))  # type: ignore[no-untyped-call]
         self.trained: dict[str, nn.Parameter] = {
             f"{name}.{key}": parameter
             for name, quantizer in self.quantizers.items()

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -92,7 +93,7 @@ def test_the_readme_is_short_and_its_rooms_exist() -> None:
 
 
 def test_the_readme_names_every_group_of_plug_ins() -> None:
-    registries: tuple[Registry, ...] = (starting_points, layer_policies, objectives)
+    registries: tuple[Registry[Any], ...] = (starting_points, layer_policies, objectives)
     named = set(re.findall(r"`(ovexport\.\w+)`", README.read_text(encoding="utf-8")))
     assert named == {registry.group for registry in registries}
 

@@ -282,7 +282,7 @@ def test_weights_in_the_file_take_the_place_of_the_base_models(awq: Path, spec: 
 def test_without_them_the_codes_are_others(awq: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:
     path = edited(awq, lambda content: content.pop("model_state"))
     left, right = (adopt(one, spec, tmp_path / one.stem).manifest for one in (awq, path))
-    assert {name for name in left.digests if left.digests[name] != right.digests[name]} == set(left.changed)
+    assert {name for name in left.digests if left.digests[name] != right.digests[name]} == set(left.replaced_weights)
 
 
 def test_unchanged_weights_in_the_file_are_the_base_models(example: Example, spec: ModelSpec, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _compress(folder: Path) -> None:
 
 
 def _trace(folder: Path) -> None:
-    from ovexport.trace import trace
+    from ovexport.trace.stage import trace
 
     trace(_model(folder), ConvertSpec(), folder / "bf16")
 

@@ -38,6 +38,7 @@ from ptq import post_training
 from ovexport import recipe as recipes
 from ovexport.artifacts import RunFolder, StageRecord
 from ovexport.evaluate.tasks import Loaded, ask_model, loaded
+from ovexport.models.device import Compute
 from ovexport.models.student import TunedModel
 from ovexport.pipeline import services
 from ovexport.progress import silent
@@ -45,8 +46,8 @@ from ovexport.recipe import ModelSpec, Recipe
 from ovexport.reports import SearchReport, VerificationReport
 from ovexport.storage.records import read_record
 from ovexport.tasks import HarnessTask, TaskResult
-from ovexport.trace import trace
-from ovexport.tune.tuner import Tuner
+from ovexport.trace.stage import trace
+from ovexport.tune.trainer import make_trainer
 from ovexport.versions import installed_version, stack_versions
 
 SEEDS = 3
@@ -167,7 +168,7 @@ class Comparison:
         self._searches.append(report)
         searched = sum(score.seconds for score in report.scores)
         self._seconds["search"].append(searched)
-        self._seconds[ELASTIC].append(_stage_seconds(run) - searched)
+        self._seconds[ELASTIC].append(_stage_seconds(run))
         proof = read_record(run.path / "verification.json", VerificationReport).summary
         self._mismatches += sum(
             count or 0 for count in (proof.code_mismatches, proof.scale_mismatches, proof.zero_point_mismatches)
@@ -248,15 +249,16 @@ class Comparison:
         """Time of a step with ranks drawn at random over that with the largest ones, on the same batches in turn."""
         spec = self.recipe.tune.model_copy(update={"steps": WARMUP_STEPS + TIMED_STEPS, "epochs": None})
         fixed = RunFolder(self._scratch / "fixed")
+        compute = Compute.of("cpu", spec.precision)
         elastic, plain = (
-            Tuner(folder.compressed, self.recipe.model, spec, folder.data, torch.device("cpu"), silent)
+            make_trainer(folder.compressed, self.recipe.model, spec, folder.data, compute, silent)
             for folder in (run, fixed)
         )
         seconds: dict[int, list[float]] = {0: [], 1: []}
         for index in range(WARMUP_STEPS + TIMED_STEPS):
-            for which, tuner in ((0, elastic), (1, plain))[:: 1 if index % 2 else -1]:
+            for which, trainer in ((0, elastic), (1, plain))[:: 1 if index % 2 else -1]:
                 began = perf_counter()
-                tuner.step(index)
+                trainer.step(index)
                 seconds[which].append(perf_counter() - began)
         ours, theirs = (np.array(seconds[which][WARMUP_STEPS:]) for which in (0, 1))
         generator = np.random.default_rng(0)

@@ -4,7 +4,6 @@ The data, the order of the examples, the loss, the schedule and the choice of th
 adapters, their initialisation and their merging are PEFT's.
 """
 
-import math
 from pathlib import Path
 
 import peft
@@ -13,12 +12,12 @@ from torch import nn
 
 from ovexport.artifacts import PreparedData
 from ovexport.models.architecture import compute_in, weight_matrices
+from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model, load_tokenizer
-from ovexport.objectives.objectives import Answers
+from ovexport.objectives import Answers
 from ovexport.recipe import ModelSpec, TuneSpec
-from ovexport.tune import arithmetic
-from ovexport.tune.tuner import batches
+from ovexport.tune.sampler import count_steps, draw_batches
 
 
 def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: int, out: Path) -> tuple[Path, float]:
@@ -32,24 +31,24 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     base = load_model(model)
     stored = base.dtype
     linear = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(base) if matrix.kind == "linear"]
-    device, kind = torch.device("cpu"), arithmetic(spec, torch.device("cpu"))
-    compute_in(base, kind)
+    compute = Compute.of("cpu", spec.precision)
+    compute_in(base, compute.dtype)
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
     wrapped = peft.get_peft_model(base, config)
     network = wrapped.get_base_model()
 
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
-
     train = data.examples("train")
-    objective = Answers(train, data.examples("validation"), spec, device, autocast)
+    objective = Answers(train, data.examples("validation"), spec, compute)
     head = Head.of(network, network.get_output_embeddings().weight.detach())
     trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
-    per_step = spec.batch_size * spec.gradient_accumulation_steps
-    steps = math.ceil((spec.epochs or 1) * len(train) / per_step) if spec.steps is None else spec.steps
+    everything = range(objective.validation_examples)
+    steps = count_steps(spec, len(train))
     optimizer = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    best, kept = objective.validation(network, head), {name: value.detach().clone() for name, value in trained.items()}
-    for step, microbatches in enumerate(batches(len(train), steps, spec).tolist()):
+    best, kept = (
+        objective.score(network, head, everything),
+        {name: value.detach().clone() for name, value in trained.items()},
+    )
+    for step, microbatches in enumerate(draw_batches(len(train), steps, spec).tolist()):
         optimizer.param_groups[0]["lr"] = spec.learning_rate * spec.learning_rate_factor(step, steps)
         weight = sum(map(objective.weight, microbatches))
         for indices in microbatches:
@@ -58,7 +57,7 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 == steps or (step + 1) % spec.validate_every == 0:
-            found = objective.validation(network, head)
+            found = objective.score(network, head, everything)
             if found < best:
                 best, kept = found, {name: value.detach().clone() for name, value in trained.items()}
     with torch.no_grad():

@@ -167,7 +167,7 @@ class Maker:
         def tuned(seed: int, folder: Path) -> float:
             tune = self._recipe.tune.model_copy(update={"seed": seed})
             recipe = self._recipe.model_copy(update={"tune": tune})
-            run = services.run(recipe, self._scratch / "run", resume=True, until="tune")
+            run = services.run(recipe, self._scratch / "run", resume=True, until="search")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 

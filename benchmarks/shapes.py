@@ -18,7 +18,7 @@ from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.trace import trace
+from ovexport.trace.stage import trace
 from ovexport.weights.quantizer import load_quantizer
 
 REPOSITORY = Path(__file__).parent.parent

@@ -107,10 +107,11 @@ def _ours(folder: Path, device: str) -> dict[str, Any]:
 
     from ovexport.artifacts import PreparedData
     from ovexport.compress import compress
+    from ovexport.models.device import Compute
     from ovexport.progress import silent
     from ovexport.recipe import CompressSpec, ModelSpec, TuneSpec
     from ovexport.storage.tensorfile import write_tensors
-    from ovexport.tune.tuner import Tuner
+    from ovexport.tune.trainer import make_trainer
 
     with TemporaryDirectory(dir=folder) as scratch:
         os.environ["OVEXPORT_CACHE"] = scratch
@@ -129,8 +130,9 @@ def _ours(folder: Path, device: str) -> dict[str, Any]:
             precision="bf16",
         )
         start = compress(model, CompressSpec(group_size=GROUP_SIZE, rank=RANK), data, 0, Path(scratch) / "start")
-        tuner = Tuner(start, model, spec, data, torch.device(device), silent)
-        return _timed(lambda index: tuner.step(index).loss_nats, device)
+        compute = Compute(torch.device(device), torch.bfloat16)
+        trainer = make_trainer(start, model, spec, data, compute, silent)
+        return _timed(lambda index: trainer.step(index).loss_nats, device)
 
 
 def _theirs(folder: Path, device: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What is said of a run before any work: problems, which stop it, and cautions, which do not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ovexport.errors import OvexportError
@@ -25,3 +25,20 @@ def raised(check: Callable[..., object], *arguments: object) -> Iterator[Ovexpor
         check(*arguments)
     except OvexportError as error:
         yield error
+
+
+def sorted_problems(findings: Iterable[Finding]) -> list[OvexportError]:
+    """The problems, each once, in the order of their exit codes."""
+    problems = {str(finding): finding for finding in findings if isinstance(finding, OvexportError)}
+    return sorted(problems.values(), key=lambda problem: problem.exit_code)
+
+
+def require_runnable(findings: Iterable[Finding]) -> None:
+    """Refuse what has problems.
+
+    Raises:
+        OvexportError: with every problem at once, of the class of the first.
+    """
+    problems = sorted_problems(findings)
+    if problems:
+        raise type(problems[0])("; ".join(str(problem) for problem in problems))

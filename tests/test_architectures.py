@@ -15,6 +15,7 @@ from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import weight_matrices
+from ovexport.models.device import Compute
 from ovexport.models.loading import load_model
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
@@ -23,8 +24,8 @@ from ovexport.progress import silent
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec, TuneSpec
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.trace import trace
-from ovexport.tune.tuner import Tuner
+from ovexport.trace.stage import trace
+from ovexport.tune.trainer import make_trainer
 from ovexport.verify import verify
 from ovexport.weights.quantizer import load_quantizer
 
@@ -141,9 +142,9 @@ def test_a_family_starts_from_gptq_and_takes_a_step(family: str, tmp_path: Path)
     spec = TuneSpec(steps=1, batch_size=2, precision="fp32", learning_rate=1e-3, warmup_fraction=0.0)
     divergence = {}
     for name, start in (("nearest", nearest), ("gptq", best)):
-        tuner = Tuner(start, model, spec, data, torch.device("cpu"), silent)
-        divergence[name] = tuner.validate()
-        assert tuner.step(0).taken
+        trainer = make_trainer(start, model, spec, data, Compute.of("cpu", spec.precision), silent)
+        divergence[name] = trainer.validate()
+        assert trainer.step(0).taken
     assert 0 < divergence["gptq"] < divergence["nearest"]
 
 

@@ -14,8 +14,14 @@ from conftest import REPOSITORY
 
 from ovexport.artifacts.checkpoint import CheckpointManifest
 from ovexport.cli.main import app
+from ovexport.compress import starting_points
+from ovexport.errors import OvexportError
+from ovexport.objectives import objectives
+from ovexport.pipeline.stages import STAGES
 from ovexport.recipe import Spec
+from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
+from ovexport.weights.policy import layer_policies
 
 PAGES = sorted(
     path
@@ -79,10 +85,27 @@ def test_every_command_and_option_exists(page: Path) -> None:
 def test_the_readme_is_short_and_its_rooms_exist() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= README_LINES
-    rooms = re.findall(r"`([\w/]+(?:/|\.py))`", text.partition("| you look for | room |")[2].partition("\n\n")[0])
-    assert len(rooms) > 10
-    for room in rooms:
+    rooms = re.findall(r"`([\w/]+(?:/|\.py))`", text.partition("\nEach stage has one room")[2])
+    assert len(rooms) > 20
+    for room in set(rooms) - {"ovexport/"}:
         assert (REPOSITORY / "ovexport" / room).exists(), room
+
+
+def test_the_readme_names_every_group_of_plug_ins() -> None:
+    registries: tuple[Registry, ...] = (starting_points, layer_policies, objectives)
+    named = set(re.findall(r"`(ovexport\.\w+)`", README.read_text(encoding="utf-8")))
+    assert named == {registry.group for registry in registries}
+
+
+def test_the_readmes_picture_shows_every_stage() -> None:
+    picture = README.read_text(encoding="utf-8").partition("## How it works")[2].partition("## Results")[0]
+    assert re.findall(r"^   [│├▼](?:──►)? +(\w+)  ", picture, re.MULTILINE) == [stage.name for stage in STAGES]
+
+
+def test_the_readmes_exit_codes_are_the_errors() -> None:
+    documented = set(re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE))
+    raised = {str(error.exit_code) for error in OvexportError.__subclasses__()}
+    assert documented == raised | {"0", "1", "130"}
 
 
 def test_the_table_of_recipe_keys_is_what_the_specs_say() -> None:

@@ -77,7 +77,7 @@ def start(tmp_path: Path, **compress) -> float:
     values["compress"] = {"group_size": 64, "rank": 8, **compress}
     values["tune"] |= {"steps": 0}
     resolved = recipe.parse(values, base=tmp_path, origin="gptq")
-    run = services.run(resolved, tmp_path / "-".join(["run", *compress]), until="tune")
+    run = services.run(resolved, tmp_path / "-".join(["run", *compress]), until="search")
     assert run.checkpoint.manifest.digests == run.compressed.manifest.digests
     return float(run.checkpoint.manifest.validation.value)
 

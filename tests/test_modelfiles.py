@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ovexport.artifacts import PreparedData
 from ovexport.compress import compress
 from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
-from ovexport.models.head import Head, is_plain
+from ovexport.models.head import Head, gives_logits
 from ovexport.models.loading import load_config, load_model, load_tokenizer
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.storage.tensorfile import TensorFile
@@ -193,7 +193,7 @@ def test_logits_that_overflow_are_one_line_before_tuning(model: Path) -> None:
     network = load_model(spec(model), dtype=torch.float32)
     network.get_parameter(NORM).data.fill_(3e38)
     with pytest.raises(UnsupportedModelError, match="logits are not finite"):
-        is_plain(network, Head.of(network, network.get_output_embeddings().weight), torch.arange(8)[None])
+        gives_logits(Head.of(network, network.get_output_embeddings().weight), network, torch.arange(8)[None])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 50_000, "[]", '{"version": 1}', "\x00"], ids=lambda text: text[:8])

@@ -15,7 +15,7 @@ from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.strip import packed_tensors, strip
-from ovexport.trace import trace
+from ovexport.trace.stage import trace
 from ovexport.weights.plan import plan_layers
 from ovexport.weights.quantizer import FakeQuantizer
 

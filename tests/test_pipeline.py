@@ -77,7 +77,7 @@ def test_an_edit_of_bench_invalidates_no_checkpoint(run_copy: RunFolder, tiny_mo
 
 def test_an_edit_of_tune_redoes_what_follows_from_it(run_copy: RunFolder, tiny_model: Path) -> None:
     again = redone(changed(tiny_model, "tune", steps=1), run_copy)
-    assert again == ["tune", "strip", "convert", "verify", "evaluate", "bench", "report"]
+    assert again == ["tune", "search", "strip", "convert", "verify", "evaluate", "bench", "report"]
 
 
 def test_a_file_changed_behind_the_runs_back_is_made_again(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
@@ -103,7 +103,7 @@ def test_an_interrupted_run_is_taken_up_where_it_stopped(
         until="convert",
         announce=lambda name, skipped: None if skipped else stages.append(name),
     )
-    assert stages == ["compress", "tune", "strip", "convert"]
+    assert stages == ["compress", "tune", "search", "strip", "convert"]
     for name in MODELS:
         one, other = finished_run.ir(name), RunFolder(tmp_path / "run").ir(name)
         assert (one.xml.read_bytes(), one.bin.read_bytes()) == (other.xml.read_bytes(), other.bin.read_bytes())
@@ -167,9 +167,9 @@ def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> Non
 def test_too_small_a_disk_is_refused_before_work_starts(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovexport.pipeline import plan
+    from ovexport.pipeline import outlook
 
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(outlook.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ArtifactError, match=r"1 kB free on the disk, and the run needs about [\d.]+ MB"):
         services.run(tiny_recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()

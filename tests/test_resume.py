@@ -14,24 +14,25 @@ from pydantic import BaseModel
 
 from ovexport import recipe, versions
 from ovexport.artifacts import RunFolder
+from ovexport.errors import ArtifactError
 from ovexport.pipeline import services, stage
 from ovexport.recipe import Recipe, SourceSpec, TaskSpec
 from ovexport.storage.scratch import clear_scratch, scratch_folder
 
 READ_BY = {
-    "model": {"prepare", "trace", "compress", "tune", "evaluate"},
+    "model": {"prepare", "trace", "compress", "tune", "search", "evaluate"},
     "data": {"prepare"},
     "task": {"prepare", "evaluate"},
     "compress": {"compress"},
-    "tune": {"tune"},
-    "search": {"tune"},
+    "tune": {"tune", "search"},
+    "search": {"search"},
     "convert": {"trace"},
     "verify": {"verify"},
     "evaluate": {"evaluate"},
     "bench": {"bench"},
 }
 OTHERWISE = {
-    "tune.seed": {"compress", "tune"},
+    "tune.seed": {"compress", "tune", "search"},
     "tune.save_every": set(),
     "tune.most_skipped_steps": set(),
     "tune.gradient_checkpointing": set(),
@@ -92,6 +93,16 @@ def test_every_key_of_a_recipe_makes_stale_what_reads_it_and_nothing_else(elasti
             other = elastic_recipe.model_copy(update={name: section.model_copy(update={key: value})})
             expected = OTHERWISE.get(f"{name}.{key}", READ_BY[name])
             assert changed(before, digests(other)) == expected, f"{name}.{key}"
+
+
+def test_a_run_of_another_version_is_refused_in_one_line(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
+    record = run_copy.stage_record("tune")
+    values = json.loads(record.read_text())
+    del values["format_version"]
+    record.write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match=r"a run of another version of ovexport, .*--overwrite to begin anew"):
+        redone(tiny_recipe, run_copy)
+    assert json.loads(record.read_text()) == values
 
 
 def test_a_report_shows_the_whole_recipe_and_is_made_again_with_it(tiny_recipe: Recipe) -> None:

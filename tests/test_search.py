@@ -14,13 +14,14 @@ from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.cli.main import app
 from ovexport.errors import RecipeError
+from ovexport.models.device import Compute
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, SearchSpec, TuneSpec
 from ovexport.reports import SearchReport
+from ovexport.search import search
 from ovexport.storage.records import read_record
-from ovexport.tune import tune
-from ovexport.tune.tuner import Tuner
+from ovexport.tune.trainer import Trainer, make_trainer
 from ovexport.verify import verify
 from ovexport.weights.quantizer import load_quantizer
 
@@ -54,19 +55,18 @@ def nls_run(nls_recipe: Recipe, tmp_path_factory) -> RunFolder:
     return services.run(nls_recipe, tmp_path_factory.mktemp("runs") / "nls")
 
 
-def tuned(run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options) -> tuple[Checkpoint, SearchReport]:
-    done = tune(
-        run.compressed,
-        chosen.model,
-        chosen.tune,
-        run.data,
-        out / "checkpoint",
-        logs=out / "logs",
-        identity="a",
-        choice=spec,
-        **options,
-    )
-    return done.checkpoint, done.search
+def searched(
+    run: RunFolder, chosen: Recipe, out: Path, spec: SearchSpec, **options
+) -> tuple[Checkpoint, SearchReport | None]:
+    checkpoint, log = Checkpoint(out / "checkpoint"), out / "logs" / "search.jsonl"
+    places = {"log": log, "identity": "a"}
+    report = search(run.tuned, chosen.model, spec, chosen.tune, run.data, checkpoint.path, **places, **options)
+    return checkpoint, report
+
+
+def made_trainer(run: RunFolder, chosen: Recipe, spec: TuneSpec) -> Trainer:
+    compute = Compute.of("cpu", spec.precision)
+    return make_trainer(run.compressed, chosen.model, spec, run.data, compute, silent)
 
 
 def ranks_of(checkpoint: Checkpoint) -> list[int]:
@@ -89,7 +89,7 @@ def test_the_chosen_ranks_are_absorbed_and_proven(nls_run) -> None:
 def test_a_reload_that_forgets_the_ranks_is_found(nls_run, nls_recipe, tmp_path) -> None:
     """The largest ranks, which NNCF's reload falls back to, give other codes and fail the proof."""
     run = RunFolder(shutil.copytree(nls_run.path, tmp_path / "run"))
-    chosen, _ = tuned(run, nls_recipe, tmp_path / "smallest", SearchSpec(ranks=(min(SPACE),)))
+    chosen, _ = searched(run, nls_recipe, tmp_path / "smallest", SearchSpec(ranks=(min(SPACE),)))
     assert set(ranks_of(chosen)) == {min(SPACE)}
     assert chosen.adapters["model.layers.0.mlp.up_proj.weight.lora_A"].shape[0] == max(SPACE)
     shutil.rmtree(run.checkpoint.path)
@@ -128,14 +128,12 @@ def test_a_search_repeats_with_its_seed_and_goes_on_from_its_log(nls_run, nls_re
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tuned(nls_run, nls_recipe, tmp_path, spec, listener=kill)
+        searched(nls_run, nls_recipe, tmp_path, spec, listener=kill)
     log = tmp_path / "logs" / "search.jsonl"
     assert len(log.read_text().splitlines()) == 5
     with log.open("a") as file:
         file.write('{"identity": "')
-    done: list[str] = []
-    checkpoint, found = tuned(nls_run, nls_recipe, tmp_path, spec, listener=lambda moment: done.append(moment.task))
-    assert "tune" not in done
+    checkpoint, found = searched(nls_run, nls_recipe, tmp_path, spec)
     expected = read_record(nls_run.search, SearchReport)
     assert found.chosen == expected.chosen
     assert [row.ranks for row in found.scores] == [row.ranks for row in expected.scores]
@@ -156,21 +154,36 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     assert not run.search.exists()
 
 
+def test_without_a_choice_of_ranks_the_checkpoint_is_the_tuned_one_by_another_name(finished_run: RunFolder) -> None:
+    tuned, checkpoint = finished_run.tuned.path, finished_run.checkpoint.path
+    names = sorted(path.name for path in checkpoint.iterdir())
+    assert names == sorted(path.name for path in tuned.iterdir())
+    assert all((tuned / name).samefile(checkpoint / name) for name in names)
+    assert finished_run.tuned.drawn_ranks is None
+
+
+def test_an_edit_of_the_search_searches_again_and_leaves_the_tuned_checkpoint(nls_run, nls_recipe, tmp_path) -> None:
+    run = RunFolder(shutil.copytree(nls_run.path, tmp_path / "run"))
+    before = run.stage_record("tune").read_bytes()
+    fewer = nls_recipe.model_copy(update={"search": nls_recipe.search.model_copy(update={"method": "heuristics"})})
+    services.run(fewer, run.path, resume=True, until="search")
+    assert run.stage_record("tune").read_bytes() == before
+    assert {row.source for row in read_record(run.search, SearchReport).scores}.isdisjoint({"evolution"})
+    assert set(ranks_of(run.tuned)) == {run.tuned.manifest.elastic_ranks.median[0]}
+
+
 def test_each_step_draws_its_ranks_and_an_interrupted_tuning_draws_the_same(nls_run, nls_recipe) -> None:
     spec = nls_recipe.tune
 
-    def fresh() -> Tuner:
-        return Tuner(nls_run.compressed, nls_recipe.model, spec, nls_run.data, torch.device("cpu"), silent)
-
-    first, second = fresh(), fresh()
-    drawn = {first.configuration(step) for step in range(20)}
+    first, second = (made_trainer(nls_run, nls_recipe, spec) for _ in range(2))
+    drawn = {first.sampler.ranks(step) for step in range(20)}
     assert len(drawn) > 5
     assert {rank for configuration in drawn for rank in configuration} == set(SPACE)
     for step in range(4):
         first.step(step)
-        ranks = first.space.by_layer(first.configuration(step + 1))
+        ranks = first.space.by_layer(first.sampler.ranks(step + 1))
         assert {name: q.active_rank for name, q in first.student.quantizers.items() if q.layer.rank} == ranks
-    second.restore(first.state(), 4, first.updates)
+    second.restore(first.state(), 4, first.optimizer.updates)
     assert second.step(4).loss_nats == first.step(4).loss_nats
 
 
@@ -191,7 +204,7 @@ def test_a_space_of_one_is_plain_lora(nls_recipe, tmp_path) -> None:
     plain = nls_recipe.model_copy(
         update={"compress": nls_recipe.compress.model_copy(update={"format": "fq_lora", "rank_space": None, "rank": 6})}
     )
-    runs = [services.run(each, tmp_path / str(n), until="tune") for n, each in enumerate((one, plain))]
+    runs = [services.run(each, tmp_path / str(n), until="search") for n, each in enumerate((one, plain))]
     assert runs[0].checkpoint.manifest.digests == runs[1].checkpoint.manifest.digests
     assert not any(run.search.exists() for run in runs)
 
@@ -250,9 +263,8 @@ def test_a_configuration_is_asked_by_hand_without_tuning(nls_run) -> None:
 
 
 def test_loss_on_everything_learns_the_question_too(nls_run, nls_recipe) -> None:
-    def made(**changes) -> Tuner:
-        spec = TuneSpec(**{**nls_recipe.tune.model_dump(), **changes})
-        return Tuner(nls_run.compressed, nls_recipe.model, spec, nls_run.data, torch.device("cpu"), silent)
+    def made(**changes) -> Trainer:
+        return made_trainer(nls_run, nls_recipe, TuneSpec(**{**nls_recipe.tune.model_dump(), **changes}))
 
     answer, everything = made(loss_on="answer").objective, made(loss_on="everything").objective
     example = nls_run.data.examples("train")[0]

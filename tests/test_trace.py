@@ -12,7 +12,7 @@ from ovexport.errors import UnsupportedModelError
 from ovexport.models.loading import load_tokenizer
 from ovexport.openvino.tokenizer import write_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
-from ovexport.trace import check_kept, trace
+from ovexport.trace.stage import check_kept, trace
 
 GENERATION = {"eos_token_id": [1, 5], "bos_token_id": 0, "temperature": 0.7, "max_length": 64, "own_field": {"a": 1}}
 

@@ -14,21 +14,28 @@ from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
 from safetensors import SafetensorError
 from torch.func import functional_call
 
-from ovexport import artifacts, recipe
+from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
-from ovexport.objectives import objectives
+from ovexport.models.device import Compute
+from ovexport.objectives import distillation as distillation_module
 from ovexport.objectives.loss import Loss, distillation
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.tune import store, tune, tuner
-from ovexport.tune.tuner import Tuner
+from ovexport.storage import files
+from ovexport.tune import store, trainer, tune
+from ovexport.tune.trainer import Trainer, make_trainer
 
 
 def tuned(run: RunFolder, model: Recipe, spec: TuneSpec, out: Path, **options) -> Checkpoint:
     folders = {"logs": out / "logs", "identity": "a"}
-    return tune(run.compressed, model.model, spec, run.data, out / "checkpoint", **folders, **options).checkpoint
+    return tune(run.compressed, model.model, spec, run.data, out / "tuned", **folders, **options)
+
+
+def made_trainer(run: RunFolder, model: Recipe, spec: TuneSpec) -> Trainer:
+    compute = Compute.of("cpu", spec.precision)
+    return make_trainer(run.compressed, model.model, spec, run.data, compute, silent)
 
 
 def spec(**changes) -> TuneSpec:
@@ -73,7 +80,7 @@ def test_a_killed_tuning_goes_on_to_the_very_same_end(finished_run, tiny_recipe,
 
     with pytest.raises(KeyboardInterrupt):
         tuned(finished_run, tiny_recipe, spec(), tmp_path / "killed", listener=kill)
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert not (tmp_path / "killed" / "tuned").exists()
     seen: list[int] = []
     resumed = tuned(finished_run, tiny_recipe, spec(), tmp_path / "killed", listener=lambda m: seen.append(m.done))
     assert seen == [5, 6]
@@ -131,7 +138,7 @@ _SIGNALLED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from test_tune import spec, tuned
-from ovexport import artifacts, pipeline, recipe
+from ovexport import recipe
 from ovexport.artifacts import RunFolder
 
 run, out, number, steps, save_every, seconds = sys.argv[1:]
@@ -194,7 +201,7 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
         write(tensors, path)
 
     monkeypatch.setattr(store, "write_tensors", full)
-    monkeypatch.setattr(artifacts, "_FULL_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(files, "_FULL_DISK_BYTES", 1 << 62)
     with pytest.raises(ArtifactError, match="no space left on the disk; free some, then --resume"):
         tuned(finished_run, tiny_recipe, spec(), tmp_path)
     seen: list[int] = []
@@ -205,14 +212,14 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
 
 def spoiled(monkeypatch, steps: range) -> None:
     """Losses of these steps are not finite."""
-    true_loss, calls = objectives.distillation, {"count": 0}
+    true_loss, calls = distillation_module.distillation, {"count": 0}
 
     def loss(*arguments, **options):
         calls["count"] += 1
         value = true_loss(*arguments, **options)
         return value * float("nan") if (calls["count"] - 1) // 2 in steps else value
 
-    monkeypatch.setattr(objectives, "distillation", loss)
+    monkeypatch.setattr(distillation_module, "distillation", loss)
 
 
 def test_a_step_that_is_not_finite_is_skipped(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
@@ -226,9 +233,12 @@ def test_too_many_such_steps_end_it_and_the_best_checkpoint_is_named(
     finished_run, tiny_recipe, tmp_path, monkeypatch
 ) -> None:
     spoiled(monkeypatch, range(5, 100))
-    with pytest.raises(TuningDivergedError, match=r"at step 8, the 3th on end .* the best one, of step \d+, is in"):
+    with pytest.raises(
+        TuningDivergedError,
+        match=r"3 consecutive steps, up to step 8, had a non-finite loss .* the best one, of step \d+, is in",
+    ):
         tuned(finished_run, tiny_recipe, spec(steps=50, most_skipped_steps=2), tmp_path)
-    kept = Checkpoint(tmp_path / "checkpoint")
+    kept = Checkpoint(tmp_path / "tuned")
     assert all(np.isfinite(value).all() for value in tensors(kept).values())
     assert kept.manifest.validation.value <= log(tmp_path)[0]["validation_kl_nats"]
 
@@ -342,8 +352,10 @@ def test_a_cache_that_can_not_be_written_is_done_without(finished_run, tiny_reci
 def test_a_model_whose_logits_are_made_otherwise_is_refused_before_any_step(
     finished_run, tiny_recipe, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(tuner, "is_plain", lambda *_: False)
-    with pytest.raises(UnsupportedModelError, match=r"llama: its logits are not .* set tune.steps = 0 to convert"):
+    monkeypatch.setattr(trainer, "gives_logits", lambda *_: False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"llama: tuning needs logits = lm_head.* set tune.steps = 0 to convert"
+    ):
         tuned(finished_run, tiny_recipe, spec(), tmp_path)
     assert tuned(finished_run, tiny_recipe, spec(steps=0), tmp_path).manifest.validation is None
 
@@ -376,15 +388,14 @@ def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
 def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run, tiny_recipe, tmp_path) -> None:
     """Fifty steps of ours against autograd through the quantizers in every microbatch, in float32."""
     options = spec(steps=50, precision="fp32", schedule="constant", warmup_fraction=0.0, learning_rate=1e-4)
-    ours = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
-    naive = Tuner(finished_run.compressed, tiny_recipe.model, options, finished_run.data, torch.device("cpu"), silent)
-    student, optimizer = naive.student, naive._optimizer
+    ours, naive = (made_trainer(finished_run, tiny_recipe, options) for _ in range(2))
+    student, optimizer = naive.student, naive.optimizer._adamw
     objective = naive.objective
     tokens = 2 * objective.tokens(range(options.batch_size))
     for index in range(50):
         loss = ours.step(index).loss_nats
         total = 0.0
-        for sequences in naive._batches[index].tolist():
+        for sequences in naive.sampler.microbatches(index):
             weights = {name: quantizer(student.base_weights[name]) for name, quantizer in student.quantizers.items()}
             ids = objective._train[sequences]
             hidden = functional_call(student.network.base_model, without_prefix(weights), (ids,)).last_hidden_state

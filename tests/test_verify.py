@@ -26,7 +26,7 @@ from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.reports import VerificationReport
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
-from ovexport.trace import trace
+from ovexport.trace.stage import trace
 from ovexport.verify import verify
 from ovexport.verify.executed import no_float_weights
 

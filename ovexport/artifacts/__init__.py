@@ -1,12 +1,13 @@
 """What stages leave on disk, a module per folder."""
 
-from ovexport.artifacts.checkpoint import Checkpoint, CheckpointManifest, Validation
+from ovexport.artifacts.checkpoint import DRAWN_RANKS, Checkpoint, CheckpointManifest, DrawnRanks, DrawnStep, Validation
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
 from ovexport.artifacts.ir import IR, IR_MANIFEST, IRManifest
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
 from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
 
 __all__ = [
+    "DRAWN_RANKS",
     "FORMAT_VERSION",
     "IR",
     "IR_MANIFEST",
@@ -15,6 +16,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointManifest",
     "DataManifest",
+    "DrawnRanks",
+    "DrawnStep",
     "Example",
     "IRManifest",
     "PackedManifest",

@@ -11,7 +11,9 @@ from ovexport.storage.files import files_in
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, LayerFormat
-from ovexport.weights.ranks import RankSpace
+from ovexport.weights.ranks import Configuration, RankSpace
+
+DRAWN_RANKS = "drawn_ranks.json"
 
 
 class Validation(Record):
@@ -74,10 +76,31 @@ class CheckpointManifest(Record):
         return RankSpace.of(self.layers, self.rank_space, self.rank_by)
 
 
+class DrawnStep(Record):
+    """A tuning step of elastic adapters.
+
+    Attributes:
+        step: from 0.
+        ranks: that it was taken with, one per unit of the rank space.
+        loss_nats: its training loss.
+    """
+
+    step: int
+    ranks: Configuration
+    loss_nats: float
+
+
+class DrawnRanks(Record):
+    """drawn_ranks.json: which ranks each tuning step drew, and what came of it; a search begins with the best."""
+
+    steps: tuple[DrawnStep, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder with checkpoint.json, adapters.safetensors, reference.safetensors when it was tuned here, and
-    weights.safetensors where a starting point replaced weights.
+    """A folder with checkpoint.json, adapters.safetensors, reference.safetensors if it was tuned here,
+    weights.safetensors if the starting point replaced weights, and drawn_ranks.json if its ranks are
+    still to be chosen.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
     `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
@@ -108,6 +131,12 @@ class Checkpoint:
         """The tuned model's logits of held-out text; None where none were recorded."""
         path = self.path / "reference.safetensors"
         return TensorFile(path) if path.is_file() else None
+
+    @property
+    def drawn_ranks(self) -> DrawnRanks | None:
+        """What the search of ranks begins with; None unless ranks were drawn and none are chosen yet."""
+        path = self.path / DRAWN_RANKS
+        return read_record(path, DrawnRanks) if path.is_file() else None
 
     @property
     def files(self) -> dict[str, str]:

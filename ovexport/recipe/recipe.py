@@ -40,7 +40,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.compress.format == "fq_lora_nls" and self.tune.objective != "task":
+        if self.compress.format == "fq_lora_nls" and self.tune.objective == "distillation":
             raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
         if self.tune.objective == "task" and self.task is None:
             raise ValueError('tune.objective = "task" needs a section [task] with a name')

@@ -7,7 +7,12 @@ from pydantic import model_validator
 
 from ovexport.recipe.spec import Fraction, NotNegative, NotNegativeReal, Positive, PositiveReal, Share, Spec
 
-_OF_DISTILLATION = ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb")
+OBJECTIVES = ("distillation", "task")
+"""Those of ovexport's own; a plug-in adds others."""
+_KEYS_OF_ANOTHER_OBJECTIVE = {
+    "task": ("temperature", "reverse_kl_share", "cross_entropy_share", "teacher_cache_gb"),
+    "distillation": ("loss_on",),
+}
 
 
 class TuneSpec(Spec):
@@ -15,7 +20,7 @@ class TuneSpec(Spec):
 
     Attributes:
         objective: "distillation" learns the uncompressed model's distribution on text; "task" learns the examples of
-            the recipe's task.
+            the recipe's task; a plug-in's objective has the name of its entry point.
         loss_on: with objective = "task": learn everything in an example, or the answer only.
         steps: optimizer steps; 0 keeps the starting point. Give either steps or epochs.
         epochs: passes over the training sequences or examples.
@@ -52,7 +57,7 @@ class TuneSpec(Spec):
             runs at every step.
     """
 
-    objective: Literal["distillation", "task"] = "distillation"
+    objective: str = "distillation"
     loss_on: Literal["answer", "everything"] = "everything"
     steps: NotNegative | None = None
     epochs: Positive | None = None
@@ -85,7 +90,7 @@ class TuneSpec(Spec):
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        others = _OF_DISTILLATION if self.objective == "task" else ("loss_on",)
+        others = _KEYS_OF_ANOTHER_OBJECTIVE.get(self.objective, ())
         given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if given:
             raise ValueError(f"{', '.join(given)}: not of objective = {self.objective!r}; leave it out")

@@ -95,6 +95,14 @@ def _full_disk(path: Path) -> ArtifactError:
     return ArtifactError(f"{path}: {'; '.join(NO_SPACE)}")
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file that nobody writes to another name: a hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest folder at or above a path that is there."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,10 @@ class Record(BaseModel):
     """Base of what crosses a file boundary as JSON: strict and frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    def with_values(self, **values: Any) -> Self:
+        """The record with other values of some fields, checked as those of a new one."""
+        return type(self)(**(dict(self) | values))
 
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)

@@ -1,7 +1,6 @@
-"""Stage tune: adapters and quantization ranges learn the distribution of the uncompressed model, or a task; elastic
-adapters' ranks are chosen."""
+"""Stage tune: adapters and quantization ranges learn the distribution of the uncompressed model, or a task."""
 
-from ovexport.tune.loop import Tuned, check_device, device_of, tune
-from ovexport.tune.tuner import arithmetic
+from ovexport.tune.check import check
+from ovexport.tune.loop import tune
 
-__all__ = ["Tuned", "arithmetic", "check_device", "device_of", "tune"]
+__all__ = ["check", "tune"]

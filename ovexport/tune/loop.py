@@ -1,4 +1,4 @@
-"""The loop: steps, validation, saving, and the checkpoint of the best step."""
+"""The stage: steps, validation and saving, and the checkpoint of the best step."""
 
 import logging
 import math
@@ -7,36 +7,23 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
 
-from ovexport.artifacts import Checkpoint, PreparedData, Validation
-from ovexport.errors import RecipeError, TuningDivergedError
+from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.errors import TuningDivergedError
+from ovexport.models.device import Compute, require_device
 from ovexport.progress import Listener, Progress, silent
-from ovexport.recipe import ModelSpec, SearchSpec, TuneSpec
-from ovexport.reports import SearchReport
-from ovexport.search.search import search
-from ovexport.storage.files import atomic_folder
-from ovexport.storage.records import write_record
-from ovexport.storage.tensorfile import write_tensors
+from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tune.log import TuningLog
+from ovexport.tune.movement import moved_fractions
+from ovexport.tune.result import write_tuned
 from ovexport.tune.store import StateStore
-from ovexport.tune.tuner import Tuner
-from ovexport.versions import stack_versions
+from ovexport.tune.trainer import StepResult, Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What tuning leaves; no report where there were no ranks to choose."""
-
-    checkpoint: Checkpoint
-    search: SearchReport | None
 
 
 def tune(
@@ -48,108 +35,133 @@ def tune(
     *,
     logs: Path,
     identity: str,
-    choice: SearchSpec | None = None,
     listener: Listener = silent,
-) -> Tuned:
-    """Tune the starting point, keep the parameters of the step with the least validation figure and, where adapters are
-    elastic, choose their ranks.
+) -> Checkpoint:
+    """Tune the starting point, and keep the parameters of the step with the least validation figure; elastic adapters
+    have the median ranks.
 
     Ctrl-C ends the step that is under way, saves the state and is raised then; a second one is raised at once. The
     folder `tuning` beside `out` holds the states; it is the caller's to remove once `out` counts as done.
 
     Args:
         start: the compress stage's checkpoint; validated first, so that the result is never worse on validation.
-        logs: takes tuning.jsonl, search.jsonl and TensorBoard events.
-        identity: names this very tuning, up to the choice of ranks; one with the same identity goes on where it was
-            saved.
-        choice: how ranks are chosen.
+        logs: takes tuning.jsonl and TensorBoard events.
+        identity: digest of all that this tuning depends on; one with the same identity goes on where it was saved.
 
     Raises:
-        TuningDivergedError: loss or gradient were not finite for too many steps on end; the best checkpoint so far is
-            in `out`.
-        RecipeError: as check_device, or ranks that were given do not suit the adapters.
-        UnsupportedModelError: the model's logits are not made as tuning relies on.
+        TuningDivergedError: loss or gradient were not finite for too many consecutive steps; the best checkpoint so far
+            is in `out`.
+        RecipeError: the device is not there, or the objective is unknown.
+        PlugInError: the objective is a plug-in's, and fails.
+        UnsupportedModelError: the model computes its logits otherwise than tuning needs.
     """
-    check_device(spec)
-    choice = choice or SearchSpec()
-    if choice.ranks is not None:
-        start.manifest.elastic_ranks.chosen(choice.ranks, "search.ranks")
+    require_device(spec.device)
     torch.manual_seed(spec.seed)
-    tuner = Tuner(start, model, spec, data, device_of(spec), listener)
+    compute = Compute.of(spec.device, spec.precision)
+    trainer = make_trainer(start, model, spec, data, compute, listener)
     store = StateStore(out.with_name("tuning"), identity)
     with TuningLog(logs) as log:
         try:
-            _run(tuner, store, log, listener)
+            _Loop(trainer, store, log, compute, listener).run()
         except TuningDivergedError as error:
-            median = tuner.space.by_layer(tuner.space.median)
-            checkpoint = _write_checkpoint(start, tuner, store, data, out, median)
+            checkpoint = write_tuned(trainer, store, log.losses(), data, out)
             raise TuningDivergedError(
                 f"{error}; the best one, of step {checkpoint.manifest.steps}, is in {out}"
             ) from error
-        losses = log.losses()
-    found = search(tuner, store.best(), choice, losses, logs / "search.jsonl", identity, listener)
-    return Tuned(_write_checkpoint(start, tuner, store, data, out, found.ranks), found.report)
+        return write_tuned(trainer, store, log.losses(), data, out)
 
 
-def check_device(spec: TuneSpec) -> None:
-    """Refuse a device that is not there.
+class _Loop:
+    """The steps of a tuning, from where its store stands to the end."""
 
-    Raises:
-        RecipeError: it is not.
-    """
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
+    def __init__(
+        self, trainer: Trainer, store: StateStore, log: TuningLog, compute: Compute, listener: Listener
+    ) -> None:
+        self._trainer = trainer
+        self._spec = trainer.spec
+        self._store = store
+        self._log = log
+        self._compute = compute
+        self._listener = listener
+
+    def run(self) -> None:
+        """Take every step.
+
+        Raises:
+            TuningDivergedError: too many consecutive steps were not finite.
+            KeyboardInterrupt: after the step that was under way, which is saved.
+        """
+        self._begin()
+        steps, store = self._trainer.steps, self._store
+        with _interrupts() as interrupted:
+            for index in range(store.state.step, steps):
+                if self._is_stale():
+                    logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, index)
+                    store.save(self._trainer)
+                    return
+                self._step(index)
+                done = index + 1
+                if done == steps or interrupted.is_set() or done % self._spec.save_every == 0:
+                    store.save(self._trainer)
+                if interrupted.is_set():
+                    logger.info("  stopped after step %d of %d, which is saved; --resume goes on", done, steps)
+                    raise KeyboardInterrupt
+
+    def _begin(self) -> None:
+        """Go on where this very tuning was saved, or begin with the starting point's validation."""
+        trainer, store = self._trainer, self._store
+        if store.restore(trainer):
+            logger.info("  tuning goes on after step %d of %d", store.state.step, trainer.steps)
+            self._log.forget_after(store.state.step)
+            return
+        self._log.forget_after(-1)
+        if trainer.steps and self._spec.probe_learning_rates:
+            _probe(trainer, self._listener)
+        store.begin(trainer, trainer.validate())
+        self._log.write(0, **_finite({trainer.objective.figure: store.state.best_value}))
+
+    def _is_stale(self) -> bool:
+        return self._spec.patience is not None and self._store.state.stale >= self._spec.patience
+
+    def _step(self, index: int) -> None:
+        """One step with its validation, if it has one, and its lines in the log."""
+        trainer, done = self._trainer, index + 1
+        started = time.monotonic()
+        result = trainer.step(index)
+        seconds = time.monotonic() - started
+        self._store.advance(trainer, taken=result.taken)
+        figures = _step_figures(result, trainer, seconds)
+        if done == trainer.steps or done % self._spec.validate_every == 0:
+            figures |= self._validate()
+        self._log.write(done, **_finite(figures))
+        self._require_finite(result, done)
+        self._listener(Progress(task="tune", done=done, total=trainer.steps, figures=figures))
+
+    def _validate(self) -> dict[str, float]:
+        """The validation's figures; the parameters are kept if they are the best so far."""
+        trainer = self._trainer
+        value = trainer.validate()
+        figures = {trainer.objective.figure: value, **moved_fractions(trainer.student, trainer.start)}
+        if (peak := self._compute.peak_memory_bytes()) is not None:
+            figures["peak_memory_bytes"] = peak
+        self._store.judge(trainer, value)
+        return figures
+
+    def _require_finite(self, result: StepResult, step: int) -> None:
+        """Give up after too many consecutive steps that were not finite."""
+        skipped = self._store.state.skipped
+        if skipped > self._spec.most_skipped_steps:
+            raise TuningDivergedError(
+                f"tune: {skipped} consecutive steps, up to step {step}, had a non-finite loss or gradient (loss "
+                f"{result.loss_nats}, gradient norm {result.gradient_norm}); lower "
+                f"tune.learning_rate={self._spec.learning_rate}"
+            )
 
 
-def device_of(spec: TuneSpec) -> torch.device:
-    """The device to tune on."""
-    return torch.device("cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _run(tuner: Tuner, store: StateStore, log: TuningLog, listener: Listener) -> None:
-    """The steps from where the store stands to the end."""
-    spec = tuner.spec
-    if store.restore(tuner):
-        logger.info("  tuning goes on after step %d of %d", store.state.step, tuner.steps)
-        log.forget_after(store.state.step)
-    else:
-        log.forget_after(-1)
-        if tuner.steps and spec.probe_learning_rates:
-            _probe(tuner, listener)
-        store.begin(tuner, tuner.validate())
-        log.write(0, **_finite({tuner.objective.figure: store.state.best_nats}))
-    with _interrupts() as interrupted:
-        for index in range(store.state.step, tuner.steps):
-            if spec.patience is not None and store.state.stale >= spec.patience:
-                logger.info("  no better for %d validations: tuning ends at step %d", store.state.stale, index)
-                store.save(tuner)
-                break
-            started = time.monotonic()
-            result = tuner.step(index)
-            figures = {"loss_nats": result.loss_nats, "gradient_norm": result.gradient_norm}
-            figures |= {f"learning_rate_{name}": rate for name, rate in tuner.learning_rates.items()}
-            figures["tokens_per_s"] = result.tokens / (time.monotonic() - started)
-            store.advance(tuner, taken=result.taken)
-            done = index + 1
-            last = done == tuner.steps
-            if last or done % spec.validate_every == 0:
-                validation = tuner.validate()
-                figures |= {tuner.objective.figure: validation, **tuner.changes()}
-                if (peak := tuner.peak_memory_bytes()) is not None:
-                    figures["peak_memory_bytes"] = peak
-                store.judge(tuner, validation)
-            log.write(done, **_finite(figures))
-            if store.state.skipped > spec.most_skipped_steps:
-                raise TuningDivergedError(
-                    f"tune: loss {result.loss_nats} and gradient norm {result.gradient_norm} at step {done}, the "
-                    f"{store.state.skipped}th on end that is not finite; lower tune.learning_rate={spec.learning_rate}"
-                )
-            listener(Progress(task="tune", done=done, total=tuner.steps, figures=figures))
-            if last or interrupted.is_set() or done % spec.save_every == 0:
-                store.save(tuner)
-            if interrupted.is_set():
-                logger.info("  stopped after step %d of %d, which is saved; --resume goes on", done, tuner.steps)
-                raise KeyboardInterrupt
+def _step_figures(result: StepResult, trainer: Trainer, seconds: float) -> dict[str, float]:
+    rates = {f"learning_rate_{name}": rate for name, rate in trainer.optimizer.learning_rates.items()}
+    figures = {"loss_nats": result.loss_nats, "gradient_norm": result.gradient_norm}
+    return figures | rates | {"tokens_per_s": result.tokens / seconds}
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float]:
@@ -157,21 +169,22 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _probe(tuner: Tuner, listener: Listener) -> None:
+def _probe(trainer: Trainer, listener: Listener) -> None:
     """Give each learning rate a short tuning of its own, schedule included, and choose the one that validates best."""
-    spec = tuner.spec
-    found: dict[float, float] = {}
-    steps = min(spec.probe_steps, tuner.steps)
+    spec = trainer.spec
+    validated: dict[float, float] = {}
+    steps = min(spec.probe_steps, trainer.steps)
     total = steps * len(spec.probe_learning_rates)
     for number, rate in enumerate(spec.probe_learning_rates):
-        tuner.begin_anew(rate, steps)
+        trainer.reset(rate, steps)
         for index in range(steps):
-            tuner.step(index)
+            trainer.step(index)
             listener(Progress(task="probe", done=number * steps + index + 1, total=total))
-        found[rate] = tuner.validate()
-        logger.info("  learning rate %g: %s %.3g after %d steps", rate, tuner.objective.figure, found[rate], steps)
-    finite = {rate: nats for rate, nats in found.items() if math.isfinite(nats)}
-    tuner.begin_anew(min(finite, key=finite.__getitem__, default=spec.learning_rate), tuner.steps)
+        validated[rate] = trainer.validate()
+        figure = trainer.objective.figure
+        logger.info("  learning rate %g: %s %.3g after %d steps", rate, figure, validated[rate], steps)
+    finite = {rate: value for rate, value in validated.items() if math.isfinite(value)}
+    trainer.reset(min(finite, key=finite.__getitem__, default=spec.learning_rate), trainer.steps)
 
 
 @contextmanager
@@ -192,38 +205,3 @@ def _interrupts() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _write_checkpoint(
-    start: Checkpoint, tuner: Tuner, store: StateStore, data: PreparedData, out: Path, ranks: Mapping[str, int]
-) -> Checkpoint:
-    """The best parameters with their ranks, the digests of the codes they give and what the model says with them."""
-    manifest, best, student = start.manifest, store.best(), tuner.student
-    tuner.take_up(best, ranks)
-    digests = {
-        name: quantizer.quantize(student.base_weights[name]).digest() for name, quantizer in student.quantizers.items()
-    }
-    best_nats = store.state.best_nats
-    validation = Validation(figure=tuner.objective.figure, value=best_nats) if math.isfinite(best_nats) else None
-    with atomic_folder(out) as folder:
-        write_tensors(best, folder / "adapters.safetensors")
-        write_tensors(tuner.reference(data.tokens("test")), folder / "reference.safetensors")
-        if manifest.replaced_weights:
-            write_tensors(
-                {name: np.array(value) for name, value in start.weights.items()}, folder / "weights.safetensors"
-            )
-        write_record(
-            manifest.model_copy(
-                update={
-                    "layers": tuple(
-                        layer.model_copy(update={"active_rank": ranks.get(layer.name)}) for layer in manifest.layers
-                    ),
-                    "digests": digests,
-                    "steps": store.state.best_step,
-                    "validation": validation,
-                    "versions": stack_versions(),
-                }
-            ),
-            folder / "checkpoint.json",
-        )
-    return Checkpoint(out)

@@ -17,43 +17,21 @@ from numpy.typing import NDArray
 
 from ovexport.errors import ArtifactError, TuningDivergedError
 from ovexport.storage.files import atomic_folder
-from ovexport.storage.records import Record, read_record, write_record
+from ovexport.storage.records import read_record, write_record
 from ovexport.storage.tensorfile import TensorFile, write_tensors
-from ovexport.tune.tuner import Tuner
+from ovexport.tune.state import TuningState
+from ovexport.tune.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 _KEPT = 2
 
 
-class TunerState(Record):
-    """state.json: where an interrupted tuning goes on.
-
-    What is drawn at random is the order of the examples and, for elastic adapters, their ranks; both follow from the
-    recipe's seed and the step, and so do the learning rates.
-
-    Attributes:
-        identity: digest of all that this tuning depends on; a state of another tuning is not taken up.
-        learning_rate: of the adapters, which a probe may have chosen.
-        step: optimizer steps begun, the skipped ones too.
-        updates: steps that changed the parameters.
-        skipped: steps whose loss or gradient was not finite, one after the other up to this one.
-        best_step, best_nats: of the best parameters, by validation.
-        stale: validations since the best one.
-    """
-
-    identity: str
-    learning_rate: float | None = None
-    step: int = 0
-    updates: int = 0
-    skipped: int = 0
-    best_step: int = 0
-    best_nats: float = math.inf
-    stale: int = 0
-
-
 class StateStore:
     """The state of a tuning, and the folder that an interrupted one goes on from.
+
+    Args:
+        identity: digest of all that this tuning depends on.
 
     Attributes:
         state: of the step that was taken last.
@@ -61,60 +39,58 @@ class StateStore:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
-        self.state = TunerState(identity=identity)
+        self.state = TuningState(identity=identity)
 
-    def restore(self, tuner: Tuner) -> bool:
-        """Bring the tuner to the newest saved state of this very tuning that is whole, when there is one."""
+    def restore(self, trainer: Trainer) -> bool:
+        """Bring the trainer to the newest undamaged state of this very tuning, if there is one."""
         for folder in reversed(self._states()):
             try:
-                saved = read_record(folder / "state.json", TunerState)
+                saved = read_record(folder / "state.json", TuningState)
                 if saved.identity != self.state.identity:
                     continue
                 self._best(saved.best_step)
-                tuner.begin_anew(saved.learning_rate or tuner.learning_rate, tuner.steps)
-                tuner.restore(TensorFile(folder / "state.safetensors"), saved.step, saved.updates)
+                trainer.reset(saved.learning_rate or trainer.optimizer.learning_rate, trainer.steps)
+                trainer.restore(TensorFile(folder / "state.safetensors"), saved.step, saved.updates)
             except (ArtifactError, KeyError, RuntimeError) as error:  # RuntimeError: tensors of another shape
-                logger.warning("  a saved state is damaged and left: %s: %s", folder.name, error)
+                logger.warning("  a saved state is damaged and not used: %s: %s", folder.name, error)
                 continue
             self.state = saved
             return True
         return False
 
-    def begin(self, tuner: Tuner, nats: float) -> None:
+    def begin(self, trainer: Trainer, value: float) -> None:
         """Take the starting point for the best so far, and forget what another tuning left.
 
         Raises:
             TuningDivergedError: its validation is not finite.
         """
         self.clear()
-        self.state = TunerState(identity=self.state.identity, learning_rate=tuner.learning_rate)
-        self._keep(tuner, nats)
-        if tuner.steps and not math.isfinite(nats):
+        self.state = TuningState(identity=self.state.identity, learning_rate=trainer.optimizer.learning_rate)
+        self._keep(trainer, value)
+        if trainer.steps and not math.isfinite(value):
             raise TuningDivergedError(
-                f"tune: the starting point's validation is {nats}; the model's logits are not finite on this text"
+                f"tune: the starting point's validation is {value}; the model's logits are not finite on this text"
             )
 
-    def advance(self, tuner: Tuner, *, taken: bool) -> None:
+    def advance(self, trainer: Trainer, *, taken: bool) -> None:
         """Count a step."""
-        self.state = self.state.model_copy(
-            update={
-                "step": self.state.step + 1,
-                "updates": tuner.updates,
-                "skipped": 0 if taken else self.state.skipped + 1,
-            }
+        self.state = self.state.with_values(
+            step=self.state.step + 1,
+            updates=trainer.optimizer.updates,
+            skipped=0 if taken else self.state.skipped + 1,
         )
 
-    def judge(self, tuner: Tuner, nats: float) -> None:
+    def judge(self, trainer: Trainer, value: float) -> None:
         """Keep the present parameters when their validation figure is the least so far."""
-        if nats < self.state.best_nats:
-            self._keep(tuner, nats)
+        if value < self.state.best_value:
+            self._keep(trainer, value)
         else:
-            self.state = self.state.model_copy(update={"stale": self.state.stale + 1})
+            self.state = self.state.with_values(stale=self.state.stale + 1)
 
-    def save(self, tuner: Tuner) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Write the present state, all or nothing; what is not needed any more goes."""
         with atomic_folder(self.path / f"step-{self.state.step:08d}") as folder:
-            write_tensors(tuner.state(), folder / "state.safetensors")
+            write_tensors(trainer.state(), folder / "state.safetensors")
             write_record(self.state, folder / "state.json")
         readable = {folder: state for folder in self._states() if (state := _read(folder)) is not None}
         kept = sorted(readable)[-_KEPT:]
@@ -131,10 +107,10 @@ class StateStore:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _keep(self, tuner: Tuner, nats: float) -> None:
+    def _keep(self, trainer: Trainer, value: float) -> None:
         with atomic_folder(self._best_path(self.state.step)) as folder:
-            write_tensors(tuner.kept(), folder / "best.safetensors")
-        self.state = self.state.model_copy(update={"best_step": self.state.step, "best_nats": nats, "stale": 0})
+            write_tensors(trainer.kept(), folder / "best.safetensors")
+        self.state = self.state.with_values(best_step=self.state.step, best_value=value, stale=0)
 
     def _best(self, step: int) -> TensorFile:
         return TensorFile(self._best_path(step) / "best.safetensors")
@@ -146,8 +122,8 @@ class StateStore:
         return sorted(folder for folder in self.path.glob("step-*") if (folder / "state.json").is_file())
 
 
-def _read(folder: Path) -> TunerState | None:
+def _read(folder: Path) -> TuningState | None:
     try:
-        return read_record(folder / "state.json", TunerState)
+        return read_record(folder / "state.json", TuningState)
     except ArtifactError:
         return None

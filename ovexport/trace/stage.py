@@ -1,4 +1,4 @@
-"""Stage trace: the IR of the uncompressed model, traced once. The product and its twin are this graph, repacked."""
+"""The stage: optimum-intel traces the model, and the IR gets the model's own configurations and tokenizer."""
 
 import gc
 import json

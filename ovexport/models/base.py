@@ -1,0 +1,42 @@
+"""The uncompressed model, before its weights become those of a checkpoint."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.models.architecture import compute_in
+from ovexport.models.device import Compute
+from ovexport.models.head import Head
+from ovexport.models.loading import load_model
+from ovexport.recipe import ModelSpec
+from ovexport.weights.layer import LayerFormat
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded model.
+
+    Attributes:
+        network: computes as its `Compute` says.
+        head: its own, which stays the uncompressed one when the network becomes a student.
+        own_weights: the compressed layers' parameters in the type that the model stores them in.
+    """
+
+    network: PreTrainedModel
+    head: Head
+    own_weights: dict[str, Tensor]
+
+
+def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute) -> BaseModel:
+    """Load the model that a checkpoint's layers are of.
+
+    Raises:
+        UnsupportedModelError: it can't be loaded.
+    """
+    network = load_model(model).to(compute.device)
+    own_weights = {layer.name: network.get_parameter(layer.name).data for layer in layers}
+    compute_in(network, compute.dtype)
+    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    return BaseModel(network, head, own_weights)

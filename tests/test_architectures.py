@@ -30,6 +30,8 @@ from ovexport.tune.trainer import make_trainer
 from ovexport.verify import verify
 from ovexport.weights.quantizer import load_quantizer
 
+pytestmark = pytest.mark.families
+
 GPT2 = {
     "vocab_size": 2048,
     "n_embd": 64,

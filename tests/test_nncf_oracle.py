@@ -20,7 +20,7 @@ from ovexport.trace.stage import trace
 from ovexport.weights.plan import plan_layers
 from ovexport.weights.quantizer import FakeQuantizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.families, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", params=["int4_asym", "int4_sym"])

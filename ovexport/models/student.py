@@ -116,9 +116,9 @@ class Student:
             gradient = self._sums.pop(name, None)
             if gradient is None:
                 continue
-            found = quantizer.gradients(self.base_weights[name], self._view(quantizer, gradient))
+            gradients = quantizer.gradients(self.base_weights[name], self._view(quantizer, gradient))
             for key, parameter in quantizer.named_parameters():
-                parameter.grad = found[key] if parameter.requires_grad else None
+                parameter.grad = gradients[key] if parameter.requires_grad else None
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.errors import ArtifactError
-from ovexport.models.architecture import weight_digest
 from ovexport.models.head import hidden_states
+from ovexport.models.matrix_view import weight_digest
 from ovexport.progress import Listener, Progress
 from ovexport.storage.digests import bytes_digest, json_digest
 from ovexport.storage.files import atomic_folder, files_in

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovexport import recipe as recipes
-from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
+from ovexport.artifacts import IR, PreparedData, RunFolder
 from ovexport.checking import Finding
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.pipeline import engine
@@ -85,7 +85,7 @@ def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint,
+    path: Path,
     model: ModelSpec,
     spec: ConvertSpec,
     out: Path,
@@ -96,20 +96,23 @@ def convert_checkpoint(
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
     Args:
-        checkpoint: one of ours, or a file that NNCF's examples saved.
-        ranks: of the adapters in an FQ_LORA_NLS file, as adopt takes them.
-        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, where it was a file.
+        path: a checkpoint that one of the readers recognizes.
+        ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
+        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
+            ours already.
 
     Raises:
         RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
-        ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
+        PlugInError: a reader of a plug-in fails.
+        ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
+            holds something.
         UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
             checkpoint wrongly.
     """
     from ovexport.convert import convert
+    from ovexport.readers import read_checkpoint
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
-    from ovexport.weights.group_sizes import check_group_sizes
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):
@@ -117,17 +120,9 @@ def convert_checkpoint(
     for option, folder in (("--out", out), ("--keep", keep)):
         if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise ArtifactError(f"{folder}: holds something already; choose another {option}")
-    saved_by_nncf = checkpoint.path.is_file()
-    if not saved_by_nncf:
-        check_group_sizes(checkpoint.manifest.layers, str(checkpoint.path))
-        if ranks is not None:
-            raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
-        if saved_by_nncf:
-            from ovexport.readers import adopt
-
-            checkpoint = adopt(checkpoint.path, model, kept / "checkpoint", ranks=ranks)
+        checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")

@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.models.architecture import matrix, weight_digest, weight_matrices
-from ovexport.models.checkpoint import write_checkpoint
-from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
+from ovexport.readers.reader import BaseModel, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
 from ovexport.weights.group_sizes import check_group_sizes
@@ -32,6 +31,27 @@ logger = logging.getLogger(__name__)
 
 _HOOKS_IN_MODEL_STATE = "__nncf_hooks."
 _LARGEST_DEVIATION = 0.01
+_ARCHIVE = b"PK"
+"""The first bytes of what torch.save writes."""
+
+
+@readers.register("nncf")
+class NncfReader(CheckpointReader):
+    """A checkpoint file of NNCF's two examples."""
+
+    takes = "a file that NNCF's examples saved"
+    has_ranks = True
+
+    def recognizes(self, path: Path) -> bool:
+        """As CheckpointReader: any archive of torch.save's."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_ARCHIVE)) == _ARCHIVE
+
+    def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
+        """As CheckpointReader."""
+        return adopt(path, model, out, ranks=ranks)
 
 
 def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
@@ -53,18 +73,15 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     content = read_file(path)
     stored = stored_quantizers(path, content)
     active = _active_ranks(path, stored, ranks)
-    network = load_model(model)
-    matrices = weight_matrices(network)
-    found = _by_layer(path, stored, network, matrices, model)
-    layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    base = BaseModel.load(model)
+    by_layer = _by_layer(path, stored, base.network, base.matrices, model)
+    layers = tuple(_layer(each, by_layer.get(each.name), active, path, model) for each in base.matrices)
     check_group_sizes(layers, str(path))
-    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
-    changed = _changed_weights(path, content.get("model_state"), network, layers, model)
-    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.encoding}
+    replaced = _replaced_weights(path, content.get("model_state"), base.network, layers, model)
+    quantizers = {layer.name: _quantizer(path, layer, by_layer[layer.name]) for layer in layers if layer.encoding}
     for name in quantizers:
-        _check_ranges(path, found[name], changed.get(name, weights[name]), model)
-    digests = {name: weight_digest(weight) for name, weight in weights.items()}
-    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed, steps=None)
+        _check_ranges(path, by_layer[name], replaced.get(name, base.weights[name]), model)
+    return base.write(out, layers, quantizers, replaced)
 
 
 def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:
@@ -248,7 +265,7 @@ def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: Mo
         )
 
 
-def _changed_weights(
+def _replaced_weights(
     path: Path, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
 ) -> dict[str, Tensor]:
     """The matrices of `model_state` that are not the base model's, (output, input) float32 by layer.
@@ -286,5 +303,5 @@ def _changed_weights(
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
             raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
         if layer is not None and not torch.equal(value.float(), base[name].float()):
-            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+            changed[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
     return changed

@@ -112,9 +112,10 @@ def count(folder: Path, stages: Sequence[str], kills: int, generator: random.Ran
     _let_go(_forked(lambda _: save_random_llama(model, TINY)))
     resolved = recipe.parse({"model": {"id": str(model)}, **VALUES}, base=REPOSITORY, origin="kills")
     whole = RunFolder(folder / "whole")
-    _let_go(_forked(lambda _: services.run(resolved, whole.path)))
+    asked = [stage for stage in services.STAGES if stage.name in stages]
+    _let_go(_forked(lambda _: services.run(resolved, whole.path, until=asked[-1].name)))
     counts: dict[str, Count] = {}
-    for stage in (stage for stage in services.STAGES if stage.name in stages):
+    for stage in asked:
         counts[stage.name] = killed = Count()
         while killed.kills < kills:
             trial = RunFolder(folder / "trial")
@@ -194,7 +195,7 @@ def _begin(whole: RunFolder, trial: RunFolder, stage: Stage) -> None:
     """A copy of the whole run as it was when the stage began."""
     shutil.copytree(whole.path, trial.path)
     for later in services.STAGES[services.STAGES.index(stage) :]:
-        trial.stage_record(later.name).unlink()
+        trial.stage_record(later.name).unlink(missing_ok=True)
         for output in later.outputs:
             path = trial.path / output
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,29 +1,39 @@
-"""The command line as a user types it, without the seconds that a start takes.
+"""The command line as a user types it: in this process, and in one of its own where the start is what is tested."""
 
-Each command runs in a process of its own, forked from one that has imported everything and computed nothing.
-"""
-
-import multiprocessing
+import contextlib
+import contextvars
+import io
+import logging
 import os
+import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
-from tempfile import TemporaryDirectory
-
-_PRELOADED = ["ovexport.report", "ovexport.trace", "ovexport.pipeline.plan", "openvino_genai", "sentence_transformers"]
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(_PRELOADED)
+from typing import Any
 
 
 def ovexport(*arguments: str | Path) -> CompletedProcess[str]:
-    """What `ovexport ARGUMENTS` writes, and its exit code."""
+    """What `ovexport ARGUMENTS` writes, and its exit code, without the seconds that a start takes.
+
+    The environment, the working directory, the logging and the context are afterwards what they were before. What a
+    library prints past Python's streams is not in the result.
+    """
     words = [str(argument) for argument in arguments]
-    with TemporaryDirectory() as folder:
-        process = _WARM.Process(target=_run, args=(words, Path(folder), dict(os.environ), Path.cwd()))
-        process.start()
-        process.join()
-        stdout, stderr = (_written(Path(folder) / name) for name in ("stdout", "stderr"))
-    return CompletedProcess(words, process.exitcode or 0, stdout, stderr)
+    stdout, stderr = _stream(), _stream()
+    with _restored(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        sys.argv = ["ovexport", *words]
+        sys.stdin = io.StringIO()
+        code = contextvars.copy_context().run(_main)
+    return CompletedProcess(words, code, _text(stdout), _text(stderr))
+
+
+def started(*arguments: str | Path, **environment: str) -> CompletedProcess[str]:
+    """What `python -m ovexport ARGUMENTS` writes, and its exit code, with some more variables of the environment."""
+    words = [str(argument) for argument in arguments]
+    command = [sys.executable, "-m", "ovexport", *words]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
 def refused(done: CompletedProcess[str], exit_code: int) -> str:
@@ -35,23 +45,56 @@ def refused(done: CompletedProcess[str], exit_code: int) -> str:
     return lines[0]
 
 
-def _run(arguments: list[str], folder: Path, environment: dict[str, str], working_directory: Path) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(working_directory)
-    for stream, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, stream)
-    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115  it lives as long as the process
-    sys.argv = ["ovexport", *arguments]
+def _main() -> int:
+    """The exit code, as the interpreter makes it of what the command raises."""
     from ovexport.cli import main
 
     try:
         main()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            return 1
+        return error.code or 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """What a command changes in its process and that outlives it, put back."""
+    environment, folder, argv, stdin = dict(os.environ), Path.cwd(), sys.argv, sys.stdin
+    factory, loggers = logging.getLogRecordFactory(), _loggers()
+    try:
+        yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv, sys.stdin = argv, stdin
+        logging.setLogRecordFactory(factory)
+        for logger, now in _loggers().items():
+            level, propagate, handlers = former = loggers.get(logger, now)
+            for handler in set(now[2]) - set(former[2]):
+                handler.close()
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers[:] = handlers
 
 
-def _written(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+def _loggers() -> dict[logging.Logger, tuple[int, bool, list[Any]]]:
+    """Level, propagation and handlers of every logger."""
+    known = [logging.getLogger(name) for name in ("ovexport", *logging.Logger.manager.loggerDict)]
+    return {logger: (logger.level, logger.propagate, list(logger.handlers)) for logger in known}
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    written = stream.detach().getvalue()
+    return str(written, "utf-8")

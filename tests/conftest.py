@@ -6,19 +6,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers with a thread per core each would wait for one another
 
+import gc
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from markers import mark_all
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from ovexport import recipe
 from ovexport.artifacts import RunFolder
 from ovexport.pipeline import services
 from ovexport.recipe import Recipe
+
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # so that OpenVINO and NNCF send nothing
 
 REPOSITORY = Path(__file__).parent.parent
 STORYTELLER = REPOSITORY / "models" / "storyteller-4m"
@@ -69,6 +74,21 @@ def tiny_values(model: Path) -> dict:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_all(items)
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+
+
+def _freeze() -> None:
+    """Leave the modules that are imported by now out of the garbage collections of `trace` and `bench`: half a second
+    each."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is left in the user's cache, and nothing is found there."""
@@ -101,10 +121,26 @@ def tiny_recipe(tiny_model: Path) -> Recipe:
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that went the whole way; nobody may write to it, copy it instead."""
-    return services.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    run = services.run(tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    _freeze()  # the modules of every stage are imported by now
+    return run
 
 
 @pytest.fixture
 def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     """The finished run, to be damaged."""
     return RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def _units_stay_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test traces no model, which every run does after its first stage, and types no command."""
+    if request.node.get_closest_marker("unit") is None:
+        return
+    for module, name in (("optimum.exporters.openvino.convert", "export_models"), ("ovexport.cli", "main")):
+        if module in sys.modules:
+            monkeypatch.setattr(sys.modules[module], name, _too_much_for_a_unit)
+
+
+def _too_much_for_a_unit(*_: object, **__: object) -> None:
+    raise AssertionError("a test with the marker unit traces a model or types a command; mark it run or cli")

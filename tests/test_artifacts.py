@@ -1,13 +1,14 @@
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ovexport.artifacts import Checkpoint, StageRecord
+from ovexport.artifacts import FORMAT_VERSION, Checkpoint, StageRecord
 from ovexport.errors import ArtifactError
-from ovexport.storage import files
-from ovexport.storage.files import atomic_folder
+from ovexport.storage.files import atomic_folder, write_text
 from ovexport.storage.records import read_record, write_record
 from ovexport.storage.tensorfile import TensorFile, TensorWriter, write_tensors
 
@@ -24,7 +25,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_line_whatever_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_FULL_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(ArtifactError, match="no space left"), atomic_folder(tmp_path / "artifact"):
         raise RuntimeError("a library's own words for ENOSPC")
     assert not (tmp_path / "artifact").exists()
@@ -70,7 +71,7 @@ def test_a_truncated_tensor_file_is_refused(tmp_path: Path, kept: int) -> None:
 
 def test_a_record_with_a_stranger_in_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    record = StageRecord(stage="tune", digest="d", files={}, seconds=1.0, versions={})
+    record = StageRecord(stage="tune", format_version=FORMAT_VERSION, digest="d", files={}, seconds=1.0, versions={})
     write_record(record, path)
     assert read_record(path, StageRecord) == record
     path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}))
@@ -98,4 +99,4 @@ def test_a_place_that_can_not_be_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="can't be written"), atomic_folder(tmp_path / "file" / "artifact"):
         pass
     with pytest.raises(ArtifactError, match="can't be written"):
-        files.write_text("", tmp_path / "file" / "record.json")
+        write_text("", tmp_path / "file" / "record.json")

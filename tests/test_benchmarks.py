@@ -1,4 +1,4 @@
-import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from provenance import modules_of, source_digest, stale_sources
+from reliability import count
+from shapes import TINY, build_run
 from tables import BENCHMARKS_README, filled
+
+from ovexport.recipe import CompressSpec
 
 
 def test_the_tables_on_the_pages_are_the_committed_results() -> None:
@@ -49,19 +53,18 @@ def test_a_result_without_a_place_on_its_page_is_named_and_not_appended() -> Non
         filled(BENCHMARKS_README, "# A page without marks")
 
 
+@pytest.mark.run
 @pytest.mark.slow
-def test_a_tenth_of_the_random_damages_is_found_and_named_by_the_proof_itself() -> None:
+def test_a_fiftieth_of_the_random_damages_is_found_and_named_by_the_proof_itself(tmp_path: Path) -> None:
     """With ovexport.json removed and rewritten as well; damage that changes no code is the one thing that it misses."""
-    command = [sys.executable, REPOSITORY / "benchmarks" / "reliability.py", "--quick", "--json", "--seed", "7"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])["counts"]
-    assert sum(count["trials"] for count in counts.values()) == 220
+    run = build_run(tmp_path, TINY, CompressSpec(group_size=32, rank=8))
+    counts = count(run, random.Random(7), share=50)
+    assert sum(count.trials for count in counts.values()) == 44
     checkpoint = counts.pop("a bit flipped in the checkpoint")
-    assert checkpoint["found"]["in place"] == 20
-    assert all(checkpoint["found"][case] + checkpoint["same_codes"] >= 20 for case in ("removed", "rewritten"))
-    for kind, count in counts.items():
-        assert set(count["found"].values()) == {count["trials"]}, kind
-        named = count["file_named"] if count["part_named"] is None else count["part_named"]
-        assert named >= 0.9 * count["trials"], kind
-        assert (count["missed"], count["unexpected"]) == ([], 0), kind
+    assert checkpoint.found["in place"] == 4
+    assert all(checkpoint.found[case] + checkpoint.same_codes >= 4 for case in ("removed", "rewritten"))
+    for kind, one in counts.items():
+        assert set(one.found.values()) == {one.trials}, kind
+        named = one.file_named if one.part_named is None else one.part_named
+        assert named >= 0.9 * one.trials, kind
+        assert (one.missed, one.unexpected) == ([], 0), kind

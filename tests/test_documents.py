@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -18,6 +19,7 @@ from ovexport.compress import starting_points
 from ovexport.errors import OvexportError
 from ovexport.objectives import objectives
 from ovexport.pipeline.stages import STAGES
+from ovexport.readers import readers
 from ovexport.recipe import Spec
 from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
@@ -92,7 +94,7 @@ def test_the_readme_is_short_and_its_rooms_exist() -> None:
 
 
 def test_the_readme_names_every_group_of_plug_ins() -> None:
-    registries: tuple[Registry, ...] = (starting_points, layer_policies, objectives)
+    registries: tuple[Registry[Any], ...] = (starting_points, layer_policies, objectives, readers)
     named = set(re.findall(r"`(ovexport\.\w+)`", README.read_text(encoding="utf-8")))
     assert named == {registry.group for registry in registries}
 

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from ovexport.cli import app
 from ovexport.errors import ArtifactError, OutOfMemory, OvexportError
 from ovexport.foreign import translated
 from ovexport.pipeline import engine
-from ovexport.pipeline.stage import Context, Stage
+from ovexport.pipeline.stage import Stage
+from ovexport.progress import silent
 from ovexport.recipe import Recipe
 from ovexport.storage.files import atomic_folder, write_text
 from ovexport.storage.tensorfile import write_tensors
@@ -66,11 +68,10 @@ def test_a_disk_that_is_full_where_tensorboard_opens_its_file_is_one_line(
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
 def test_memory_that_gives_out_in_a_stage_is_one_line(allocate, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    stage = Stage(name="tune", run=lambda _: allocate())
-    folder = artifacts.RunFolder(tmp_path)
-    folder.stages.mkdir()
+    stage: Stage[Any] = Stage(name="tune", run=lambda _: allocate())
+    asked: dict[str, Any] = {"resume": False, "overwrite": False, "until": None, "listener": silent}
     with pytest.raises(OutOfMemory, match=r"stage tune: out of memory .*; lower tune.batch_size") as caught:
-        engine._carry_out(stage, Context(tiny_recipe, folder, "", lambda _: None), "digest")
+        engine.run((stage,), tiny_recipe, tmp_path, check=tuple, announce=lambda *_: None, **asked)
     assert caught.value.exit_code == 5
 
 

@@ -82,6 +82,7 @@ def start(tmp_path: Path, **compress) -> float:
     return float(run.checkpoint.manifest.validation.value)
 
 
+@pytest.mark.run
 def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> None:
     assert start(tmp_path, gptq=True) < 0.6 * start(tmp_path)
     values = tiny_values(Path(tiny_recipe.model.id))
@@ -92,6 +93,7 @@ def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> N
     }
 
 
+@pytest.mark.run
 @pytest.mark.slow
 def test_it_rounds_on_the_scales_of_scale_estimation(tmp_path) -> None:
     estimated = start(tmp_path, scale_estimation=True)

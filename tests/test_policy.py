@@ -186,6 +186,7 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
         formats(layer_policy="mine")
 
 
+@pytest.mark.run
 def test_a_model_of_several_modes_is_tuned_and_proven(tiny_model: Path, tmp_path: Path) -> None:
     values = tiny_values(tiny_model)
     values["compress"]["layers"] = [

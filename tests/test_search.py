@@ -25,6 +25,8 @@ from ovexport.tune.trainer import Trainer, make_trainer
 from ovexport.verify import verify
 from ovexport.weights.quantizer import load_quantizer
 
+pytestmark = pytest.mark.run
+
 SPACE = [8, 6, 2]
 
 

@@ -14,6 +14,8 @@ from ovexport.openvino.tokenizer import write_tokenizer
 from ovexport.recipe import ConvertSpec, ModelSpec
 from ovexport.trace.stage import check_kept, trace
 
+pytestmark = pytest.mark.run
+
 GENERATION = {"eos_token_id": [1, 5], "bos_token_id": 0, "temperature": 0.7, "max_length": 64, "own_field": {"a": 1}}
 
 

@@ -1,17 +1,16 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
+from conftest import COMMON, save_tiny_model, tiny_values
 from safetensors import SafetensorError
+from signalled_tuning import signalled
 from torch.func import functional_call
 
 from ovexport import recipe
@@ -23,7 +22,6 @@ from ovexport.objectives.loss import Loss, distillation
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
-from ovexport.storage import files
 from ovexport.tune import store, trainer, tune
 from ovexport.tune.trainer import Trainer, make_trainer
 
@@ -134,57 +132,27 @@ def test_a_damaged_state_is_left_for_the_one_before_it(finished_run, tiny_recipe
     assert [line["step"] for line in log(tmp_path)] == list(range(7))
 
 
-_SIGNALLED = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from test_tune import spec, tuned
-from ovexport import recipe
-from ovexport.artifacts import RunFolder
-
-run, out, number, steps, save_every, seconds = sys.argv[1:]
-def send():
-    time.sleep(float(seconds))
-    os.kill(os.getpid(), int(number))
-started = []
-def listener(moment):
-    if moment.task == "tune" and not started:
-        started.append(threading.Thread(target=send, daemon=True).start())
-options = {"steps": int(steps), "save_every": int(save_every)}
-tuned(RunFolder(Path(run)), recipe.load(Path(run) / "recipe.toml"), spec(**options), Path(out), listener=listener)
-"""
-
-
-def signalled(run: RunFolder, out: Path, number: int, *, steps: int, save_every: int, seconds: float) -> int:
-    """Exit status of a tuning in a process of its own that gets a signal some time after its first step."""
-    places = os.pathsep.join(str(path) for path in (Path(__file__).parent, REPOSITORY, REPOSITORY / "benchmarks"))
-    numbers = [str(value) for value in (int(number), steps, save_every, seconds)]
-    arguments = [sys.executable, "-c", _SIGNALLED, str(run.path), str(out), *numbers]
-    environment = os.environ | {"PYTHONPATH": places}
-    return subprocess.run(arguments, env=environment, check=False, capture_output=True).returncode
-
-
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_where_it_would_have(finished_run, tiny_recipe, tmp_path) -> None:
-    whole = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path / "whole")
+def test_killed_at_ten_random_moments_it_ends_where_it_would_have(finished_run, tiny_recipe, tmp_path) -> None:
+    steps = spec(steps=200)
+    whole = tuned(finished_run, tiny_recipe, steps, tmp_path / "whole")
     moments = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(10):
         seconds = float(moments.uniform(0, 0.15))
-        status = signalled(finished_run, tmp_path, signal.SIGKILL, steps=200, save_every=2, seconds=seconds)
-        assert status == -signal.SIGKILL
-    last = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path)
+        assert signalled(finished_run, steps, tmp_path, signal.SIGKILL, seconds=seconds) == -signal.SIGKILL
+    last = tuned(finished_run, tiny_recipe, steps, tmp_path)
     for name in ("adapters.safetensors", "reference.safetensors"):
         assert (last.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert last.manifest == whole.manifest
 
 
 def test_ctrl_c_ends_the_step_that_is_under_way_and_saves_it(finished_run, tiny_recipe, tmp_path) -> None:
-    whole = tuned(finished_run, tiny_recipe, spec(steps=200), tmp_path / "whole")
-    assert signalled(finished_run, tmp_path, signal.SIGINT, steps=200, save_every=1000, seconds=0.1) != 0
+    steps = spec(steps=100, save_every=1000)
+    whole = tuned(finished_run, tiny_recipe, steps, tmp_path / "whole")
+    assert signalled(finished_run, steps, tmp_path, signal.SIGINT, seconds=0.1) == 1  # multiprocessing's code for it
     (state,) = (tmp_path / "tuning").glob("step-*")
     seen: list[int] = []
-    again = tuned(
-        finished_run, tiny_recipe, spec(steps=200), tmp_path, listener=lambda moment: seen.append(moment.done)
-    )
+    again = tuned(finished_run, tiny_recipe, steps, tmp_path, listener=lambda moment: seen.append(moment.done))
     assert seen[0] == int(state.name.removeprefix("step-")) + 1
     assert again.manifest == whole.manifest
 
@@ -200,10 +168,11 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         write(tensors, path)
 
-    monkeypatch.setattr(store, "write_tensors", full)
-    monkeypatch.setattr(files, "_FULL_DISK_BYTES", 1 << 62)
-    with pytest.raises(ArtifactError, match="no space left on the disk; free some, then --resume"):
-        tuned(finished_run, tiny_recipe, spec(), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write_tensors", full)
+        patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(ArtifactError, match="no space left on the disk; free some, then --resume"):
+            tuned(finished_run, tiny_recipe, spec(), tmp_path)
     seen: list[int] = []
     again = tuned(finished_run, tiny_recipe, spec(), tmp_path, listener=lambda moment: seen.append(moment.done))
     assert seen[0] == 3
@@ -290,6 +259,7 @@ def test_the_log_tells_what_became_of_codes_scales_and_zero_points(finished_run,
     assert last["peak_memory_bytes"] > 1e6
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_layers_left_in_floating_point_pass_the_proof_after_bfloat16(tmp_path, checkpointing) -> None:
     config = transformers.Starcoder2Config(**COMMON, residual_dropout=0.5, embedding_dropout=0.5, attention_dropout=0.5)
@@ -360,6 +330,7 @@ def test_a_model_whose_logits_are_made_otherwise_is_refused_before_any_step(
     assert tuned(finished_run, tiny_recipe, spec(steps=0), tmp_path).manifest.validation is None
 
 
+@pytest.mark.run
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
 def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp_path) -> None:
@@ -376,6 +347,7 @@ def test_awq_and_scale_estimation_start_from_nncfs_ranges(mode, tiny_recipe, tmp
     assert Checkpoint(plain).weights.require(manifest.replaced_weights[0]).dtype == np.float32
 
 
+@pytest.mark.run
 def test_a_model_without_adapters_is_not_tuned(tiny_recipe, tmp_path) -> None:
     sections = tiny_values(Path(tiny_recipe.model.id))
     sections["compress"] |= {"group_size": 48, "fallback": "int8"}

@@ -265,6 +265,7 @@ EQUAL = {
 ZEROS = {"o_proj": 0.0, "down_proj": 0.0, "k_proj": 0.5, "c_fc": 0.0, "mlp.c_proj": 0.0, "attn.c_proj": 0.25}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("kind", EQUAL)
 def test_matrices_with_equal_values_are_told_apart_the_whole_way(kind: str, tmp_path: Path) -> None:
     config, values, dtype = EQUAL[kind]
@@ -292,6 +293,7 @@ def exchange(graph: ov.Model, part: str) -> None:
     other.input(1).replace_source_output(first)
 
 
+@pytest.mark.run
 def test_matrices_that_the_tracer_computes_as_one_are_refused_by_name(tmp_path: Path) -> None:
     config = LlamaConfig(**COMMON, tie_word_embeddings=True)
     folder = with_equal_matrices(tmp_path / "model", config, torch.float32, {"k_proj": 0.0, "v_proj": 0.0})

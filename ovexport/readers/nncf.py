@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
+from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.readers.reader import BaseModel, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
@@ -302,5 +303,5 @@ def _replaced_weights(
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
             raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
         if layer is not None and not torch.equal(value.float(), base[name].float()):
-            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+            changed[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
     return changed

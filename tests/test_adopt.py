@@ -21,8 +21,8 @@ from transformers import GPT2Config, LlamaConfig
 
 from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.models.architecture import matrix
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline.services import convert_checkpoint
@@ -230,7 +230,7 @@ def test_the_few_sums_that_torch_rounded_otherwise_are_recorded_and_checked(lora
     layer = next(layer for layer in checkpoint.manifest.layers if layer.rank)
     tensors = {name: np.array(value) for name, value in checkpoint.adapters.items()}
     exact = tensors[f"{layer.name}.lora_B"].astype(np.float64) @ tensors[f"{layer.name}.lora_A"].astype(np.float64)
-    weight = matrix(load_model(spec), layer.name, transposed=False).float().numpy()
+    weight = matrix_view(load_model(spec), layer.name).read().float().numpy()
     position = int(np.argmax(np.abs(exact)))
 
     def with_entry(value: float, at: int = position) -> TensorFile:

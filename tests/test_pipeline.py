@@ -149,7 +149,7 @@ def test_nothing_is_removed_for_a_recipe_that_can_not_run(run_copy: RunFolder, t
 
 def test_a_damaged_recipe_of_a_run_says_what_to_do(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
     run_copy.recipe.write_text("[model\n")
-    with pytest.raises(ArtifactError, match="--overwrite to begin anew"):
+    with pytest.raises(ArtifactError, match="--overwrite to start over"):
         services.run(tiny_recipe, run_copy.path, resume=True)
 
 

@@ -10,6 +10,7 @@ from ovexport.models.architecture import compute_in
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.recipe import ModelSpec
 from ovexport.weights.layer import LayerFormat
 
@@ -21,7 +22,7 @@ class BaseModel:
     Attributes:
         network: computes as its `Compute` says.
         head: its own, which stays the uncompressed one when the network becomes a student.
-        own_weights: the compressed layers' parameters in the type that the model stores them in.
+        own_weights: by layer, (output, input), in the type that the model stores them in.
     """
 
     network: PreTrainedModel
@@ -36,7 +37,7 @@ def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute)
         UnsupportedModelError: it can't be loaded.
     """
     network = load_model(model).to(compute.device)
-    own_weights = {layer.name: network.get_parameter(layer.name).data for layer in layers}
+    own_weights = {layer.name: matrix_view(network, layer.name).read() for layer in layers}
     compute_in(network, compute.dtype)
     head = Head.of(network, network.get_output_embeddings().weight.detach())
     return BaseModel(network, head, own_weights)

@@ -160,19 +160,12 @@ def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener =
     configurations = {"chosen": tuple(used[names[0]] for names in space.layers), "given": given}
     rows = folder.data.task_rows
     task = HarnessTask(recipe.task, {"train": rows["train"], "test": rows["validation"]})
-    return {
-        which: {
-            "ranks": configuration,
-            "figures": ask_model(
-                task,
-                which,
-                partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration)),
-                recipe.model,
-                listener,
-            ).figures,
-        }
-        for which, configuration in configurations.items()
-    }
+    answers = {}
+    for which, configuration in configurations.items():
+        load = partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration))
+        figures = ask_model(task, which, load, recipe.model, listener).figures
+        answers[which] = {"ranks": configuration, "figures": figures}
+    return answers
 
 
 def prepare_test(reference: IR, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:
@@ -203,8 +196,7 @@ def evaluate_candidate(
         ground_truth: a csv of the reference's answers, which then are not generated.
 
     Raises:
-        RecipeError: there is neither a reference nor a ground truth.
-        OvexportError: as the stage evaluate does.
+        OvexportError: as the stage evaluate does, or there is neither a reference nor a ground truth.
     """
     from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 
@@ -212,12 +204,9 @@ def evaluate_candidate(
         raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
     if spec.isolate and (reference is None or data is None):
         raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
+    models = _by_folder([ir for ir in (reference, candidate) if ir])
     with translated_disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    given = [ir for ir in (reference, candidate) if ir]
-    models = {ir.path.absolute().name: ir.require() for ir in given}
-    if len(models) < len(given):
-        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
     report = evaluate(
         models,
         reference.path.absolute().name if reference else None,
@@ -231,6 +220,14 @@ def evaluate_candidate(
     )
     write_record(report, out / "evaluation.json")
     return report
+
+
+def _by_folder(irs: Sequence[IR]) -> dict[str, IR]:
+    """Reference and candidate by the names of their folders."""
+    models = {ir.path.absolute().name: ir.require() for ir in irs}
+    if len(models) < len(irs):
+        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
+    return models
 
 
 def _asked(task: TaskSpec) -> "HarnessTask":

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError
-from ovexport.models.architecture import matrix, weight_digest, weight_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import weight_digest
 from ovexport.recipe import ModelSpec
 from ovexport.registry import Registered, Registry
 from ovexport.weights.group_sizes import check_group_sizes
@@ -45,8 +46,9 @@ class BaseModel:
             UnsupportedModelError: it can't be loaded, or has weights that can't be compressed.
         """
         network = load_model(spec)
-        matrices = weight_matrices(network)
-        weights = {one.name: matrix(network, one.name, transposed=one.transposed) for one in matrices}
+        architecture = Architecture(network)
+        matrices = architecture.matrices()
+        weights = {matrix.name: architecture.matrix(matrix.name).read() for matrix in matrices}
         return cls(spec, network, matrices, weights)
 
     def write(
@@ -131,7 +133,7 @@ def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[
     """Read whatever checkpoint there is at a path.
 
     Args:
-        out: takes the checkpoint where it has to be written anew.
+        out: the folder for a checkpoint that is not one of ours already.
         ranks: of elastic adapters whose checkpoint leaves them open.
 
     Raises:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.errors import UnsupportedModelError
-from ovexport.models.architecture import matrix
+from ovexport.models.matrix_view import matrix_view
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import FakeQuantizer
 
@@ -64,13 +64,12 @@ class Gptq(StartingPoint):
             UnsupportedModelError: the model has no list of blocks, or inputs that are not finite.
         """
         for layer in start.layers:
-            parameter = start.network.get_parameter(layer.name)
-            parameter.data = parameter.data.float().clone()  # the model's own weights are read again afterwards
-            weight = matrix(start.network, layer.name, transposed=layer.transposed)
+            view = matrix_view(start.network, layer.name)
+            view.parameter.data = view.parameter.data.float().clone()  # the model's own are read again afterwards
             if layer.name in start.replaced_weights:
-                weight.copy_(start.replaced_weights[layer.name])
+                view.write(start.replaced_weights[layer.name])
             if layer.encoding and layer.encoding.bits == 8:
-                start.quantizers[layer.name].dequantize_into(weight.clone(), weight)
+                start.quantizers[layer.name].dequantize_into(view.read().clone(), view.read())
         tuned = [layer for layer in start.layers if layer.encoding and layer.encoding.bits == 4]
         start.replaced_weights |= gptq(start.network.float(), tuned, start.quantizers, start.calibration)
 
@@ -105,7 +104,7 @@ def gptq(
             inputs = _second_moments(block, modules[0], calls, index)
             for module in modules:
                 layer = own[module]
-                weight = matrix(network, layer.name, transposed=layer.transposed)
+                weight = matrix_view(network, layer.name).read()
                 quantizer = quantizers[layer.name]
                 changed[layer.name] = rounding_to_gptq(weight, inputs, quantizer, layer.name)
                 quantizer.dequantize_into(changed[layer.name], weight)

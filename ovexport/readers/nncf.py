@@ -90,7 +90,7 @@ def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence
     Raises:
         RecipeError: `ranks` are given for adapters of one rank, are too few or too many, or one is out of bounds.
     """
-    elastic = [each for each in stored if each.kind.elastic]
+    elastic = [each for each in stored if each.quantizer_class.elastic]
     if not elastic and ranks is not None:
         raise RecipeError(f"--ranks: {path} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
     if elastic and ranks is None:
@@ -146,7 +146,7 @@ def _by_layer(
                 "give the base model that was tuned"
             )
         first = found.setdefault(name, each)
-        if first.kind != each.kind or any(
+        if first.quantizer_class != each.quantizer_class or any(
             not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
         ):
             raise ArtifactError(f"{path}: quantizes {name} in two ways; {CURE}")
@@ -193,7 +193,7 @@ def _layer(
         )
     return untouched.model_copy(
         update={
-            "mode": encoding_of(bits=stored.kind.bits, symmetric=stored.kind.symmetric).mode,
+            "mode": encoding_of(bits=stored.quantizer_class.bits, symmetric=stored.quantizer_class.symmetric).mode,
             "group_size": each.in_features // groups,
             "rank": stored.rank,
             "active_rank": active.get(stored.parameter),
@@ -211,7 +211,7 @@ def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQ
     grid = (layer.out_features, layer.groups, 1)
     tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
     encoding = layer.require_encoding()
-    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
+    largest = tensors[stored.quantizer_class.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
     if not largest.half().isfinite():
         raise UnsupportedModelError(
             f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "
@@ -230,12 +230,12 @@ def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
     from nncf.torch.quantization.quantize_functions import TuneRange
 
     smallest = 1e-16  # NNCF's, against a division by zero
-    if not stored.kind.symmetric:
+    if not stored.quantizer_class.symmetric:
         low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
-        low, width = TuneRange.apply(low, width, 2**stored.kind.bits)
+        low, width = TuneRange.apply(low, width, 2**stored.quantizer_class.bits)
         return {"input_low": low, "input_range": width}
     scale = stored.tensors["scale"].float()
-    if stored.kind.adapter:
+    if stored.quantizer_class.adapter:
         used = torch.where(scale.abs() < smallest, smallest, scale)
         low, width = torch.where(used > 0, -used, used / 8 * 7), (used * 1.875).abs()
     else:
@@ -254,8 +254,8 @@ def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: Mo
     if stored.rank:
         return
     low, high = weight.float().amin(1).clamp(max=0), weight.float().amax(1).clamp(min=0)
-    expected = torch.maximum(-low, high) if stored.kind.symmetric else high - low
-    actual = stored.tensors[stored.kind.ranges[-1]].float().abs().reshape(-1)
+    expected = torch.maximum(-low, high) if stored.quantizer_class.symmetric else high - low
+    actual = stored.tensors[stored.quantizer_class.ranges[-1]].float().abs().reshape(-1)
     used = expected > 0  # a padding token's row is zero, and its range arbitrary
     deviation = ((actual - expected).abs() / expected)[used]
     if len(deviation) and deviation.median() > _LARGEST_DEVIATION:

@@ -133,7 +133,7 @@ def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[
     """Read whatever checkpoint there is at a path.
 
     Args:
-        out: takes the checkpoint where it has to be written anew.
+        out: the folder for a checkpoint that is not one of ours already.
         ranks: of elastic adapters whose checkpoint leaves them open.
 
     Raises:

@@ -20,8 +20,9 @@ import torch
 from shapes import REPOSITORY, convert_moved
 
 from ovexport.artifacts import IR, RunFolder
-from ovexport.models.architecture import matrix, parameter_of_hook
+from ovexport.models.architecture import parameter_of_hook
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.openvino.graph import nibbles, read_graph, weights
 from ovexport.openvino.matrices import layer_matrices
 from ovexport.openvino.runtime import LogitsRunner
@@ -84,7 +85,7 @@ def differences(folder: Path) -> dict[str, float]:
 def _tuned_logits(run: RunFolder) -> np.ndarray:
     network = load_model(ModelSpec(id=str(MODEL)), dtype=torch.float32)
     for layer in run.checkpoint.manifest.packed:
-        weight = matrix(network, layer.name, transposed=layer.transposed)
+        weight = matrix_view(network, layer.name).read()
         weight.copy_(load_quantizer(layer, run.checkpoint.adapters)(weight).detach())
     return _logits(network)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ovexport.artifacts import PreparedData
-from ovexport.models.architecture import compute_in, weight_matrices
+from ovexport.models.architecture import Architecture, compute_in
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model, load_tokenizer
@@ -30,7 +30,8 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
     torch.manual_seed(spec.seed)
     base = load_model(model)
     stored = base.dtype
-    linear = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(base) if matrix.kind == "linear"]
+    matrices = Architecture(base).matrices()
+    linear = [matrix.name.removesuffix(".weight") for matrix in matrices if matrix.kind == "linear"]
     compute = Compute.of("cpu", spec.precision)
     compute_in(base, compute.dtype)
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
@@ -39,7 +40,7 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
 
     train = data.examples("train")
     objective = Answers(train, data.examples("validation"), spec, compute)
-    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    head = Head.of(network)
     trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
     everything = range(objective.validation_examples)
     steps = count_steps(spec, len(train))

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ovexport.artifacts import Checkpoint, PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
-from ovexport.models.architecture import matrix
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
@@ -98,9 +98,7 @@ def moved(start: Checkpoint, model: ModelSpec, out: Path, active_rank: int | Non
         write_record(manifest, folder / "checkpoint.json")
         written = Checkpoint(folder).adapters
         digests = {
-            layer.name: load_quantizer(layer, written)
-            .quantize(matrix(network, layer.name, transposed=layer.transposed))
-            .digest()
+            layer.name: load_quantizer(layer, written).quantize(matrix_view(network, layer.name).read()).digest()
             for layer in manifest.packed
         }
         write_record(manifest.model_copy(update={"digests": digests, "steps": 1}), folder / "checkpoint.json")

@@ -8,7 +8,7 @@ python benchmarks/tables.py --check    exit 1 if a table is not the committed re
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ def whole_way_table(result: Path) -> str:
     return "\n".join([*lines, "", _conditions(result, findings), *_other_text(result, names)])
 
 
-def _other_text(result: Path, names: list[str]) -> Iterator[str]:
+def _other_text(result: Path, names: Sequence[str]) -> Iterator[str]:
     """The figures on a second text, where one was measured."""
     path = result / "other_text.json"
     if not path.is_file():
@@ -429,11 +429,10 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
-PLACES: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"models": models_table},
-    BENCHMARKS_README: {"demo": partial(whole_way_table, DEMO)}
-    | {name: partial(_committed, name) for name in COMMITTED},
-}
+Tables = dict[str, Callable[[], str]]
+_RESULTS: Tables = {name: partial(_committed, name) for name in COMMITTED}
+_DEMO: Tables = {"demo": partial(whole_way_table, DEMO)}
+PLACES: dict[Path, Tables] = {README: {"models": models_table}, BENCHMARKS_README: _DEMO | _RESULTS}
 """By page, what makes each of its tables."""
 
 

@@ -75,7 +75,7 @@ def _replace(matrix: Matrix, layer: LayerFormat, tensors: TensorFile) -> None:
     for target in output.get_target_inputs():
         if target.get_node().get_type_name() == "ShapeOf":
             _replace_shape(target.get_node())
-        elif matrix.turned:
+        elif matrix.transposed:
             _flip_matmul(target, packed, layer)
         else:
             target.replace_source_output(packed)
@@ -147,7 +147,7 @@ def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name:
 def _replace_floats(matrix: Matrix, values: NDArray[np.float32]) -> None:
     """Replace a float constant by other floats of its type."""
     node = matrix.node
-    stored = np.ascontiguousarray(values.T) if matrix.turned else np.ascontiguousarray(values)
+    stored = matrix.stored(values)
     if type_name(node) == "bf16":
         bits = bfloat16_bits(stored)
         replaced = ov.op.Constant(ov.Tensor(bits.reshape(-1), ov.Shape(bits.shape), ov.Type.bf16), False)

@@ -121,16 +121,16 @@ class Registry(Generic[Thing]):
         """
         if name in self._registered:
             return self._registered[name]
-        found = self._entry_points().get(name, [])
-        if not found:
+        entries = self._entry_points().get(name, [])
+        if not entries:
             raise RecipeError(
                 f"{option}={name!r}: no such {self.noun}; the known ones are {', '.join(self.names) or 'none'}; "
                 f"a plug-in adds one with an entry point in the group {self.group}"
             )
-        if len(found) > 1:
-            providers = " and ".join(map(_provider, found))
+        if len(entries) > 1:
+            providers = " and ".join(map(_provider, entries))
             raise RecipeError(f"{option}={name!r}: a {self.noun} of this name is in {providers}; uninstall one of them")
-        return self._imported(found[0])
+        return self._imported(entries[0])
 
     def identity(self, name: str | None) -> str | None:
         """What a result depends on that is made with the implementation of that name: `Registered.identity`; None
@@ -154,10 +154,10 @@ class Registry(Generic[Thing]):
             return Registered(name=entry.name, thing=entry.load(), provider=provider)
 
     def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
-        found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        by_name: dict[str, list[importlib.metadata.EntryPoint]] = {}
         for entry in importlib.metadata.entry_points(group=self.group):
-            found.setdefault(entry.name, []).append(entry)
-        return found
+            by_name.setdefault(entry.name, []).append(entry)
+        return by_name
 
 
 def _provider(entry: importlib.metadata.EntryPoint) -> str:

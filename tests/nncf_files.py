@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from ovexport.artifacts import Checkpoint
-from ovexport.models.architecture import matrix, parameter_of_hook
+from ovexport.models.architecture import parameter_of_hook
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.openvino.graph import nibbles
 from ovexport.recipe import ModelSpec
 from ovexport.storage.tensorfile import TensorFile
@@ -73,7 +74,7 @@ def our_codes(checkpoint: Checkpoint, spec: ModelSpec) -> Packed:
     network = load_model(spec)
     packed: Packed = {}
     for layer in checkpoint.manifest.packed:
-        weight = matrix(network, layer.name, transposed=False)
+        weight = matrix_view(network, layer.name).read()
         if layer.name in checkpoint.manifest.replaced_weights:
             weight = torch.from_numpy(np.array(checkpoint.weights.require(layer.name)))
         quantized = NncfQuantizer.load(layer, checkpoint.adapters).quantize(weight)

@@ -21,8 +21,8 @@ from transformers import GPT2Config, LlamaConfig
 
 from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.models.architecture import matrix
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline.services import convert_checkpoint
@@ -182,8 +182,8 @@ def test_ranks_on_the_command_line(elastic: Path, tiny_model: Path, tmp_path: Pa
 
 def test_ranks_are_not_for_a_checkpoint_of_ours(lora: Path, spec: ModelSpec, tmp_path: Path) -> None:
     ours = adopt(lora, spec, tmp_path / "checkpoint")
-    with pytest.raises(RecipeError, match="has its ranks in its manifest"):
-        convert_checkpoint(ours, spec, ConvertSpec(), tmp_path / "out", ranks=[4])
+    with pytest.raises(RecipeError, match="which has its ranks in it; leave --ranks out"):
+        convert_checkpoint(ours.path, spec, ConvertSpec(), tmp_path / "out", ranks=[4])
 
 
 def test_layers_without_a_quantizer_stay_as_they_are(example: Example, spec: ModelSpec, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_product_is_as_near_to_the_tuned_model_as_nncfs_own(example: Example
     from optimum.exporters.openvino.convert import export_from_model
 
     path = example("int4_sym", backup_mode="int8_sym")
-    product = convert_checkpoint(Checkpoint(path), spec, ConvertSpec(), tmp_path / "int4", keep=tmp_path / "proof")
+    product = convert_checkpoint(path, spec, ConvertSpec(), tmp_path / "int4", keep=tmp_path / "proof")
     checkpoint, base = Checkpoint(tmp_path / "proof" / "checkpoint"), IR(tmp_path / "proof" / "bf16")
     report = verify(product, checkpoint=checkpoint, base=base)
     assert report.passed
@@ -230,7 +230,7 @@ def test_the_few_sums_that_torch_rounded_otherwise_are_recorded_and_checked(lora
     layer = next(layer for layer in checkpoint.manifest.layers if layer.rank)
     tensors = {name: np.array(value) for name, value in checkpoint.adapters.items()}
     exact = tensors[f"{layer.name}.lora_B"].astype(np.float64) @ tensors[f"{layer.name}.lora_A"].astype(np.float64)
-    weight = matrix(load_model(spec), layer.name, transposed=False).float().numpy()
+    weight = matrix_view(load_model(spec), layer.name).read().float().numpy()
     position = int(np.argmax(np.abs(exact)))
 
     def with_entry(value: float, at: int = position) -> TensorFile:
@@ -284,7 +284,7 @@ def test_weights_in_the_file_take_the_place_of_the_base_models(awq: Path, spec: 
 def test_without_them_the_codes_are_others(awq: Path, spec: ModelSpec, edited, tmp_path: Path) -> None:
     path = edited(awq, lambda content: content.pop("model_state"))
     left, right = (adopt(one, spec, tmp_path / one.stem).manifest for one in (awq, path))
-    assert {name for name in left.digests if left.digests[name] != right.digests[name]} == set(left.changed)
+    assert {name for name in left.digests if left.digests[name] != right.digests[name]} == set(left.replaced_weights)
 
 
 def test_unchanged_weights_in_the_file_are_the_base_models(example: Example, spec: ModelSpec, tmp_path: Path) -> None:

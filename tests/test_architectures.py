@@ -14,9 +14,10 @@ from ovexport.artifacts import PreparedData, RunFolder
 from ovexport.compress import compress
 from ovexport.convert import convert
 from ovexport.errors import UnsupportedModelError
-from ovexport.models.architecture import weight_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.device import Compute
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
@@ -80,9 +81,8 @@ def logits_of_quantized_torch_model(folder: RunFolder, model: ModelSpec, tokens:
     network = load_model(model, dtype=torch.float32)
     checkpoint = folder.checkpoint
     for layer in checkpoint.manifest.packed:
-        weight = network.get_parameter(layer.name).data
-        view = weight.T if layer.transposed else weight
-        view.copy_(load_quantizer(layer, checkpoint.adapters)(view))
+        view = matrix_view(network, layer.name)
+        view.write(load_quantizer(layer, checkpoint.adapters)(view.read()))
     return network(input_ids=torch.from_numpy(tokens)).logits.detach().numpy()
 
 
@@ -154,4 +154,4 @@ def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**COMMON, num_local_experts=2)
     folder = save_tiny_model(tmp_path / "mixtral", config)
     with pytest.raises(UnsupportedModelError, match=r"experts.*mixtures of experts and convolutions can't be done"):
-        weight_matrices(load_model(ModelSpec(id=str(folder))))
+        Architecture(load_model(ModelSpec(id=str(folder)))).matrices()

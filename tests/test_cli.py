@@ -193,7 +193,7 @@ def test_a_rank_that_is_too_large_is_clamped_and_said(values: dict, write, tmp_p
 
 def test_an_output_folder_of_another_run(values: dict, write, finished_run: RunFolder) -> None:
     line = refused(ovexport("run", write(values), "--out", finished_run.path), 4)
-    assert "--overwrite to begin anew" in line
+    assert "--overwrite to start over" in line
 
 
 def test_several_problems_are_told_at_once_before_any_work(values: dict, write, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -18,7 +20,8 @@ from ovexport.compress import starting_points
 from ovexport.errors import OvexportError
 from ovexport.objectives import objectives
 from ovexport.pipeline.stages import STAGES
-from ovexport.recipe import Spec
+from ovexport.readers import readers
+from ovexport.recipe import Recipe, Spec, parse
 from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.policy import layer_policies
@@ -82,6 +85,16 @@ def test_every_command_and_option_exists(page: Path) -> None:
         assert given <= known, (name, given - known)
 
 
+@pytest.mark.parametrize("page", [README, recipe_keys.MANUAL], ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_every_recipe_that_is_shown_is_one(page: Path) -> None:
+    shown = [tomllib.loads(block) for language, block in FENCE.findall(page.read_text("utf-8")) if language == "toml"]
+    recipes = [sections for sections in shown if set(sections) <= set(Recipe.model_fields)]
+    assert recipes
+    whole = {"model": {"id": "m"}, "data": {"train": {"path": "text.txt"}}, "tune": {"steps": 1}}
+    for sections in recipes:
+        parse(whole | sections, base=REPOSITORY, origin=page.name)
+
+
 def test_the_readme_is_short_and_its_rooms_exist() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= README_LINES
@@ -92,7 +105,7 @@ def test_the_readme_is_short_and_its_rooms_exist() -> None:
 
 
 def test_the_readme_names_every_group_of_plug_ins() -> None:
-    registries: tuple[Registry, ...] = (starting_points, layer_policies, objectives)
+    registries: tuple[Registry[Any], ...] = (starting_points, layer_policies, objectives, readers)
     named = set(re.findall(r"`(ovexport\.\w+)`", README.read_text(encoding="utf-8")))
     assert named == {registry.group for registry in registries}
 

@@ -8,9 +8,10 @@ import torch
 
 from ovexport.artifacts import IR
 from ovexport.convert import convert
-from ovexport.models.architecture import matrix, parameter_of_hook, weight_digest, weight_matrices
+from ovexport.models.architecture import Architecture, parameter_of_hook
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view, weight_digest
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec
@@ -46,8 +47,8 @@ def compressed(request, tiny_model: Path):
 def ours(mode: str, tiny_model: Path) -> tuple[dict[str, FakeQuantizer], dict[str, torch.Tensor]]:
     """Our quantizers of the same model, rounded to nearest, and the weights."""
     network = load_model(ModelSpec(id=str(tiny_model)), dtype=torch.float32)
-    layers = plan_layers(weight_matrices(network), CompressSpec(mode=mode, group_size=32, rank=4))
-    weights = {layer.name: matrix(network, layer.name, transposed=False) for layer in layers}
+    layers = plan_layers(Architecture(network).matrices(), CompressSpec(mode=mode, group_size=32, rank=4))
+    weights = {layer.name: matrix_view(network, layer.name).read() for layer in layers}
     quantizers = {layer.name: FakeQuantizer(layer) for layer in layers}
     for name, quantizer in quantizers.items():
         quantizer.initialize(weights[name], torch.Generator().manual_seed(0))
@@ -135,7 +136,7 @@ def test_nncfs_strip_and_optimums_export_give_the_outputs_that_ours_gives(
     model = ModelSpec(id=str(tiny_model))
     base = trace(model, ConvertSpec(), tmp_path / "bf16")
     layers = tuple(quantizer.layer for quantizer in quantizers.values())
-    originals = {name: matrix(load_model(model), name, transposed=False) for name in weights}
+    originals = {name: matrix_view(load_model(model), name).read() for name in weights}
     digests = {name: weight_digest(weight) for name, weight in originals.items()}
     checkpoint = write_checkpoint(tmp_path / "checkpoint", model, layers, digests, originals, quantizers, {})
     product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")

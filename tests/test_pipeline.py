@@ -149,7 +149,7 @@ def test_nothing_is_removed_for_a_recipe_that_can_not_run(run_copy: RunFolder, t
 
 def test_a_damaged_recipe_of_a_run_says_what_to_do(run_copy: RunFolder, tiny_recipe: Recipe) -> None:
     run_copy.recipe.write_text("[model\n")
-    with pytest.raises(ArtifactError, match="--overwrite to begin anew"):
+    with pytest.raises(ArtifactError, match="--overwrite to start over"):
         services.run(tiny_recipe, run_copy.path, resume=True)
 
 
@@ -205,7 +205,9 @@ def _with_one_layer_off(original):
 def test_a_checkpoint_converts_to_the_very_product_of_the_run(finished_run: RunFolder, tiny_recipe, tmp_path) -> None:
     out, keep = tmp_path / "converted", tmp_path / "kept"
     out.mkdir()
-    ir = services.convert_checkpoint(finished_run.checkpoint, tiny_recipe.model, tiny_recipe.convert, out, keep=keep)
+    ir = services.convert_checkpoint(
+        finished_run.checkpoint.path, tiny_recipe.model, tiny_recipe.convert, out, keep=keep
+    )
     made, files = finished_run.ir("int4").path, files_in(ir.path)
     assert [file.relative_to(ir.path) for file in files] == [file.relative_to(made) for file in files_in(made)]
     for file in files:
@@ -224,7 +226,7 @@ def test_a_checkpoint_that_the_runtime_computes_wrongly_is_refused_before_work(
     path.write_text(json.dumps(manifest))
     out = run_copy.path / "converted"
     with pytest.raises(UnsupportedModelError, match=f"group size 48 in {layer['name'].removesuffix('.weight')}"):
-        services.convert_checkpoint(run_copy.checkpoint, tiny_recipe.model, tiny_recipe.convert, out)
+        services.convert_checkpoint(run_copy.checkpoint.path, tiny_recipe.model, tiny_recipe.convert, out)
     assert not out.exists()
 
 

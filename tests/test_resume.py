@@ -100,7 +100,7 @@ def test_a_run_of_another_version_is_refused_in_one_line(run_copy: RunFolder, ti
     values = json.loads(record.read_text())
     del values["format_version"]
     record.write_text(json.dumps(values))
-    with pytest.raises(ArtifactError, match=r"a run of another version of ovexport, .*--overwrite to begin anew"):
+    with pytest.raises(ArtifactError, match=r"a run of another version of ovexport, .*--overwrite to start over"):
         redone(tiny_recipe, run_copy)
     assert json.loads(record.read_text()) == values
 
@@ -162,7 +162,7 @@ def test_figures_of_other_versions_are_measured_again_and_what_was_made_is_kept_
     assert redone(tiny_recipe, run_copy, until="verify") == ["verify"]
     said = [record.getMessage() for record in caplog.records if "  made with openvino 2" in record.getMessage()]
     assert len(said) == 2  # trace and convert
-    assert all("(9.9 is installed), and kept; --overwrite makes it anew" in line for line in said)
+    assert all("(9.9 is installed), and kept; --overwrite makes it again" in line for line in said)
 
 
 def test_the_encoders_library_makes_figures_stale(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

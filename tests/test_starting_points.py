@@ -10,7 +10,7 @@ import torch
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.compress import Start, StartingPoint, check, chosen, compress, plug_ins, starting_points
 from ovexport.errors import PlugInError, RecipeError
-from ovexport.recipe import CompressSpec, ModelSpec, section
+from ovexport.recipe import CompressSpec, LayerRule, ModelSpec, section
 from ovexport.storage.tensorfile import write_tensors
 
 Compress = Callable[..., Checkpoint]
@@ -25,7 +25,7 @@ def compressed(tiny_model: Path, tmp_path: Path) -> Compress:
     def compress_tiny(**keys: object) -> Checkpoint:
         spec = CompressSpec(group_size=32, rank=4, calibration_sequences=4, **keys)
         return compress(
-            ModelSpec(id=str(tiny_model)), spec, PreparedData(tmp_path), 0, tmp_path / str(sorted(keys.items()))
+            ModelSpec(id=str(tiny_model)), spec, PreparedData(tmp_path), 0, tmp_path / "-".join(["checkpoint", *keys])
         )
 
     return compress_tiny
@@ -122,3 +122,21 @@ def test_a_plug_in_that_leaves_no_starting_point_is_named(compressed, registered
     registered(type("Strange", (StartingPoint,), {"apply": lambda self, start: apply(start), "__module__": __name__}))
     with pytest.raises(PlugInError, match=f"plug-in 'strange' of module test_starting_points.*{message}"):
         compressed(starting_point="strange")
+
+
+@pytest.mark.parametrize("keys", [{"awq": True}, {"gptq": True}, {"scale_estimation": True, "gptq": True}])
+def test_layers_with_a_format_of_their_own_start_too(compressed: Compress, keys: dict) -> None:
+    layers = (
+        LayerRule(pattern="*.down_proj", mode="int8_asym"),
+        LayerRule(pattern=("*.q_proj", "*.k_proj"), mode="int4_sym"),
+        LayerRule(pattern="*.v_proj", mode="float"),
+        LayerRule(pattern="*.o_proj", group_size=-1, rank=2),
+    )
+    plain, start = compressed(layers=layers).manifest, compressed(layers=layers, **keys).manifest
+    moved = {name.split(".")[-2] for name in plain.digests if plain.digests[name] != start.digests[name]}
+    replaced = {name.split(".")[-2] for name in start.replaced_weights}
+    if "gptq" in keys:
+        assert moved >= {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
+        assert replaced == {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
+    else:
+        assert moved >= {"gate_proj", "up_proj"}

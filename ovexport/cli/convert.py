@@ -12,7 +12,10 @@ from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, se
 def convert(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="A tuned checkpoint: a folder with checkpoint.json, or a file that NNCF's examples saved."),
+        typer.Argument(
+            help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, or what a "
+            "plug-in reads."
+        ),
     ],
     model: Annotated[str, typer.Option(help="The base model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder of the INT4 IR.")],
@@ -41,14 +44,13 @@ def convert(
 
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
     """
-    from ovexport.artifacts import Checkpoint
     from ovexport.pipeline import services
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision)
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
-    ir = services.convert_checkpoint(Checkpoint(checkpoint), spec, ConvertSpec(), out, ranks=given, keep=keep)
+    ir = services.convert_checkpoint(checkpoint, spec, ConvertSpec(), out, ranks=given, keep=keep)
     if as_json:
         import json
 

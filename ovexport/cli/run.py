@@ -14,7 +14,7 @@ from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, re
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/<recipe>]", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the folder; finished stages are not done again.")]
-Overwrite = Annotated[bool, typer.Option(help="Remove the run that is in the folder, and begin anew.")]
+Overwrite = Annotated[bool, typer.Option(help="Remove the run that is in the folder, and start over.")]
 Until = Annotated[str | None, typer.Option(help="The last stage to do.", show_default=False)]
 PushToHub = Annotated[
     str | None,

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
 from ovexport.errors import OvexportError, UnsupportedModelError
-from ovexport.models.architecture import matrix, weight_digest, weight_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import weight_digest
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
 from ovexport.weights.layer import LayerFormat
@@ -73,7 +74,8 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
             float16 scales.
     """
     network = load_model(model)
-    layers = plan_layers(weight_matrices(network), spec)
+    architecture = Architecture(network)
+    layers = plan_layers(architecture.matrices(), spec)
     _tell(layers)
     _require_finite(network)
     points = chosen(spec)
@@ -81,7 +83,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
         network=network,
         spec=spec,
         layers=layers,
-        weights={layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers},
+        weights={layer.name: architecture.matrix(layer.name).read() for layer in layers},
         quantizers={layer.name: FakeQuantizer(layer) for layer in layers if layer.encoding},
         generator=torch.Generator().manual_seed(seed),
         calibration=_calibration(points, data, spec),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.models.architecture import compute_in
+from ovexport.models.architecture import Architecture, compute_in
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
@@ -21,7 +21,7 @@ class BaseModel:
     Attributes:
         network: computes as its `Compute` says.
         head: its own, which stays the uncompressed one when the network becomes a student.
-        own_weights: the compressed layers' parameters in the type that the model stores them in.
+        own_weights: by layer, (output, input), in the type that the model stores them in.
     """
 
     network: PreTrainedModel
@@ -36,7 +36,8 @@ def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute)
         UnsupportedModelError: it can't be loaded.
     """
     network = load_model(model).to(compute.device)
-    own_weights = {layer.name: network.get_parameter(layer.name).data for layer in layers}
+    architecture = Architecture(network)
+    own_weights = {layer.name: architecture.matrix(layer.name).read() for layer in layers}
     compute_in(network, compute.dtype)
-    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    head = architecture.head()
     return BaseModel(network, head, own_weights)

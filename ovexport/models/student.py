@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ovexport.artifacts import Checkpoint
+from ovexport.models.architecture import Architecture
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.recipe import ModelSpec
 from ovexport.weights.quantizer import FakeQuantizer, load_quantizer
 
@@ -44,7 +46,7 @@ class Student:
         """Make a student of a model.
 
         Args:
-            own_weights: the model's, as its parameters have them.
+            own_weights: the model's by layer, (output, input).
             dtype: of the products of matrices.
             fixed: names of quantizers' parameters that are not tuned.
         """
@@ -55,27 +57,26 @@ class Student:
         self.quantizers: dict[str, FakeQuantizer] = {}
         self.base_weights: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
-        self._targets: dict[str, nn.Parameter] = {}
+        self._views: dict[str, MatrixView] = {}
         self._sums: dict[str, Tensor] = {}
         for layer in manifest.layers:
-            target = network.get_parameter(layer.name)
-            own = own_weights[layer.name]
-            base = own.T if layer.transposed else own
+            view = matrix_view(network, layer.name)
+            base = own_weights[layer.name]
             if layer.name in replaced:
-                base = _mapped(replaced[layer.name]).to(own.device)
-            target.data = torch.empty_like(target.data, dtype=dtype)
+                base = _mapped(replaced[layer.name]).to(base.device)
+            view.parameter.data = torch.empty_like(view.parameter.data, dtype=dtype)
             if layer.encoding is None:
-                self._floats[layer.name] = base.T if layer.transposed else base
-                target.data.copy_(self._floats[layer.name])
+                self._floats[layer.name] = base
+                view.write(base)
                 continue
-            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(own.device)
+            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(base.device)
             for name in set(fixed) & set(quantizer.range_names):
                 getattr(quantizer, name).requires_grad_(False)
             self.base_weights[layer.name] = base
-            self._targets[layer.name] = target
+            self._views[layer.name] = view
             if layer.rank:
-                target.requires_grad_(True)
-                target.register_post_accumulate_grad_hook(self._summed(layer.name))
+                view.parameter.requires_grad_(True)
+                view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))  # type: ignore[no-untyped-call]
         self.trained: dict[str, nn.Parameter] = {
             f"{name}.{key}": parameter
             for name, quantizer in self.quantizers.items()
@@ -87,7 +88,7 @@ class Student:
     @property
     def head(self) -> Head:
         """The head with the weights that ship."""
-        return Head.of(self.network, self.network.get_output_embeddings().weight.detach())
+        return Architecture(self.network).head()
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +99,7 @@ class Student:
     def quantize_weights(self) -> None:
         """Set the weights to the de-quantized values of the present parameters."""
         for name, quantizer in self.quantizers.items():
-            quantizer.dequantize_into(self.base_weights[name], self._view(quantizer, self._targets[name].data))
+            quantizer.dequantize_into(self.base_weights[name], self._views[name].read())
 
     def activate(self, ranks: Mapping[str, int]) -> None:
         """Use so many of the adapters' ranks, by layer; the weights follow with `quantize_weights`."""
@@ -116,9 +117,9 @@ class Student:
             gradient = self._sums.pop(name, None)
             if gradient is None:
                 continue
-            found = quantizer.gradients(self.base_weights[name], self._view(quantizer, gradient))
+            gradients = quantizer.gradients(self.base_weights[name], self._views[name].oriented(gradient))
             for key, parameter in quantizer.named_parameters():
-                parameter.grad = found[key] if parameter.requires_grad else None
+                parameter.grad = gradients[key] if parameter.requires_grad else None
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
@@ -148,10 +149,10 @@ class Student:
         """
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
         _drop_nothing(self.network.config)
-        for module in self.network.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                _drop_nothing(module)
-                module.training = True  # of the block alone: what is inside stays in evaluation mode
+        for block in Architecture(self.network).blocks().values():
+            if isinstance(block, GradientCheckpointingLayer):
+                _drop_nothing(block)
+                block.training = True  # of the block alone: what is inside stays in evaluation mode
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""
@@ -163,12 +164,8 @@ class Student:
         """Let the network compute in float32 from here on."""
         self.network.float().eval()
         for name, weight in self._floats.items():
-            self.network.get_parameter(name).data.copy_(weight)
+            matrix_view(self.network, name).write(weight)
         self.quantize_weights()
-
-    @staticmethod
-    def _view(quantizer: FakeQuantizer, weight: Tensor) -> Tensor:
-        return weight.T if quantizer.layer.transposed else weight
 
     def _summed(self, name: str) -> Callable[[Tensor], None]:
         """Sums a weight's gradients over the microbatches in float32, whatever type they come in."""
@@ -207,7 +204,7 @@ class TunedModel:
 
     def __init__(self, checkpoint: Checkpoint, model: ModelSpec, ranks: Mapping[str, int] | None = None) -> None:
         network = load_model(model)
-        own_weights = {layer.name: network.get_parameter(layer.name).data for layer in checkpoint.manifest.layers}
+        own_weights = {layer.name: matrix_view(network, layer.name).read() for layer in checkpoint.manifest.layers}
         student = Student(network, checkpoint, own_weights, torch.float32)
         student.activate(ranks or {})
         student.in_float32()

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.errors import ArtifactError
-from ovexport.models.architecture import weight_digest
 from ovexport.models.head import hidden_states
+from ovexport.models.matrix_view import weight_digest
 from ovexport.progress import Listener, Progress
 from ovexport.storage.digests import bytes_digest, json_digest
 from ovexport.storage.files import atomic_folder, files_in
@@ -106,8 +106,8 @@ def cached_teacher(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):  # a second process waits, and finds what the first one wrote
-            if (found := _found(folder / key, len(tokens))) is not None:
-                return found
+            if (cached := _read(folder / key, len(tokens))) is not None:
+                return cached
             if size <= limit_bytes and _room(folder, size, limit_bytes):
                 _write(network, tokens, autocast, folder / key, key, width, batch_size, listener)
                 return CachedTeacher(folder / key, len(tokens))
@@ -117,16 +117,16 @@ def cached_teacher(
     return None
 
 
-def _found(folder: Path, sequences: int) -> CachedTeacher | None:
+def _read(folder: Path, sequences: int) -> CachedTeacher | None:
     if not (folder / _RECORD).is_file():
         return None
     try:
-        found = CachedTeacher(folder, sequences)
+        cached = CachedTeacher(folder, sequences)
     except ArtifactError as error:
         logger.warning("  the cached hidden states are damaged and made again: %s", error)
         return None
     os.utime(folder)
-    return found
+    return cached
 
 
 def cache_folder() -> Path:

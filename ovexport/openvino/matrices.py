@@ -24,16 +24,16 @@ Content = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A constant that holds a known matrix; `turned` when it is stored as (input, output)."""
+    """A constant that holds a known matrix; `transposed` when it is stored as (input, output)."""
 
     node: Any
-    turned: bool
+    transposed: bool
 
     def reader(self) -> Callable[[slice], NDArray[np.float32]]:
         """Reads the values of some rows, (rows, input) float32, a copy each time."""
         kind, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
         stored = raw(self.node).view(STORED_AS[kind]).reshape(shape)
-        matrix = stored.T if self.turned else stored
+        matrix = stored.T if self.transposed else stored
 
         def read(rows: slice) -> NDArray[np.float32]:
             if kind == "bf16":
@@ -41,6 +41,10 @@ class Matrix:
             return matrix[rows].astype(np.float32, order="C")
 
         return read
+
+    def stored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Other values, (output, input), in the layout of this constant."""
+        return np.ascontiguousarray(values.T if self.transposed else values)
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Other values in the type of this constant, as float32."""
@@ -122,18 +126,18 @@ def _one_way(layer: LayerFormat, candidates: list[Matrix]) -> list[Matrix]:
     return [
         matrix
         for matrix in candidates
-        if nodes.count(matrix.node.get_name()) == 1 or matrix.turned == _read_turned(matrix.node, layer.transposed)
+        if nodes.count(matrix.node.get_name()) == 1 or matrix.transposed == _is_read_transposed(matrix.node, layer)
     ]
 
 
-def _read_turned(node: Any, otherwise: bool) -> bool:
-    """Whether a MatMul reads a constant as (input, output); `otherwise` where none reads it straight away."""
+def _is_read_transposed(node: Any, layer: LayerFormat) -> bool:
+    """Whether a MatMul reads a constant as (input, output); as the layer has it where none reads it straight away."""
     for target in _readers(node):
         user = target.get_node()
         if user.get_type_name() == "MatMul":
             first = target.get_index() == 0
             return bool(user.get_attributes()["transpose_a" if first else "transpose_b"] == first)
-    return otherwise
+    return layer.transposed
 
 
 def _ambiguous(layer: LayerFormat, candidates: list[Matrix], sharing: list[str]) -> UnsupportedModelError:
@@ -157,20 +161,20 @@ def _constants_by_content(graph: ov.Model, layers: Iterable[LayerFormat]) -> Map
     """
     layers = tuple(layers)
     straight = {(layer.out_features, layer.in_features) for layer in layers}
-    turned = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
+    transposed = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
     found: dict[Content, dict[tuple[str, bool], Matrix]] = {}
     for node in constants(graph):
         shape = tuple(node.get_output_shape(0))
-        if type_name(node) not in FLOAT_TYPES or shape not in straight | turned:
+        if type_name(node) not in FLOAT_TYPES or shape not in straight | transposed:
             continue
         stored = raw(node).reshape(*shape, -1)
         for values in (stored, *_narrowed(node, stored)):
             if shape in straight:
                 content = (bytes_digest(values), shape[0], shape[1])
-                found.setdefault(content, {})[node.get_name(), False] = Matrix(node, turned=False)
-            if shape in turned:
+                found.setdefault(content, {})[node.get_name(), False] = Matrix(node, transposed=False)
+            if shape in transposed:
                 content = (bytes_digest(np.ascontiguousarray(values.transpose(1, 0, 2))), shape[1], shape[0])
-                found.setdefault(content, {})[node.get_name(), True] = Matrix(node, turned=True)
+                found.setdefault(content, {})[node.get_name(), True] = Matrix(node, transposed=True)
     return {content: list(matrices.values()) for content, matrices in found.items()}
 
 

@@ -35,13 +35,6 @@ logger = logging.getLogger(__name__)
 Stages = Sequence[Stage[Any]]
 
 _LOCK = ".lock"
-_FIRST_FILES = {
-    _LOCK,
-    "stages",
-    "logs",
-    *(name for one in ("recipe.toml", "data") for name in (one, f".{one}{PARTIAL}")),
-}
-"""What a run has written before its first stage is finished."""
 
 
 def run(
@@ -71,29 +64,38 @@ def run(
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
     folder, ours = RunFolder(out), _names(stages)
-    anew = overwrite or _is_empty(folder)
-    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    is_empty = _is_empty(folder, stages[0])
+    if not is_empty:
+        _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    starts_over = overwrite or is_empty
     require_runnable(check())
     with translated_disk_errors(out):
         folder.stages.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _forgotten_if_nothing_is_finished(folder, ours) if anew else nullcontext():
-        if anew:
+    with _alone(folder), _forgotten_if_nothing_is_finished(folder, ours) if starts_over else nullcontext():
+        if starts_over:
             _clear(folder, ours)
             folder.stages.mkdir()
         _clear_litter(folder, ours)
         write_text(recipes.dump(recipe), folder.recipe)
-        results: dict[str, str] = {}
-        for stage in stages[: names.index(until) + 1 if until else None]:
-            digest = stage_digest(stage, recipe, results)
-            record = finished(stage, folder, digest)
-            announce(stage.name, record is not None)
-            if record is None:
-                record = _carry_out(stage, Context(recipe, folder, digest, listener))
-            _tell_versions(stage, record)
-            for name in stage.scratch:
-                shutil.rmtree(folder.path / name, ignore_errors=True)
-            results[stage.name] = json_digest(record.files)
+        _complete(stages[: names.index(until) + 1 if until else None], recipe, folder, listener, announce)
     return folder
+
+
+def _complete(
+    stages: Stages, recipe: Recipe, folder: RunFolder, listener: Listener, announce: Callable[[str, bool], None]
+) -> None:
+    """Carry out each stage that is not finished."""
+    results: dict[str, str] = {}
+    for stage in stages:
+        digest = stage_digest(stage, recipe, results)
+        record = finished(stage, folder, digest)
+        announce(stage.name, record is not None)
+        if record is None:
+            record = _carry_out(stage, Context(recipe, folder, digest, listener))
+        _tell_versions(stage, record)
+        for name in stage.scratch:
+            shutil.rmtree(folder.path / name, ignore_errors=True)
+        results[stage.name] = json_digest(record.files)
 
 
 def _tell_versions(stage: Stage[Any], record: StageRecord) -> None:
@@ -101,7 +103,7 @@ def _tell_versions(stage: Stage[Any], record: StageRecord) -> None:
     others = other_versions(stage, record)
     if others:
         differing = ", ".join(f"{name} {then} ({now} is installed)" for name, (then, now) in others.items())
-        logger.warning("  made with %s, and kept; --overwrite makes it anew", differing)
+        logger.warning("  made with %s, and kept; --overwrite makes it again", differing)
 
 
 @contextmanager
@@ -148,21 +150,19 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite:
     path = folder.path
     if path.is_file():
         raise ArtifactError(f"{path}: a file; choose another --out")
-    if _is_empty(folder):
-        return
     if not folder.stages.is_dir():
         raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
     if overwrite:
         return
     if not resume:
-        raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to begin anew")
+        raise ArtifactError(f"{path}: holds a run; --resume to go on with it, --overwrite to start over")
     _require_format(folder)
     if not folder.recipe.is_file():
         return
     try:
         former = recipes.load(folder.recipe).model
     except RecipeError as error:
-        raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to begin anew") from error
+        raise ArtifactError(f"{folder.recipe}: damaged ({error}); --overwrite to start over") from error
     if former != recipe.model:
         raise ArtifactError(f"{path}: holds a run of another model, {former.id}; choose another --out, or --overwrite")
 
@@ -177,11 +177,11 @@ def _require_format(folder: RunFolder) -> None:
         if isinstance(record, dict) and record.get("format_version") != FORMAT_VERSION:
             raise ArtifactError(
                 f"{folder.path}: a run of another version of ovexport, whose files this one can't go on with; "
-                "--overwrite to begin anew, or choose another --out"
+                "--overwrite to start over, or choose another --out"
             )
 
 
-def _is_empty(folder: RunFolder) -> bool:
+def _is_empty(folder: RunFolder, first: Stage[Any]) -> bool:
     """Whether there is nothing to resume and nothing to lose: no folder, no files, or what the first stage of a run
     left that was killed in it."""
     if not folder.path.is_dir():
@@ -189,7 +189,8 @@ def _is_empty(folder: RunFolder) -> bool:
     names = {path.name for path in folder.path.iterdir()}
     if folder.stages.is_dir():
         unfinished = all(path.name.endswith(PARTIAL) for path in folder.stages.iterdir())
-        return unfinished and _LOCK in names and names <= _FIRST_FILES
+        written = {name for one in ("recipe.toml", *first.outputs) for name in (one, f".{one}{PARTIAL}")}
+        return unfinished and _LOCK in names and names <= {_LOCK, "stages", "logs", *written}
     return not names
 
 

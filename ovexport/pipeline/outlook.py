@@ -14,7 +14,7 @@ from ovexport.checking import Finding, raised
 from ovexport.compress import replaces_weights
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.evaluate import choose_prompts
-from ovexport.models.architecture import all_matrices
+from ovexport.models.architecture import Architecture
 from ovexport.models.loading import DTYPES, load_config, load_own_tokenizer, skeleton
 from ovexport.models.positions import readable_tokens
 from ovexport.pipeline.stage import Stage
@@ -95,7 +95,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
         network = skeleton(model)
         config = load_config(model)
         return Shape(
-            plan=examine_layers(all_matrices(network), spec),
+            plan=examine_layers(Architecture(network).all_matrices(), spec),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
             replaces_weights=replaces_weights(spec),

@@ -78,7 +78,7 @@ def _plan(
         tuning_seconds=seconds,
         disk_bytes=shape.disk_bytes,
         problems=tuple(str(problem) for problem in problems),
-        warnings=tuple(dict.fromkeys(str(found) for found in findings if isinstance(found, Caution))),
+        warnings=tuple(dict.fromkeys(str(finding) for finding in findings if isinstance(finding, Caution))),
         exit_code=problems[0].exit_code if problems else 0,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovexport import recipe as recipes
-from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
+from ovexport.artifacts import IR, PreparedData, RunFolder
 from ovexport.checking import Finding
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.pipeline import engine
@@ -85,7 +85,7 @@ def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint,
+    path: Path,
     model: ModelSpec,
     spec: ConvertSpec,
     out: Path,
@@ -96,20 +96,23 @@ def convert_checkpoint(
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
     Args:
-        checkpoint: one of ours, or a file that NNCF's examples saved.
-        ranks: of the adapters in an FQ_LORA_NLS file, as adopt takes them.
-        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, where it was a file.
+        path: a checkpoint that one of the readers recognizes.
+        ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
+        keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
+            ours already.
 
     Raises:
         RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
-        ArtifactError: the checkpoint is corrupt or of another base model, or `out` or `keep` holds something.
+        PlugInError: a reader of a plug-in fails.
+        ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
+            holds something.
         UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
             checkpoint wrongly.
     """
     from ovexport.convert import convert
+    from ovexport.readers import read_checkpoint
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
-    from ovexport.weights.group_sizes import check_group_sizes
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     if keep and (out == keep or out in keep.parents or keep in out.parents):
@@ -117,17 +120,9 @@ def convert_checkpoint(
     for option, folder in (("--out", out), ("--keep", keep)):
         if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise ArtifactError(f"{folder}: holds something already; choose another {option}")
-    saved_by_nncf = checkpoint.path.is_file()
-    if not saved_by_nncf:
-        check_group_sizes(checkpoint.manifest.layers, str(checkpoint.path))
-        if ranks is not None:
-            raise RecipeError(f"--ranks: {checkpoint.path} has its ranks in its manifest; leave --ranks out")
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
-        if saved_by_nncf:
-            from ovexport.readers import adopt
-
-            checkpoint = adopt(checkpoint.path, model, kept / "checkpoint", ranks=ranks)
+        checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")
@@ -165,19 +160,12 @@ def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener =
     configurations = {"chosen": tuple(used[names[0]] for names in space.layers), "given": given}
     rows = folder.data.task_rows
     task = HarnessTask(recipe.task, {"train": rows["train"], "test": rows["validation"]})
-    return {
-        which: {
-            "ranks": configuration,
-            "figures": ask_model(
-                task,
-                which,
-                partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration)),
-                recipe.model,
-                listener,
-            ).figures,
-        }
-        for which, configuration in configurations.items()
-    }
+    answers = {}
+    for which, configuration in configurations.items():
+        load = partial(TunedModel, folder.checkpoint, recipe.model, space.by_layer(configuration))
+        figures = ask_model(task, which, load, recipe.model, listener).figures
+        answers[which] = {"ranks": configuration, "figures": figures}
+    return answers
 
 
 def prepare_test(reference: IR, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:
@@ -208,8 +196,7 @@ def evaluate_candidate(
         ground_truth: a csv of the reference's answers, which then are not generated.
 
     Raises:
-        RecipeError: there is neither a reference nor a ground truth.
-        OvexportError: as the stage evaluate does.
+        OvexportError: as the stage evaluate does, or there is neither a reference nor a ground truth.
     """
     from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 
@@ -217,12 +204,9 @@ def evaluate_candidate(
         raise RecipeError("nothing to compare with; give --reference, an IR, or --ground-truth, a csv of its answers")
     if spec.isolate and (reference is None or data is None):
         raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
+    models = _by_folder([ir for ir in (reference, candidate) if ir])
     with translated_disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    given = [ir for ir in (reference, candidate) if ir]
-    models = {ir.path.absolute().name: ir.require() for ir in given}
-    if len(models) < len(given):
-        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
     report = evaluate(
         models,
         reference.path.absolute().name if reference else None,
@@ -236,6 +220,14 @@ def evaluate_candidate(
     )
     write_record(report, out / "evaluation.json")
     return report
+
+
+def _by_folder(irs: Sequence[IR]) -> dict[str, IR]:
+    """Reference and candidate by the names of their folders."""
+    models = {ir.path.absolute().name: ir.require() for ir in irs}
+    if len(models) < len(irs):
+        raise RecipeError(f"candidate and reference are both named {next(iter(models))}; rename one folder")
+    return models
 
 
 def _asked(task: TaskSpec) -> "HarnessTask":

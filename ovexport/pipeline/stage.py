@@ -121,4 +121,4 @@ def _section(recipe: Recipe, path: str, without: tuple[str, ...]) -> Any:
         value = getattr(value, key) if value is not None else None
     if not hasattr(value, "model_dump"):
         return value
-    return {key: found for key, found in value.model_dump(mode="json").items() if f"{path}.{key}" not in without}
+    return {key: content for key, content in value.model_dump(mode="json").items() if f"{path}.{key}" not in without}

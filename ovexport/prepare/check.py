@@ -1,7 +1,7 @@
 """What would stop the stage, found before any work: the text is read as the stage will read it, and as much of it is
 tokenized as the sizes need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ovexport.checking import Caution, Finding, raised
 from ovexport.errors import DataError, OvexportError, RecipeError
 from ovexport.models.loading import load_own_tokenizer
-from ovexport.prepare.documents import checked_documents
+from ovexport.prepare.documents import Documents, checked_documents
 from ovexport.prepare.examples import examples
 from ovexport.prepare.notes import notes_on
 from ovexport.prepare.reading import missing_files, named_sources, read_splits
@@ -59,24 +59,39 @@ def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | 
     if positions is not None and data.sequence_length > positions:
         told = f"data.sequence_length={data.sequence_length}: the model reads {positions} tokens at most"
         findings.append(RecipeError(f"{told}; lower it to {positions}"))
-    missing = missing_files(data, task)
-    remote = {key: source.hub for key, source in named_sources(data).items() if source.hub}
+    missing, unread = missing_files(data, task), list(_on_the_hub(data, task))
+    findings += [*missing, *unread]
     task_here = task if task and task.files else None
-    findings += missing
-    findings += [Caution(f"{key}: {hub} is on the hub, and is read when the run starts") for key, hub in remote.items()]
-    if task and not task_here:
-        findings.append(Caution(f"task.name={task.name}: its rows are on the hub, and are read when the run starts"))
-    if missing or remote or not (data.train or task_here):
+    text_is_here = not any(source.hub for source in named_sources(data).values())
+    if missing or not text_is_here or not (data.train or task_here):
         return Survey(findings=tuple(findings))
     try:
-        splits, _, found = read_splits(data, task_here)
-        if found:
-            examples(found, tokenizer, data.sequence_length)
+        splits, _, answered_rows = read_splits(data, task_here)
+        if answered_rows:
+            examples(answered_rows, tokenizer, data.sequence_length)
     except OvexportError as error:
         return Survey(findings=(*findings, error))
-    notes = notes_on(tokenizer, splits, generates=found is not None and found.generates)
-    findings += [Caution(note) for note in notes]
+    notes = notes_on(tokenizer, splits, generates=answered_rows is not None and answered_rows.generates)
+    sequences, of_sizes = _sizes(splits, tokenizer, data)
+    findings += [*(Caution(note) for note in notes), *of_sizes]
+    return Survey(sequences, splits["test"].texts, checked_documents(splits), tuple(findings))
+
+
+def _on_the_hub(data: DataSpec, task: TaskSpec | None) -> Iterator[Caution]:
+    """What is not looked at before the run."""
+    for key, source in named_sources(data).items():
+        if source.hub:
+            yield Caution(f"{key}: {source.hub} is on the hub, and is read when the run starts")
+    if task and not task.files:
+        yield Caution(f"task.name={task.name}: its rows are on the hub, and are read when the run starts")
+
+
+def _sizes(
+    splits: Mapping[str, Documents], tokenizer: PreTrainedTokenizerBase, data: DataSpec
+) -> tuple[dict[str, int], list[Finding]]:
+    """How many sequences each split will have, where that is known, and what is wrong with these sizes."""
     sequences: dict[str, int] = {}
+    findings: list[Finding] = []
     looked_at = data.model_copy(update={"train_sequences": data.train_sequences or 1})
     for split, documents in splits.items():
         try:
@@ -88,4 +103,4 @@ def survey(tokenizer: PreTrainedTokenizerBase, data: DataSpec, task: TaskSpec | 
         findings += [Caution(text) for text in tell_fewer(data, split, count)]
         if wanted_sequences(data, split) is not None:
             sequences[split] = count
-    return Survey(sequences, splits["test"].texts, checked_documents(splits), tuple(findings))
+    return sequences, findings

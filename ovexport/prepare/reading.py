@@ -12,18 +12,20 @@ from ovexport.tasks import HarnessTask, hub_sources, read_task_rows
 def read_splits(data: DataSpec, task: TaskSpec | None) -> tuple[dict[str, Documents], int, TaskData | None]:
     """The documents of each split, how many were dropped as repeats, and the task's examples."""
     dropped = 0
-    found = None
+    answered_rows = None
     if task is not None:
         rows, dropped = read_task_rows(task, data, {} if task.files else hub_sources(task.name))
         harness = HarnessTask(task, rows)
         answered = {split: list(harness.answered(some)) for split, some in rows.items()}
-        found = TaskData(rows, answered, harness.generates)
+        answered_rows = TaskData(rows, answered, harness.generates)
     if data.train is not None:
         splits, repeated = split_documents(data)
-        return splits, dropped + repeated, found
-    assert found is not None, "a recipe has text or a task"
-    texts = {split: [question + answer for question, answer in pairs] for split, pairs in found.answered.items()}
-    return {split: Documents(some, running=False) for split, some in texts.items()}, dropped, found
+        return splits, dropped + repeated, answered_rows
+    assert answered_rows is not None, "a recipe has text or a task"
+    texts = {
+        split: [question + answer for question, answer in pairs] for split, pairs in answered_rows.answered.items()
+    }
+    return {split: Documents(some, running=False) for split, some in texts.items()}, dropped, answered_rows
 
 
 def named_sources(data: DataSpec) -> dict[str, SourceSpec]:

@@ -30,9 +30,9 @@ def prepare(model: ModelSpec, data: DataSpec, out: Path, task: TaskSpec | None =
         MissingDependencyError: a task needs lm-evaluation-harness.
         UnsupportedModelError: the tokenizer does not fit the model, or the IR's would encode the text otherwise.
     """
-    splits, dropped, found = read_splits(data, task)
+    splits, dropped, answered_rows = read_splits(data, task)
     check_tokenizer(model, checked_documents(splits))
-    return _write(model, data, splits, dropped, out, found)
+    return _write(model, data, splits, dropped, out, answered_rows)
 
 
 def prepare_test(model: ModelSpec, source: SourceSpec, data: DataSpec, out: Path) -> PreparedData:

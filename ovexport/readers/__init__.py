@@ -1,5 +1,15 @@
-"""Stage adopt: a checkpoint file of NNCF's examples becomes a checkpoint of ours."""
+"""Stage adopt: checkpoints, whoever tuned them, become checkpoints of ours."""
 
-from ovexport.readers.nncf import adopt
+from ovexport.readers.nncf import NncfReader, adopt
+from ovexport.readers.own import OwnReader
+from ovexport.readers.reader import BaseModel, CheckpointReader, read_checkpoint, readers
 
-__all__ = ["adopt"]
+__all__ = [
+    "BaseModel",
+    "CheckpointReader",
+    "NncfReader",
+    "OwnReader",
+    "adopt",
+    "read_checkpoint",
+    "readers",
+]

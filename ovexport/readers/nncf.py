@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
-from ovexport.models.architecture import matrix, weight_digest, weight_matrices
-from ovexport.models.checkpoint import write_checkpoint
-from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
+from ovexport.readers.reader import BaseModel, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
 from ovexport.weights.group_sizes import check_group_sizes
@@ -32,6 +31,27 @@ logger = logging.getLogger(__name__)
 
 _HOOKS_IN_MODEL_STATE = "__nncf_hooks."
 _LARGEST_DEVIATION = 0.01
+_ARCHIVE = b"PK"
+"""The first bytes of what torch.save writes."""
+
+
+@readers.register("nncf")
+class NncfReader(CheckpointReader):
+    """A checkpoint file of NNCF's two examples."""
+
+    takes = "a file that NNCF's examples saved"
+    has_ranks = True
+
+    def recognizes(self, path: Path) -> bool:
+        """As CheckpointReader: any archive of torch.save's."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_ARCHIVE)) == _ARCHIVE
+
+    def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
+        """As CheckpointReader."""
+        return adopt(path, model, out, ranks=ranks)
 
 
 def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
@@ -53,18 +73,15 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     content = read_file(path)
     stored = stored_quantizers(path, content)
     active = _active_ranks(path, stored, ranks)
-    network = load_model(model)
-    matrices = weight_matrices(network)
-    found = _by_layer(path, stored, network, matrices, model)
-    layers = tuple(_layer(each, found.get(each.name), active, path, model) for each in matrices)
+    base = BaseModel.load(model)
+    by_layer = _by_layer(path, stored, base.network, base.matrices, model)
+    layers = tuple(_layer(each, by_layer.get(each.name), active, path, model) for each in base.matrices)
     check_group_sizes(layers, str(path))
-    weights = {layer.name: matrix(network, layer.name, transposed=layer.transposed) for layer in layers}
-    changed = _changed_weights(path, content.get("model_state"), network, layers, model)
-    quantizers = {layer.name: _quantizer(path, layer, found[layer.name]) for layer in layers if layer.encoding}
+    replaced = _replaced_weights(path, content.get("model_state"), base.network, layers, model)
+    quantizers = {layer.name: _quantizer(path, layer, by_layer[layer.name]) for layer in layers if layer.encoding}
     for name in quantizers:
-        _check_ranges(path, found[name], changed.get(name, weights[name]), model)
-    digests = {name: weight_digest(weight) for name, weight in weights.items()}
-    return write_checkpoint(out, model, layers, digests, weights, quantizers, changed, steps=None)
+        _check_ranges(path, by_layer[name], replaced.get(name, base.weights[name]), model)
+    return base.write(out, layers, quantizers, replaced)
 
 
 def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:
@@ -73,7 +90,7 @@ def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence
     Raises:
         RecipeError: `ranks` are given for adapters of one rank, are too few or too many, or one is out of bounds.
     """
-    elastic = [each for each in stored if each.kind.elastic]
+    elastic = [each for each in stored if each.quantizer_class.elastic]
     if not elastic and ranks is not None:
         raise RecipeError(f"--ranks: {path} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
     if elastic and ranks is None:
@@ -129,7 +146,7 @@ def _by_layer(
                 "give the base model that was tuned"
             )
         first = found.setdefault(name, each)
-        if first.kind != each.kind or any(
+        if first.quantizer_class != each.quantizer_class or any(
             not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
         ):
             raise ArtifactError(f"{path}: quantizes {name} in two ways; {CURE}")
@@ -176,7 +193,7 @@ def _layer(
         )
     return untouched.model_copy(
         update={
-            "mode": encoding_of(bits=stored.kind.bits, symmetric=stored.kind.symmetric).mode,
+            "mode": encoding_of(bits=stored.quantizer_class.bits, symmetric=stored.quantizer_class.symmetric).mode,
             "group_size": each.in_features // groups,
             "rank": stored.rank,
             "active_rank": active.get(stored.parameter),
@@ -194,7 +211,7 @@ def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQ
     grid = (layer.out_features, layer.groups, 1)
     tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
     encoding = layer.require_encoding()
-    largest = tensors[stored.kind.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
+    largest = tensors[stored.quantizer_class.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
     if not largest.half().isfinite():
         raise UnsupportedModelError(
             f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "
@@ -213,12 +230,12 @@ def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
     from nncf.torch.quantization.quantize_functions import TuneRange
 
     smallest = 1e-16  # NNCF's, against a division by zero
-    if not stored.kind.symmetric:
+    if not stored.quantizer_class.symmetric:
         low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
-        low, width = TuneRange.apply(low, width, 2**stored.kind.bits)
+        low, width = TuneRange.apply(low, width, 2**stored.quantizer_class.bits)
         return {"input_low": low, "input_range": width}
     scale = stored.tensors["scale"].float()
-    if stored.kind.adapter:
+    if stored.quantizer_class.adapter:
         used = torch.where(scale.abs() < smallest, smallest, scale)
         low, width = torch.where(used > 0, -used, used / 8 * 7), (used * 1.875).abs()
     else:
@@ -237,8 +254,8 @@ def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: Mo
     if stored.rank:
         return
     low, high = weight.float().amin(1).clamp(max=0), weight.float().amax(1).clamp(min=0)
-    expected = torch.maximum(-low, high) if stored.kind.symmetric else high - low
-    actual = stored.tensors[stored.kind.ranges[-1]].float().abs().reshape(-1)
+    expected = torch.maximum(-low, high) if stored.quantizer_class.symmetric else high - low
+    actual = stored.tensors[stored.quantizer_class.ranges[-1]].float().abs().reshape(-1)
     used = expected > 0  # a padding token's row is zero, and its range arbitrary
     deviation = ((actual - expected).abs() / expected)[used]
     if len(deviation) and deviation.median() > _LARGEST_DEVIATION:
@@ -248,7 +265,7 @@ def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: Mo
         )
 
 
-def _changed_weights(
+def _replaced_weights(
     path: Path, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
 ) -> dict[str, Tensor]:
     """The matrices of `model_state` that are not the base model's, (output, input) float32 by layer.
@@ -286,5 +303,5 @@ def _changed_weights(
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
             raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
         if layer is not None and not torch.equal(value.float(), base[name].float()):
-            changed[layer.name] = (value.T if layer.transposed else value).float().contiguous()
+            changed[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
     return changed

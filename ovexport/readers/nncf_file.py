@@ -36,7 +36,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class QuantizerClass:
     """What a class of quantizers is; `elastic` ones have adapters of which the first ranks can be used alone."""
 
     symmetric: bool
@@ -61,13 +61,13 @@ class Kind:
         return ("_num_bits", "enabled", *sign, *self.ranges, *adapters)
 
 
-_KINDS = {
-    "AsymmetricQuantizer": Kind(symmetric=False),
-    "SymmetricQuantizer": Kind(symmetric=True),
-    "AsymmetricLoraQuantizer": Kind(symmetric=False, adapter=True),
-    "SymmetricLoraQuantizer": Kind(symmetric=True, adapter=True),
-    "AsymmetricLoraNLSQuantizer": Kind(symmetric=False, adapter=True, elastic=True),
-    "SymmetricLoraNLSQuantizer": Kind(symmetric=True, adapter=True, elastic=True),
+_CLASSES = {
+    "AsymmetricQuantizer": QuantizerClass(symmetric=False),
+    "SymmetricQuantizer": QuantizerClass(symmetric=True),
+    "AsymmetricLoraQuantizer": QuantizerClass(symmetric=False, adapter=True),
+    "SymmetricLoraQuantizer": QuantizerClass(symmetric=True, adapter=True),
+    "AsymmetricLoraNLSQuantizer": QuantizerClass(symmetric=False, adapter=True, elastic=True),
+    "SymmetricLoraNLSQuantizer": QuantizerClass(symmetric=True, adapter=True, elastic=True),
 }
 _MODULE_PATHS = ("nncf.torch.quantization.layers", "")  # files of older versions have no path
 
@@ -120,14 +120,14 @@ class StoredQuantizer:
     """
 
     parameter: str
-    kind: Kind
+    quantizer_class: QuantizerClass
     rank: int
     tensors: Mapping[str, Tensor]
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of its ranges."""
-        return tuple(self.tensors[self.kind.ranges[0]].shape)
+        return tuple(self.tensors[self.quantizer_class.ranges[0]].shape)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def stored_quantizers(path: Path, content: Mapping[str, Any]) -> tuple[StoredQua
     """Every quantizer of the file, checked, in its order.
 
     Raises:
-        ArtifactError: one is of an unknown kind, incomplete or inconsistent.
+        ArtifactError: one is of an unknown class, incomplete or inconsistent.
     """
     config = _checked(path, "nncf_config", _Config, content["nncf_config"])
     stored, left = [], dense_tensors(path, "nncf_state_dict", content["nncf_state_dict"])
     for command in config.compression_state:
-        kind = _KINDS.get(command.module_cls_name)
-        if kind is None or command.module_path not in _MODULE_PATHS:
+        quantizer_class = _CLASSES.get(command.module_cls_name)
+        if quantizer_class is None or command.module_path not in _MODULE_PATHS:
             raise ArtifactError(
                 f"{path}: holds a {command.module_path}.{command.module_cls_name} on "
                 f"{', '.join(command.hook_names_in_model)}; only weight quantizers can be adopted: "
@@ -195,23 +195,27 @@ def stored_quantizers(path: Path, content: Mapping[str, Any]) -> tuple[StoredQua
         for hook in command.hook_names_in_model:
             if not re.fullmatch(r"post_hooks\.[^.]+__0\.0", hook):
                 raise ArtifactError(f"{path}: quantizes {hook}, which is no weight; only weights can be adopted")
-            tensors = {name: left.pop(f"{hook}.{name}") for name in kind.tensors if f"{hook}.{name}" in left}
-            stored.append(_stored(path, parameter_of_hook(hook), kind, command.module_config, tensors))
+            tensors = {name: left.pop(f"{hook}.{name}") for name in quantizer_class.tensors if f"{hook}.{name}" in left}
+            stored.append(_stored(path, parameter_of_hook(hook), quantizer_class, command.module_config, tensors))
     if left:
         raise ArtifactError(f"{path}: holds a tensor {next(iter(left))} that its nncf_config does not have; {CURE}")
     return tuple(stored)
 
 
 def _stored(
-    path: Path, parameter: str, kind: Kind, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    path: Path,
+    parameter: str,
+    quantizer_class: QuantizerClass,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
 ) -> StoredQuantizer:
     """A quantizer, once its tensors are those that its configuration tells of."""
-    missing = [name for name in kind.tensors if name not in tensors]
+    missing = [name for name in quantizer_class.tensors if name not in tensors]
     if missing:
         raise ArtifactError(f"{path}: has no {missing[0]} of {parameter}; the file is incomplete, copy it again")
-    spec = _checked(path, parameter, _RangeSpec, config.get("qspec") if kind.adapter else config)
-    adapter = _checked(path, parameter, _AdapterSpec, config.get("lspec")) if kind.adapter else None
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(kind.ranges, spec.scale_shape)
+    spec = _checked(path, parameter, _RangeSpec, config.get("qspec") if quantizer_class.adapter else config)
+    adapter = _checked(path, parameter, _AdapterSpec, config.get("lspec")) if quantizer_class.adapter else None
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(quantizer_class.ranges, spec.scale_shape)
     if adapter is not None:
         rows, columns = adapter.orig_weight_shape
         shapes |= {"lora_A": (adapter.lora_rank, columns), "lora_B": (rows, adapter.lora_rank)}
@@ -222,19 +226,23 @@ def _stored(
             raise ArtifactError(f"{path}: {name} of {parameter} has the shape {tuple(tensor.shape)}, not {shape}")
         if name in flags and tensor.item() != flags[name]:
             raise ArtifactError(f"{path}: {name} of {parameter} is {tensor.item()}, and only {flags[name]} can be done")
-    if spec.num_bits != kind.bits:
+    if spec.num_bits != quantizer_class.bits:
+        adapter_words = "with" if quantizer_class.adapter else "without"
         raise ArtifactError(
-            f"{path}: {parameter} has {spec.num_bits} bits {'with' if kind.adapter else 'without'} an adapter; only "
-            "4 bits with one and 8 without can be adopted"
+            f"{path}: {parameter} has {spec.num_bits} bits {adapter_words} an adapter; only 4 bits with one and 8 "
+            "without can be adopted"
         )
     return StoredQuantizer(
-        parameter=parameter, kind=kind, rank=0 if adapter is None else adapter.lora_rank, tensors=dict(tensors)
+        parameter=parameter,
+        quantizer_class=quantizer_class,
+        rank=0 if adapter is None else adapter.lora_rank,
+        tensors=dict(tensors),
     )
 
 
-def _checked(path: Path, what: str, kind: type[AnyRecord], value: Any) -> AnyRecord:
+def _checked(path: Path, what: str, record_type: type[AnyRecord], value: Any) -> AnyRecord:
     try:
-        return kind.model_validate(value)
+        return record_type.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (what, *first["loc"])))

@@ -49,7 +49,6 @@ def search(
     """Choose the ranks of a tuned checkpoint, and write it with them.
 
     Args:
-        tuned: what the stage tune left.
         tuning: whose objective, batch size, device and precision the scores are computed with.
         log: takes a JSON line per score, and gives those that an interrupted search of the same identity left.
         identity: digest of all that this search depends on.

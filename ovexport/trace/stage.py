@@ -66,7 +66,7 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
 def set_runtime_options(xml: Path, convert: ConvertSpec) -> None:
     """Pin what the runtime reads from an IR, and drop what the exporter put there on its own account.
 
-    The graph's file alone is edited: a model saved anew would be read and written once more, weights and all.
+    The graph's file alone is edited: to save the model again would read and write all its weights once more.
     """
     tree = ElementTree.parse(xml)
     info = tree.getroot().find("rt_info")
@@ -148,7 +148,7 @@ def check_kept(model: ModelSpec, tokenizer: PreTrainedTokenizerBase, folder: Pat
         changed.append("the tokenizer's vocabulary")
     if changed:
         raise UnsupportedModelError(
-            f"{model.id}: the IR would lose or change {', '.join(changed)}; save model and tokenizer anew with "
+            f"{model.id}: the IR would lose or change {', '.join(changed)}; save model and tokenizer again with "
             "transformers, and give that folder"
         )
 

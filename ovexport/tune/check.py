@@ -1,4 +1,4 @@
-"""What would stop the stage, found before any work: a device that is not there, an objective that nobody knows."""
+"""What would stop the stage, found before any work: a device that is not there, an unknown objective."""
 
 from collections.abc import Iterator
 

@@ -49,10 +49,8 @@ def tune(
         identity: digest of all that this tuning depends on; one with the same identity goes on where it was saved.
 
     Raises:
-        TuningDivergedError: loss or gradient were not finite for too many consecutive steps; the best checkpoint so far
-            is in `out`.
-        RecipeError: the device is not there, or the objective is unknown.
-        PlugInError: the objective is a plug-in's, and fails.
+        TuningDivergedError: too many consecutive steps were not finite; the best checkpoint so far is in `out`.
+        RecipeError, PlugInError: the device is not there; the objective is unknown or fails.
         UnsupportedModelError: the model computes its logits otherwise than tuning needs.
     """
     require_device(spec.device)
@@ -64,10 +62,8 @@ def tune(
         try:
             _Loop(trainer, store, log, compute, listener).run()
         except TuningDivergedError as error:
-            checkpoint = write_tuned(trainer, store, log.losses(), data, out)
-            raise TuningDivergedError(
-                f"{error}; the best one, of step {checkpoint.manifest.steps}, is in {out}"
-            ) from error
+            write_tuned(trainer, store, log.losses(), data, out)
+            raise TuningDivergedError(f"{error}; the best one, of step {store.state.best_step}, is in {out}") from error
         return write_tuned(trainer, store, log.losses(), data, out)
 
 

@@ -107,7 +107,7 @@ def changed_floats(
         if found is None or node is None or node.get_output_shape(0) != found.node.get_output_shape(0):
             checks.append(zero("changed weights as in the checkpoint", layer.name, size, "not in the graph"))
             continue
-        own = Matrix(node, found.turned).reader()(slice(None))
+        own = Matrix(node, found.transposed).reader()(slice(None))
         expected = found.rounded(_changed(layer, checkpoint.weights))
         checks.append(zero("changed weights as in the checkpoint", layer.name, int(np.count_nonzero(own != expected))))
     return checks

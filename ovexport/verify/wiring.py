@@ -32,12 +32,12 @@ class Leaf:
     """What a weight constant stands for.
 
     Attributes:
-        turned: it is stored as (input, output).
+        transposed: it is stored as (input, output).
         chains: how it may be unpacked, as `graph.describe` writes it; None when that is not looked at.
     """
 
     identity: str
-    turned: bool = False
+    transposed: bool = False
     chains: tuple[str, ...] | None = None
 
 
@@ -96,7 +96,7 @@ def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest)
     """
     tuned = {layer.name for layer in manifest.packed} | set(manifest.replaced_weights)
     return {
-        matrix.node.get_friendly_name(): Leaf(layer, matrix.turned)
+        matrix.node.get_friendly_name(): Leaf(layer, matrix.transposed)
         for layer, matrix in matrices.items()
         if layer in tuned
     }
@@ -238,7 +238,7 @@ def _content(
     attributes = dict(node.get_attributes())
     if kind == "MatMul":
         for port, name in enumerate(("transpose_a", "transpose_b")):
-            if port in weights and weights[port].turned:
+            if port in weights and weights[port].transposed:
                 attributes[name] = not attributes[name]
     names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") and roles is None else []
     if kind == "Parameter" and roles is not None:

@@ -65,10 +65,9 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
         layers.append(format_layer(matrix, "float", note=note))
         unsuitable.append(matrix.name)
     problems |= {reason.before + reason.after: reason.problem(group) for reason, group in refused.values()}
-    found = list(problems.values())
-    if not found and not any(layer.encoding for layer in layers):
-        found = [_nothing_left(spec)]
-    return LayerPlan(tuple(layers), frozenset(unsuitable), tuple(found))
+    if not problems and not any(layer.encoding for layer in layers):
+        problems = {"": _nothing_left(spec)}
+    return LayerPlan(tuple(layers), frozenset(unsuitable), tuple(problems.values()))
 
 
 def _format(matrix: WeightMatrix, spec: CompressSpec, policy: LayerPolicy) -> LayerFormat:

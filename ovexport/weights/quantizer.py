@@ -211,42 +211,44 @@ class FakeQuantizer(nn.Module):
             weight: (output, input).
             gradient: of that shape; float64 is worked on in float64, every other type in float32.
         """
-        kind = torch.promote_types(gradient.dtype, torch.float32)
-        step, zero_point = (value.to(kind) for value in self.grid())
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        step, zero_point = (value.to(dtype) for value in self.grid())
         lowest, highest = self.level_low - zero_point, self.level_high - zero_point
-        found = {name: torch.zeros_like(value, dtype=kind) for name, value in self.named_parameters()}
+        result = {name: torch.zeros_like(value, dtype=dtype) for name, value in self.named_parameters()}
         rank = self.active_rank
-        for rows, adapted in self._adapted(weight, kind):
-            incoming = gradient[rows].to(kind).reshape(adapted.shape)
-            position = adapted.to(kind).div_(step[rows])
+        for rows, adapted in self._adapted(weight, dtype):
+            incoming = gradient[rows].to(dtype).reshape(adapted.shape)
+            position = adapted.to(dtype).div_(step[rows])
             clamped = torch.minimum(torch.maximum(position, lowest[rows]), highest[rows])
             inside = clamped == position
             passed = incoming * inside
             slope = torch.where(inside, clamped.round().sub_(position), clamped)
             spanned = slope.mul_(incoming).sum(-1, keepdim=True)
             if self.symmetric:
-                found["scale"][rows] = spanned / -self.level_low
+                result["scale"][rows] = spanned / -self.level_low
             else:
-                found["input_range"][rows] = spanned / self.level_high
-                found["zero_point"][rows] = (passed.sum(-1, keepdim=True) - incoming.sum(-1, keepdim=True)) * step[rows]
+                result["input_range"][rows] = spanned / self.level_high
+                result["zero_point"][rows] = (passed.sum(-1, keepdim=True) - incoming.sum(-1, keepdim=True)) * step[
+                    rows
+                ]
             if rank:
                 flat = passed.flatten(1)
-                found["lora_B"][rows, :rank] = flat @ self.lora_A[:rank].to(kind).T
-                found["lora_A"][:rank].addmm_(self.lora_B[rows, :rank].to(kind).T, flat)
+                result["lora_B"][rows, :rank] = flat @ self.lora_A[:rank].to(dtype).T
+                result["lora_A"][:rank].addmm_(self.lora_B[rows, :rank].to(dtype).T, flat)
         if not self.symmetric:
-            found["input_range"].mul_(self.input_range.detach().sign())
-        return found
+            result["input_range"].mul_(self.input_range.detach().sign())
+        return result
 
-    def _adapted(self, weight: Rows, kind: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """W + B·A by blocks of rows, each (rows, groups, group) float32; the product is summed in `kind`."""
+    def _adapted(self, weight: Rows, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """W + B·A by blocks of rows, each (rows, groups, group) float32; the product is summed in `dtype`."""
         rank, grouped = self.active_rank, (-1, self.layer.groups, self.layer.group_size)
-        lora_a = self.lora_A[:rank].to(kind) if rank else None
+        lora_a = self.lora_A[:rank].to(dtype) if rank else None
         height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
         for begin in range(0, self.layer.out_features, height):
             rows = slice(begin, begin + height)
             block = weight[rows].float()
             if lora_a is not None:
-                block = block + (self.lora_B[rows, :rank].to(kind) @ lora_a).float()
+                block = block + (self.lora_B[rows, :rank].to(dtype) @ lora_a).float()
             yield rows, block.reshape(grouped)
 
     def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
@@ -288,8 +290,8 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = ctx.quantizer.gradients(ctx.weight, gradients[0])
-        return None, None, *(found[name] for name, _ in ctx.quantizer.named_parameters())
+        result = ctx.quantizer.gradients(ctx.weight, gradients[0])
+        return None, None, *(result[name] for name, _ in ctx.quantizer.named_parameters())
 
 
 def _on_float16_grid(step: Tensor) -> Tensor:

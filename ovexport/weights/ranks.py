@@ -98,6 +98,6 @@ class RankSpace:
 
 
 def _unit(layer: LayerFormat, by: str) -> str:
-    if by == "block" and (found := _BLOCK.match(layer.name)):
-        return found[1]
+    if by == "block" and (block := _BLOCK.match(layer.name)):
+        return block[1]
     return layer.name.removesuffix(".weight")

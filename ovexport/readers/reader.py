@@ -1,0 +1,167 @@
+"""What a reader of checkpoints is: the protocol, the base model it reads them onto, and the registry of all of them."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.artifacts import Checkpoint
+from ovexport.errors import ArtifactError, RecipeError
+from ovexport.models.architecture import Architecture
+from ovexport.models.checkpoint import write_checkpoint
+from ovexport.models.loading import load_model
+from ovexport.models.matrix_view import weight_digest
+from ovexport.recipe import ModelSpec
+from ovexport.registry import Registered, Registry
+from ovexport.weights.group_sizes import check_group_sizes
+from ovexport.weights.layer import LayerFormat, WeightMatrix
+from ovexport.weights.quantizer import Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The model that a checkpoint was tuned on.
+
+    Attributes:
+        spec: its name.
+        network: the model, on the CPU, in the type of its files.
+        matrices: its weight matrices; `name` is the parameter's.
+        weights: of each the values, (output, input), by name; read only.
+    """
+
+    spec: ModelSpec
+    network: PreTrainedModel
+    matrices: tuple[WeightMatrix, ...]
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def load(cls, spec: ModelSpec) -> Self:
+        """Load it.
+
+        Raises:
+            UnsupportedModelError: it can't be loaded, or has weights that can't be compressed.
+        """
+        network = load_model(spec)
+        architecture = Architecture(network)
+        matrices = architecture.matrices()
+        weights = {matrix.name: architecture.matrix(matrix.name).read() for matrix in matrices}
+        return cls(spec, network, matrices, weights)
+
+    def write(
+        self,
+        out: Path,
+        layers: Sequence[LayerFormat],
+        quantizers: Mapping[str, Quantizer],
+        replaced_weights: Mapping[str, Tensor],
+    ) -> Checkpoint:
+        """Write a checkpoint of ours.
+
+        Args:
+            layers: the format of every matrix, in the order of `matrices`.
+            quantizers: of the layers that have an encoding, by name.
+            replaced_weights: what the checkpoint has in the place of the base model's weights, (output, input) float32.
+        """
+        digests = {name: weight_digest(weight) for name, weight in self.weights.items()}
+        return write_checkpoint(
+            out, self.spec, tuple(layers), digests, self.weights, quantizers, replaced_weights, steps=None
+        )
+
+
+class CheckpointReader(Protocol):
+    """Reads a checkpoint that some tool tuned, and writes it as a checkpoint of ours.
+
+    `ovexport convert` asks the readers in turn, ours first, which of them recognizes the path that it was given; the
+    first that does reads it. Derive from this class and register it by a name:
+
+        @readers.register("deltas")                    # or an entry point in the group "ovexport.readers"
+        class Deltas(CheckpointReader):
+            takes = "a file of deltas"
+
+            def recognizes(self, path: Path) -> bool:
+                return path.suffix == ".deltas"
+
+            def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
+                base = BaseModel.load(model)
+                layers = [...]      # a LayerFormat of each of base.matrices: `plan_layers`, or `format_layer`
+                quantizers = {...}  # a FakeQuantizer of each layer with an encoding, with the file's parameters
+                return base.write(out, layers, quantizers, {})
+
+    Nothing of the file or folder is executed: no pickle, no code that it brings. What does not suit the base model is
+    refused, not guessed: a wrong checkpoint converts without an error and answers nonsense.
+
+    Attributes:
+        takes: what it reads, in a few words for messages, such as "a folder with checkpoint.json".
+        has_ranks: its checkpoints may leave the ranks of elastic adapters open, which `--ranks` then chooses.
+    """
+
+    takes: str
+    has_ranks: bool = False
+
+    @abstractmethod
+    def recognizes(self, path: Path) -> bool:
+        """Whether an existing file or folder is of its kind, from names and first bytes; damaged ones are its own
+        too, so that `read` says what is wrong with them."""
+
+    @abstractmethod
+    def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
+        """The checkpoint as one of ours.
+
+        Args:
+            model: the base model that the user says it was tuned on.
+            out: the folder to write it to; it does not exist, and its parent may not either.
+            ranks: as `--ranks` gives them, None without; always None unless `has_ranks`.
+
+        Returns:
+            What was written to `out`; or, where it is ours already, the checkpoint where it lies.
+
+        Raises:
+            ArtifactError: it is corrupt, or of another base model.
+            RecipeError: `ranks` does not suit it.
+            UnsupportedModelError: it holds what can't be represented.
+        """
+
+
+readers: Registry[type[CheckpointReader]] = Registry("ovexport.readers", "reader of checkpoints")
+"""Readers by name, in the order in which they are asked."""
+
+
+def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
+    """Read whatever checkpoint there is at a path.
+
+    Args:
+        out: the folder for a checkpoint that is not one of ours already.
+        ranks: of elastic adapters whose checkpoint leaves them open.
+
+    Raises:
+        ArtifactError: nothing is there, no reader recognizes it, or it is corrupt or of another base model.
+        RecipeError: `ranks` does not suit it.
+        PlugInError: a reader of a plug-in fails.
+        UnsupportedModelError: it holds what can't be represented, or what the runtime computes wrongly.
+    """
+    registered = _reader_of(path)
+    reader = registered.thing()
+    if ranks is not None and not reader.has_ranks:
+        raise RecipeError(f"--ranks: {path} is {reader.takes}, which has its ranks in it; leave --ranks out")
+    with registered.guarded():
+        checkpoint = reader.read(path, model, out, ranks=ranks)
+    if registered.provider and not isinstance(checkpoint, Checkpoint):
+        raise registered.failure(f"read {path} and returned a {type(checkpoint).__name__}, not a Checkpoint")
+    check_group_sizes(checkpoint.manifest.layers, str(path))
+    return checkpoint
+
+
+def _reader_of(path: Path) -> Registered[type[CheckpointReader]]:
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file or folder; give a checkpoint")
+    kinds = []
+    for registered in readers.all():
+        with registered.guarded():
+            reader = registered.thing()
+            if reader.recognizes(path):
+                return registered
+            kinds.append(reader.takes)
+    raise ArtifactError(f"{path}: not a checkpoint that a reader recognizes; give {', or '.join(kinds)}")

@@ -40,7 +40,7 @@ def tuned_with_peft(model: ModelSpec, spec: TuneSpec, data: PreparedData, rank: 
 
     train = data.examples("train")
     objective = Answers(train, data.examples("validation"), spec, compute)
-    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    head = Head.of(network)
     trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
     everything = range(objective.validation_examples)
     steps = count_steps(spec, len(train))

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ovexport.errors import OvexportError
 from ovexport.objectives import objectives
 from ovexport.pipeline.stages import STAGES
 from ovexport.readers import readers
-from ovexport.recipe import Spec
+from ovexport.recipe import Recipe, Spec, parse
 from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.policy import layer_policies
@@ -82,6 +83,16 @@ def test_every_command_and_option_exists(page: Path) -> None:
         known = {option for parameter in command.params for option in parameter.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert given <= known, (name, given - known)
+
+
+@pytest.mark.parametrize("page", [README, recipe_keys.MANUAL], ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_every_recipe_that_is_shown_is_one(page: Path) -> None:
+    shown = [tomllib.loads(block) for language, block in FENCE.findall(page.read_text("utf-8")) if language == "toml"]
+    recipes = [sections for sections in shown if set(sections) <= set(Recipe.model_fields)]
+    assert recipes
+    whole = {"model": {"id": "m"}, "data": {"train": {"path": "text.txt"}}, "tune": {"steps": 1}}
+    for sections in recipes:
+        parse(whole | sections, base=REPOSITORY, origin=page.name)
 
 
 def test_the_readme_is_short_and_its_rooms_exist() -> None:

@@ -99,6 +99,13 @@ def test_an_objective_that_fails_is_named(finished_run: RunFolder, tiny_recipe, 
         tune(finished_run.compressed, asked.model, asked.tune, finished_run.data, tmp_path / "tuned", **folders)
 
 
+def test_an_objective_whose_figure_is_no_validation_is_named(finished_run, tiny_recipe, tmp_path, register) -> None:
+    register(type("Wrong", (NextToken,), {"figure": "loss"}))
+    asked, folders = asked_for(tiny_recipe), {"logs": tmp_path / "logs", "identity": "a"}
+    with pytest.raises(PlugInError, match=r"'next_token' .* has to begin with 'validation_'"):
+        tune(finished_run.compressed, asked.model, asked.tune, finished_run.data, tmp_path / "tuned", **folders)
+
+
 def test_an_unknown_objective_is_found_before_any_work(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (problem,) = services.plan(asked_for(tiny_recipe), tmp_path / "out").problems
     assert "tune.objective='next_token': no such objective; the known ones are distillation, task" in problem

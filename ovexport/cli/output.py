@@ -213,7 +213,8 @@ def _plain_lines() -> Listener:
 
 
 def _figures(moment: Progress) -> str:
-    shown = ("loss_nats", "validation_kl_nats", "validation_nll_nats", "tokens_per_s")
+    validated = [name for name in moment.figures if name.startswith("validation_")]
+    shown = ("loss_nats", *validated, "tokens_per_s")
     return "  ".join(f"{name} {moment.figures[name]:.5g}" for name in shown if name in moment.figures)
 
 

@@ -1,15 +1,17 @@
-"""What a causal LM is made of, as far as compressing and tuning go: its weight matrices."""
+"""What a causal LM is made of, as far as compressing and tuning go: its weight matrices, its blocks and its head."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ovexport.errors import UnsupportedModelError
+from ovexport.models.blocks import Block, decoder_blocks, walk_blocks
+from ovexport.models.head import Head
 from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.weights.layer import WeightMatrix
 
@@ -50,6 +52,26 @@ class Architecture:
     def matrix(self, name: str) -> MatrixView:
         """The matrix of that name, to read and to write as (output, input)."""
         return matrix_view(self.network, name)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """The decoder's blocks by name, such as "model.layers.0", in their order.
+
+        Raises:
+            UnsupportedModelError: there is no list of them.
+        """
+        return decoder_blocks(self.network)
+
+    def walk_blocks(self, tokens: Tensor) -> Iterator[Block]:
+        """The decoder's blocks in their order, each with what it is called with on a text; see blocks.walk_blocks.
+
+        Args:
+            tokens: token ids, (sequences, length) int64.
+        """
+        return walk_blocks(self.network, tokens)
+
+    def head(self) -> Head:
+        """What turns the last hidden states into logits, on the weights that the model has now."""
+        return Head.of(self.network)
 
     def _layers(self) -> Iterator[WeightMatrix]:
         head = self.network.get_output_embeddings()

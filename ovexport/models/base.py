@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.models.architecture import compute_in
+from ovexport.models.architecture import Architecture, compute_in
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
-from ovexport.models.matrix_view import matrix_view
 from ovexport.recipe import ModelSpec
 from ovexport.weights.layer import LayerFormat
 
@@ -37,7 +36,8 @@ def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute)
         UnsupportedModelError: it can't be loaded.
     """
     network = load_model(model).to(compute.device)
-    own_weights = {layer.name: matrix_view(network, layer.name).read() for layer in layers}
+    architecture = Architecture(network)
+    own_weights = {layer.name: architecture.matrix(layer.name).read() for layer in layers}
     compute_in(network, compute.dtype)
-    head = Head.of(network, network.get_output_embeddings().weight.detach())
+    head = architecture.head()
     return BaseModel(network, head, own_weights)

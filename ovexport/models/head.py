@@ -27,14 +27,14 @@ class Head:
         self._cap = cap
 
     @classmethod
-    def of(cls, network: PreTrainedModel, weight: Tensor) -> "Head":
-        """The head of a model, with weights that stand for its own."""
+    def of(cls, network: PreTrainedModel) -> "Head":
+        """The head of a model; it shares the memory of the weights that the model has now."""
         output = network.get_output_embeddings()
         config = network.config.get_text_config()
         factor = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
         bias = getattr(output, "bias", None)
         return cls(
-            weight,
+            output.weight.detach(),
             None if bias is None else bias.detach().float(),
             factor,
             getattr(config, "final_logit_softcapping", None),

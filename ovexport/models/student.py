@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ovexport.artifacts import Checkpoint
+from ovexport.models.architecture import Architecture
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import MatrixView, matrix_view
@@ -87,7 +88,7 @@ class Student:
     @property
     def head(self) -> Head:
         """The head with the weights that ship."""
-        return Head.of(self.network, self.network.get_output_embeddings().weight.detach())
+        return Architecture(self.network).head()
 
     @property
     def device(self) -> torch.device:
@@ -148,10 +149,10 @@ class Student:
         """
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
         _drop_nothing(self.network.config)
-        for module in self.network.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                _drop_nothing(module)
-                module.training = True  # of the block alone: what is inside stays in evaluation mode
+        for block in Architecture(self.network).blocks().values():
+            if isinstance(block, GradientCheckpointingLayer):
+                _drop_nothing(block)
+                block.training = True  # of the block alone: what is inside stays in evaluation mode
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""

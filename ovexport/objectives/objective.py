@@ -22,10 +22,23 @@ class Objective(Protocol):
     """What a model is tuned for.
 
     The network runs inside `with compute.autocast()`, with the `compute` of the Material; `head` makes logits of its
-    hidden states, a few tokens at a time (see ovexport.objectives.loss).
+    hidden states, a few tokens at a time (see ovexport.objectives.loss). A class is registered by a name that recipes
+    use, and is an ObjectiveType too:
+
+        @objectives.register("next_token")            # or an entry point in the group "ovexport.objectives"
+        class NextToken:
+            figure = "validation_next_token_nats"
+
+            @classmethod
+            def train_examples(cls, data): ...        # how many there are
+            @classmethod
+            def build(cls, material): ...             # one of these, with its texts and what it needs of the base model
+
+    tests/test_objectives.py has the whole of it. Equal inputs have to give equal results to the last bit.
 
     Attributes:
-        figure: what the validation measures, with its unit, such as "validation_kl_nats"; less is better.
+        figure: what the validation measures, from "validation_" to its unit, such as "validation_kl_nats"; less is
+            better.
         validation_examples: how many there are.
     """
 
@@ -109,6 +122,8 @@ class _PlugIn:
     """A plug-in's objective; what it raises is one line that names it."""
 
     def __init__(self, objective: Objective, registered: Registered[ObjectiveType]) -> None:
+        if not objective.figure.startswith("validation_"):
+            raise registered.failure(f"its figure is named {objective.figure!r}, and has to begin with 'validation_'")
         self._objective = objective
         self._guarded = registered.guarded
         self.figure = objective.figure

@@ -35,13 +35,6 @@ logger = logging.getLogger(__name__)
 Stages = Sequence[Stage[Any]]
 
 _LOCK = ".lock"
-_FIRST_FILES = {
-    _LOCK,
-    "stages",
-    "logs",
-    *(name for one in ("recipe.toml", "data") for name in (one, f".{one}{PARTIAL}")),
-}
-"""What a run has written before its first stage is finished."""
 
 
 def run(
@@ -71,8 +64,10 @@ def run(
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
     folder, ours = RunFolder(out), _names(stages)
-    starts_over = overwrite or _is_empty(folder)
-    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    is_empty = _is_empty(folder, stages[0])
+    if not is_empty:
+        _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    starts_over = overwrite or is_empty
     require_runnable(check())
     with translated_disk_errors(out):
         folder.stages.mkdir(parents=True, exist_ok=True)
@@ -155,8 +150,6 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite:
     path = folder.path
     if path.is_file():
         raise ArtifactError(f"{path}: a file; choose another --out")
-    if _is_empty(folder):
-        return
     if not folder.stages.is_dir():
         raise ArtifactError(f"{path}: holds files that are no run's; choose another --out")
     if overwrite:
@@ -188,7 +181,7 @@ def _require_format(folder: RunFolder) -> None:
             )
 
 
-def _is_empty(folder: RunFolder) -> bool:
+def _is_empty(folder: RunFolder, first: Stage[Any]) -> bool:
     """Whether there is nothing to resume and nothing to lose: no folder, no files, or what the first stage of a run
     left that was killed in it."""
     if not folder.path.is_dir():
@@ -196,7 +189,8 @@ def _is_empty(folder: RunFolder) -> bool:
     names = {path.name for path in folder.path.iterdir()}
     if folder.stages.is_dir():
         unfinished = all(path.name.endswith(PARTIAL) for path in folder.stages.iterdir())
-        return unfinished and _LOCK in names and names <= _FIRST_FILES
+        written = {name for one in ("recipe.toml", *first.outputs) for name in (one, f".{one}{PARTIAL}")}
+        return unfinished and _LOCK in names and names <= {_LOCK, "stages", "logs", *written}
     return not names
 
 

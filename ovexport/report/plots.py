@@ -45,9 +45,8 @@ def tuning_curve(log: Path) -> Plot | None:
     """Training loss and validation figure over the steps; None when there was no tuning."""
     lines = read_json_lines(log)
     steps = [(line["step"], line["loss_nats"]) for line in lines if "loss_nats" in line]
-    figure_name, label = next(
-        ((name, label) for name, label in _VALIDATED.items() if any(name in line for line in lines)), (None, "")
-    )
+    figure_name = next((name for line in lines for name in line if name.startswith("validation_")), "")
+    label = _VALIDATED.get(figure_name, figure_name.replace("_", " "))
     checks = [(line["step"], line[figure_name]) for line in lines if figure_name in line]
     if not steps:
         return None

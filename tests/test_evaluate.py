@@ -1,5 +1,6 @@
 import csv
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -304,17 +305,22 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
     tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
-    graph, passes = read_graph(finished_run.ir("bf16")), []
+    graph, asked = read_graph(finished_run.ir("bf16")), []
     plain = LogitsRunner(graph, "bf16")
     kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
-    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
-    for again in (1, 0):
+    pieces = LogitsRunner.pieces
+
+    def counted(self: LogitsRunner, rows: np.ndarray, longest: int) -> Iterator[np.ndarray]:
+        asked.append(self)
+        return pieces(self, rows, longest)
+
+    monkeypatch.setattr(LogitsRunner, "pieces", counted)
+    for runs in (2, 3):  # the first rows fit and are kept, the others are run again
         for rows in (tokens[:2], tokens[2:]):
             expected = [logits.copy() for logits in plain.pieces(rows, 32)]
-            plain._request.reset_state()
             found = [logits.copy() for logits in kept.pieces(rows, 32)]
             assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert len(passes) == (4 if again else 6)
+        assert asked.count(kept) == runs
 
 
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:

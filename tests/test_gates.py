@@ -245,10 +245,10 @@ def test_a_new_field_of_a_record_is_a_figure_at_once() -> None:
         brand_new_ms: float
         brand_new_ci95: tuple[float, float]
 
-    from ovexport.gates.figures import _of_record, _Source
+    from ovexport.gates.figures import Source, of_record
 
     grown = Grown(models={}, brand_new_ms=3, brand_new_ci95=(2, 4))
-    named = dict(_of_record(Grown, grown, "", _Source(keys={}, over={"": "9 rounds"})))
+    named = dict(of_record(Grown, grown, "", Source(keys={}, over={"": "9 rounds"})))
     assert named["brand_new_ms"] == Figure(3, ci95=(2, 4), over="9 rounds")
     assert {name: figure.value for name, figure in named.items()} == {
         "brand_new_ms": 3,

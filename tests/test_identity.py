@@ -120,11 +120,11 @@ def test_a_folder_named_int4_is_called_by_what_lies_in_it(finished_run: RunFolde
 
 
 def test_the_terminal_says_that_a_run_was_not_tuned(untuned_run: RunFolder) -> None:
-    from ovexport.cli.run import _print_figures
+    from ovexport.cli.run import print_figures
 
     runner = CliRunner()
     with runner.isolation() as (out, *_):
-        _print_figures(read_findings(untuned_run))
+        print_figures(read_findings(untuned_run))
         said = out.getvalue().decode()
     assert "not tuned: no step was made" in said
     assert "tuning took away" not in said

@@ -1,6 +1,6 @@
 """Objectives: chosen by name, and what a plug-in's can do and is refused for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +58,12 @@ class NextToken:
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], type]:
+def register() -> Iterator[Callable[[type], type]]:
     """Registers an objective for one test."""
-    monkeypatch.setattr(objectives, "_registered", dict(objectives._registered))
-    return objectives.register("next_token")
+    before = objectives.names
+    yield objectives.register("next_token")
+    if objectives.names != before:
+        objectives.unregister("next_token")
 
 
 def asked_for(recipe: Recipe, **changes: object) -> Recipe:

@@ -180,7 +180,7 @@ def test_a_failed_verification_is_written_down_and_raised(
 ) -> None:
     from ovexport import convert as stage
 
-    monkeypatch.setattr(stage, "_decompression", _with_one_layer_off(stage._decompression))
+    monkeypatch.setattr(stage, "decompression", _with_one_layer_off(stage.decompression))
     (run_copy.path / "stages" / "convert.json").unlink()
     with pytest.raises(VerificationFailed, match=r"checks failed; first: (layer packed as promised|as the checkpoint)"):
         services.run(tiny_recipe, run_copy.path, resume=True)

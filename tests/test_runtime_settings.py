@@ -43,8 +43,8 @@ def report(ir: IR, **options: str) -> SettingsReport:
 
 @pytest.fixture
 def quick_rounds(monkeypatch) -> None:
-    monkeypatch.setattr(search, "_GROUPS", (64,))
-    for name, value in {"_SESSIONS": 1, "_ROUNDS": 1, "_FINAL_SESSIONS": 1, "_FINAL_ROUNDS": 1}.items():
+    monkeypatch.setattr(search, "GROUPS", (64,))
+    for name, value in {"SESSIONS": 1, "ROUNDS": 1, "FINAL_SESSIONS": 1, "FINAL_ROUNDS": 1}.items():
         monkeypatch.setattr(search, name, value)
 
 
@@ -172,7 +172,7 @@ def test_the_search_measures_what_settings_cost_and_keeps_to_the_limit(finished_
 def test_the_best_settings_are_written_where_the_ir_is_the_faster_for_it(
     run_copy: RunFolder, quick_rounds, monkeypatch
 ) -> None:
-    timed = search._Search.timed
+    timed = search.Search.timed
 
     def half_the_time(self, folder, settings, **options):
         times = timed(self, folder, settings, **options)
@@ -181,7 +181,7 @@ def test_the_best_settings_are_written_where_the_ir_is_the_faster_for_it(
         one = times.output_token.model_copy(update={"median": factor, "ci95": (factor - 0.1, factor + 0.1)})
         return type(times)(first_token=times.first_token, output_token=one)
 
-    monkeypatch.setattr(search._Search, "timed", half_the_time)
+    monkeypatch.setattr(search.Search, "timed", half_the_time)
     ir = run_copy.ir("int4")
     options = ("--search", "--prompt-tokens", "16", "--output-tokens", "3", "--kl-limit", "10")
     done = ovexport("bench", ir.path, *options)

@@ -142,7 +142,7 @@ def test_no_session_is_begun_that_would_end_after_the_time_limit(finished_run, m
         clock[0] += 3
         return {"int4": rounds.Round(**dict.fromkeys(rounds.Round.__slots__, 1.0))}
 
-    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("ovexport.bench.sessions.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(sessions, "load_models", lambda *given: given[-1].update(int4=1.0) or load())
     monkeypatch.setattr(sessions, "run_round", run_round)
     candidates = {"int4": sessions.Candidate(ir=finished_run.ir("int4"), adapter=None)}

@@ -66,7 +66,7 @@ def evaluation() -> EvaluationReport:
             ),
         },
         comparisons={
-            "int4 - plain": {
+            "int4 - plain": {  # type: ignore[dict-item]
                 "kl_mean_nats": {"value": 0.02, "ci95": (0.015, 0.03)},
                 "kl_verdict": "higher",
                 "nll_mean_nats": {"value": 0.01, "ci95": (-0.1, 0.1)},
@@ -395,8 +395,8 @@ def test_a_run_whose_gate_fails_is_whole_and_exits_8_again_when_resumed(
     run_copy: RunFolder, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write(**{"code_mismatches": "==0", "int4/bf16.time_per_output_token.low": ">0"})
-    arguments = ("run", path, "--out", run_copy.path, "--resume", "--junit", tmp_path / "gates.xml")
-    arguments += ("--gate", "kl_mean_nats>=1e9")
+    junit = ("--junit", tmp_path / "gates.xml")
+    arguments = ("run", path, "--out", run_copy.path, "--resume", *junit, "--gate", "kl_mean_nats>=1e9")
     (run_copy.path / "report.html").unlink()
     first = ovexport(*arguments)
     assert first.returncode == 8, first.stderr

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -27,7 +28,7 @@ KINDS = {"evaluation.json": EvaluationReport, "benchmark.json": BenchmarkReport}
 def describe(folder: RunFolder, **models: dict) -> RunFolder:
     """Let the run's reports say other things of their models."""
     for name, kind in KINDS.items():
-        report = read_record(folder.path / name, kind)
+        report: Any = read_record(folder.path / name, kind)
         conditions = report.conditions | {"models": report.conditions["models"] | models}
         write_record(report.model_copy(update={"conditions": conditions}), folder.path / name)
     return folder
@@ -65,8 +66,10 @@ def test_an_ir_says_how_long_it_was_tuned(finished_run: RunFolder) -> None:
     assert identify(finished_run.ir("plain")) == {"weights": "INT4", "tuning_steps": 0}
     assert identify(finished_run.ir("int4")) == {"weights": "INT4", "tuning_steps": steps}
     for name, kind in KINDS.items():
-        described = read_record(finished_run.path / name, kind).conditions["models"]
-        assert described == {name: identify(finished_run.ir(name)) for name in ("bf16", "plain", "int4")}
+        report: Any = read_record(finished_run.path / name, kind)
+        assert report.conditions["models"] == {
+            name: identify(finished_run.ir(name)) for name in ("bf16", "plain", "int4")
+        }
 
 
 def test_a_tuned_product_is_called_tuned(finished_run: RunFolder) -> None:

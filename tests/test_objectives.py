@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ class NextToken:
 
 
 @pytest.fixture
-def register() -> Iterator[Callable[[type], type]]:
+def register() -> Iterator[Callable[[Any], Any]]:
     """Registers an objective for one test."""
     before = objectives.names
     yield objectives.register("next_token")

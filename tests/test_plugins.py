@@ -3,6 +3,7 @@ file outside the package, found through entry points."""
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ deltas = {0}:Deltas
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder as site-packages is, with the stranger's file and its distribution."""
     folder = install(tmp_path / "site", CODE, ENTRY_POINTS.format("stranger_code"))
     monkeypatch.syspath_prepend(folder)

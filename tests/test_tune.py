@@ -19,9 +19,11 @@ from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
 from ovexport.models.device import Compute
 from ovexport.objectives import distillation as distillation_module
+from ovexport.objectives.loss import distillation
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.tune import store, trainer, tune
 from ovexport.tune.trainer import Trainer, make_trainer
 
@@ -159,7 +161,7 @@ def test_ctrl_c_ends_the_step_that_is_under_way_and_saves_it(finished_run, tiny_
 
 def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
     whole = tuned(finished_run, tiny_recipe, spec(), tmp_path / "whole")
-    write, calls = store.write_tensors, {"count": 0}
+    write, calls = write_tensors, {"count": 0}
 
     def full(tensors, path) -> None:
         calls["count"] += 1
@@ -181,7 +183,7 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
 
 def spoiled(monkeypatch, steps: range) -> None:
     """Losses of these steps are not finite."""
-    true_loss, calls = distillation_module.distillation, {"count": 0}
+    true_loss, calls = distillation, {"count": 0}
 
     def loss(*arguments, **options):
         calls["count"] += 1

@@ -115,11 +115,7 @@ def convert_checkpoint(
     from ovexport.trace.stage import trace
 
     out, keep = out.resolve(), keep.resolve() if keep else None
-    if keep and (out == keep or out in keep.parents or keep in out.parents):
-        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
-    for option, folder in (("--out", out), ("--keep", keep)):
-        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
+    _require_free(out, keep)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
         checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
@@ -130,6 +126,15 @@ def convert_checkpoint(
             if wanted:
                 move_folder(made, wanted)
     return IR(out)
+
+
+def _require_free(out: Path, keep: Path | None) -> None:
+    """Refuse folders that hold something, or lie in each other."""
+    if keep and (out == keep or out in keep.parents or keep in out.parents):
+        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
+    for option, folder in (("--out", out), ("--keep", keep)):
+        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
 
 
 def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:

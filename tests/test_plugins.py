@@ -22,6 +22,7 @@ from ovexport.storage.records import read_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.verify import verify
 
+pytestmark = pytest.mark.run
 CODE = '''
 import torch
 

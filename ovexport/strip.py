@@ -114,12 +114,12 @@ def _weight(
     replaced: Mapping[str, NDArray[np.float32]],
 ) -> Rows:
     """The weight that the adapters are added to, known by its digest to be the one that was tuned."""
-    found = matrices.get(layer.name)
-    if found is None:
+    matrix = matrices.get(layer.name)
+    if matrix is None:
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
     if layer.name in replaced:
         own = replaced[layer.name]
         return _FileRows(lambda rows: np.array(own[rows]))
-    return _FileRows(found.reader())
+    return _FileRows(matrix.reader())

@@ -20,7 +20,7 @@ from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
-from ovexport.readers.reader import BaseModel, CheckpointReader, readers
+from ovexport.readers.reader import BaseWeights, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
 from ovexport.weights.group_sizes import check_group_sizes
@@ -73,7 +73,7 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     content = read_file(path)
     stored = stored_quantizers(path, content)
     active = _active_ranks(path, stored, ranks)
-    base = BaseModel.load(model)
+    base = BaseWeights.load(model)
     by_layer = _by_layer(path, stored, base.network, base.matrices, model)
     layers = tuple(_layer(each, by_layer.get(each.name), active, path, model) for each in base.matrices)
     check_group_sizes(layers, str(path))

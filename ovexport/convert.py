@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import IR, IR_MANIFEST, IRManifest, PackedWeights
+from ovexport.artifacts import IR, IR_MANIFEST, IRManifest, PackedManifest, PackedWeights
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import read_graph, type_name
 from ovexport.openvino.matrices import Matrix, bfloat16_bits
@@ -54,6 +54,11 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
         else:
             _replace(matrix, layer, tensors)
     graph.validate_nodes_and_infer_types()
+    return _write(graph, base, manifest, out)
+
+
+def _write(graph: ov.Model, base: IR, manifest: PackedManifest, out: Path) -> IR:
+    """Write the product: its graph, and what stands beside the base's."""
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
         shutil.copytree(
@@ -139,9 +144,9 @@ def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type
     return opset.convert(result, result_type, name=f"{layer.name}/dequantized").output(0)
 
 
-def _constant(values: NDArray[Any], shape: tuple[int, ...], kind: ov.Type, name: str) -> Any:
+def _constant(values: NDArray[Any], shape: tuple[int, ...], element_type: ov.Type, name: str) -> Any:
     """A constant that points into the file of packed weights, which stays mapped as long as its TensorFile lives."""
-    node = ov.op.Constant(ov.Tensor(values.reshape(-1), ov.Shape(shape), kind), shared_memory=True)
+    node = ov.op.Constant(ov.Tensor(values.reshape(-1), ov.Shape(shape), element_type), shared_memory=True)
     node.set_friendly_name(name)
     return node
 

@@ -40,7 +40,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     manifest = checkpoint.manifest
     matrices = indexed_matrices(base, read_graph(base), manifest)
     adapters = checkpoint.adapters
-    changed: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
+    replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
@@ -53,20 +53,23 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     with atomic_folder(out) as folder:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
-                if layer.encoding is None:
-                    if layer.name in manifest.replaced_weights:
-                        writer.write(layer.name, changed[layer.name])
-                    continue
-                codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, changed))
-                if codes.digest() != manifest.digests[layer.name]:
-                    raise ArtifactError(
-                        f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
-                        "the checkpoint was changed, tune again"
-                    )
-                for part, value in packed_tensors(codes, layer.encoding).items():
-                    writer.write(f"{layer.name}.{part}", value)
+                if layer.encoding is not None:
+                    codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
+                    _require_tuned(codes, layer, checkpoint, manifest)
+                    for part, value in packed_tensors(codes, layer.encoding).items():
+                        writer.write(f"{layer.name}.{part}", value)
+                elif layer.name in manifest.replaced_weights:
+                    writer.write(layer.name, replaced[layer.name])
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
+
+
+def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:
+    if codes.digest() != manifest.digests[layer.name]:
+        raise ArtifactError(
+            f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
+            "the checkpoint was changed, tune again"
+        )
 
 
 def _quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
@@ -109,15 +112,15 @@ def _weight(
     layer: LayerFormat,
     manifest: CheckpointManifest,
     matrices: Mapping[str, Matrix],
-    changed: Mapping[str, NDArray[np.float32]],
+    replaced: Mapping[str, NDArray[np.float32]],
 ) -> Rows:
     """The weight that the adapters are added to, known by its digest to be the one that was tuned."""
-    found = matrices.get(layer.name)
-    if found is None:
+    matrix = matrices.get(layer.name)
+    if matrix is None:
         raise ArtifactError(
             f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
         )
-    if layer.name in changed:
-        own = changed[layer.name]
+    if layer.name in replaced:
+        own = replaced[layer.name]
         return _FileRows(lambda rows: np.array(own[rows]))
-    return _FileRows(found.reader())
+    return _FileRows(matrix.reader())

@@ -22,11 +22,13 @@ from ovexport.storage.records import read_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.verify import verify
 
+pytestmark = pytest.mark.run
+
 CODE = '''
 import torch
 
 from ovexport.compress import StartingPoint
-from ovexport.readers import BaseModel, CheckpointReader
+from ovexport.readers import BaseWeights, CheckpointReader
 from ovexport.recipe import CompressSpec
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.plan import plan_layers
@@ -67,7 +69,7 @@ class Deltas(CheckpointReader):
         return path.suffix == ".deltas"
 
     def read(self, path, model, out, *, ranks):
-        base, deltas = BaseModel.load(model), TensorFile(path)
+        base, deltas = BaseWeights.load(model), TensorFile(path)
         layers = plan_layers(base.matrices, CompressSpec(group_size=32, rank=1))
         replaced = {layer.name: base.weights[layer.name].float() + torch.tensor(deltas.require(layer.name))
                     for layer in layers if layer.rank}
@@ -134,10 +136,10 @@ def again(site: Path) -> None:
 
 
 def test_a_reader_goes_from_convert_to_the_proof(site: Path, strange: Recipe, tiny_model: Path, tmp_path: Path) -> None:
-    from ovexport.readers import BaseModel
+    from ovexport.readers import BaseWeights
 
     model, path = ModelSpec(id=str(tiny_model)), tmp_path / "tuned.deltas"
-    base = BaseModel.load(model)
+    base = BaseWeights.load(model)
     generator = np.random.default_rng(0)
     deltas = {name: generator.normal(0, 0.02, weight.shape).astype(np.float32) for name, weight in base.weights.items()}
     write_tensors(deltas, path)

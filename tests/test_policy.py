@@ -92,6 +92,7 @@ def test_an_embedding_takes_no_4_bits() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"layers": {"pattern": "*", "rank": 4}}, "layers: one table; write [[compress.layers]] in double brackets"),
         ({"layers": [{"pattern": "*"}]}, "layers.0: sets nothing; give a mode, a group_size or a rank"),
         ({"layers": [{"rank": 4}]}, "layers.0.pattern: missing; add it"),
         ({"layers": [{"pattern": [], "rank": 4}]}, "layers.0.pattern"),

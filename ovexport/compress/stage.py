@@ -91,17 +91,9 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     digests = {name: weight_digest(weight) for name, weight in start.weights.items()}
     for registered in points:
         _apply(registered, start, digests)
-    return write_checkpoint(
-        out,
-        model,
-        layers,
-        digests,
-        start.weights,
-        start.quantizers,
-        start.replaced_weights,
-        rank_space=RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks,
-        rank_by=spec.rank_by,
-    )
+    ranks = RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks
+    made = (digests, start.weights, start.quantizers, start.replaced_weights)
+    return write_checkpoint(out, model, layers, *made, rank_space=ranks, rank_by=spec.rank_by)
 
 
 def _tell(layers: tuple[LayerFormat, ...]) -> None:

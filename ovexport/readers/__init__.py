@@ -2,10 +2,10 @@
 
 from ovexport.readers.nncf import NncfReader, adopt
 from ovexport.readers.own import OwnReader
-from ovexport.readers.reader import BaseModel, CheckpointReader, read_checkpoint, readers
+from ovexport.readers.reader import BaseWeights, CheckpointReader, read_checkpoint, readers
 
 __all__ = [
-    "BaseModel",
+    "BaseWeights",
     "CheckpointReader",
     "NncfReader",
     "OwnReader",

@@ -20,7 +20,7 @@ from ovexport.artifacts import Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
-from ovexport.readers.reader import BaseModel, CheckpointReader, readers
+from ovexport.readers.reader import BaseWeights, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.encoding import encoding_of
 from ovexport.weights.group_sizes import check_group_sizes
@@ -73,7 +73,7 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
     content = read_file(path)
     stored = stored_quantizers(path, content)
     active = _active_ranks(path, stored, ranks)
-    base = BaseModel.load(model)
+    base = BaseWeights.load(model)
     by_layer = _by_layer(path, stored, base.network, base.matrices, model)
     layers = tuple(_layer(each, by_layer.get(each.name), active, path, model) for each in base.matrices)
     check_group_sizes(layers, str(path))
@@ -137,7 +137,7 @@ def _by_layer(
         ArtifactError: the model has no such layer, or one is quantized twice.
     """
     layer_of = _layer_names(network, [each.name for each in matrices])
-    found: dict[str, StoredQuantizer] = {}
+    by_layer: dict[str, StoredQuantizer] = {}
     for each in stored:
         name = layer_of(each.parameter)
         if name is None:
@@ -145,12 +145,12 @@ def _by_layer(
                 f"{path}: quantizes {each.parameter}, and {model.id} has no such weight matrix; "
                 "give the base model that was tuned"
             )
-        first = found.setdefault(name, each)
+        first = by_layer.setdefault(name, each)
         if first.quantizer_class != each.quantizer_class or any(
             not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
         ):
             raise ArtifactError(f"{path}: quantizes {name} in two ways; {CURE}")
-    return found
+    return by_layer
 
 
 def _layer_names(network: PreTrainedModel, layers: Sequence[str]) -> Callable[[str], str | None]:
@@ -288,7 +288,7 @@ def _replaced_weights(
         raise ArtifactError(f"{path}: {strangers[0]} is {place}; give the base model that was tuned")
     by_name = {layer.name: layer for layer in layers}
     layer_of = _layer_names(network, list(by_name))
-    changed = {}
+    replaced = {}
     for name, value in given.items():
         if value.shape != base[name].shape:
             raise ArtifactError(
@@ -303,5 +303,5 @@ def _replaced_weights(
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
             raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
         if layer is not None and not torch.equal(value.float(), base[name].float()):
-            changed[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
-    return changed
+            replaced[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
+    return replaced

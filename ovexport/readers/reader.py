@@ -1,4 +1,4 @@
-"""What a reader of checkpoints is: the protocol, the base model it reads them onto, and the registry of all of them."""
+"""What a reader of checkpoints is: the protocol, the base weights it reads them onto, and the registry of readers."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ from ovexport.weights.quantizer import Quantizer
 
 
 @dataclass(frozen=True, slots=True)
-class BaseModel:
-    """The model that a checkpoint was tuned on.
+class BaseWeights:
+    """The model that a checkpoint was tuned on, whose weights the checkpoint is read onto.
 
     Attributes:
         spec: its name.
@@ -85,7 +85,7 @@ class CheckpointReader(Protocol):
                 return path.suffix == ".deltas"
 
             def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
-                base = BaseModel.load(model)
+                base = BaseWeights.load(model)
                 layers = [...]      # a LayerFormat of each of base.matrices: `plan_layers`, or `format_layer`
                 quantizers = {...}  # a FakeQuantizer of each layer with an encoding, with the file's parameters
                 return base.write(out, layers, quantizers, {})

@@ -21,6 +21,12 @@ def _not_zero(value: int) -> int:
     return value
 
 
+def _tables(value: Any) -> Any:
+    if isinstance(value, dict):
+        raise ValueError("one table; write [[compress.layers]] in double brackets, once for each pattern")
+    return value
+
+
 GroupSize = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
@@ -92,7 +98,7 @@ class CompressSpec(Spec):
     gptq: bool = False
     calibration_sequences: Positive = 128
     layer_policy: Annotated[str, Field(min_length=1)] = "recipe"
-    layers: tuple[LayerRule, ...] = ()
+    layers: Annotated[tuple[LayerRule, ...], BeforeValidator(_tables)] = ()
     ignored: tuple[str, ...] = ()
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 

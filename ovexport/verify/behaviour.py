@@ -1,6 +1,6 @@
 """Second line of evidence: does the IR say what the tuned model said?
 
-At the end of tuning the model's logits of held-out text were recorded in float32. The IR computes them anew with
+At the end of tuning the model's logits of held-out text were recorded in float32. The IR computes them again with
 float32 arithmetic, float32 KV cache and no dynamic quantization; what is left between the two is the rounding of sums
 that are taken in another order.
 
@@ -29,7 +29,7 @@ UNIT_ROUNDOFF = 2.0**-24
 MARGIN = 8.0
 
 
-def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: TensorFile) -> list[Check]:
+def behaviour(graph: ov.Model, name: str, graph_weights: tuple[Weight, ...], reference: TensorFile) -> list[Check]:
     """Largest relative error of the logits, and positions at which another token is the likeliest.
 
     Args:
@@ -41,7 +41,7 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
         UnsupportedModelError: the IR can't be run.
     """
     tokens, expected = _checked(reference)
-    limit = rounding_limit(found)
+    limit = rounding_limit(graph_weights)
     worst, elsewhere, first = 0.0, 0, ""
     run = LogitsRunner(graph, name)
     for index, row in enumerate(tokens):
@@ -49,11 +49,7 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
             logits = run(row[None].astype(np.int64))[0]
         except RuntimeError as error:
             return [_not_run(error)]
-        if logits.shape != expected[index].shape:
-            raise ArtifactError(
-                f"{name}: gives logits of shape {logits.shape} where the checkpoint's reference has "
-                f"{expected[index].shape}; give the checkpoint that it was made from"
-            )
+        _require_same_shape(name, logits, expected[index])
         errors = relative_errors(logits, expected[index])
         worst = float(max(worst, np.max(errors)))
         wrong = np.flatnonzero(_another_likeliest(logits, expected[index], limit))
@@ -71,6 +67,14 @@ def behaviour(graph: ov.Model, name: str, found: tuple[Weight, ...], reference: 
         ),
         zero("likeliest token as the checkpoint's", f"{tokens.size} positions", elsewhere, first),
     ]
+
+
+def _require_same_shape(name: str, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    if logits.shape != expected.shape:
+        raise ArtifactError(
+            f"{name}: gives logits of shape {logits.shape} where the checkpoint's reference has {expected.shape}; give "
+            "the checkpoint that it was made from"
+        )
 
 
 def _checked(reference: TensorFile) -> tuple[NDArray[np.integer[Any]], NDArray[np.float32]]:
@@ -95,9 +99,9 @@ def _not_run(error: RuntimeError) -> Check:
     return equal("logits as the checkpoint's", "the model runs", False, True, detail)
 
 
-def rounding_limit(found: tuple[Weight, ...]) -> float:
+def rounding_limit(graph_weights: tuple[Weight, ...]) -> float:
     """The largest relative error that float32 rounding explains."""
-    terms = sum(weight.in_features for weight in found if weight.kind == "linear")
+    terms = sum(weight.in_features for weight in graph_weights if weight.kind == "linear")
     return MARGIN * UNIT_ROUNDOFF * math.sqrt(terms)
 
 

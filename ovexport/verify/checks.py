@@ -17,11 +17,11 @@ def equal(name: str, subject: str, value: Any, limit: Any, detail: str = "") -> 
     return Check(name=name, subject=subject, value=value, limit=limit, passed=same, detail="" if same else detail)
 
 
-def readings(found: tuple[Weight, ...]) -> dict[str, list[tuple[str, Weight]]]:
+def readings(graph_weights: tuple[Weight, ...]) -> dict[str, list[tuple[str, Weight]]]:
     """By name of its codes, each way in which a weight is read, with what a check on it is called: the name alone where
     there is one way."""
     by_name: dict[str, list[Weight]] = {}
-    for weight in found:
+    for weight in graph_weights:
         by_name.setdefault(weight.name, []).append(weight)
     return {
         name: [(f"{name} as read by {one.consumer_names[0]}" if len(ways) > 1 else name, one) for one in ways]

@@ -33,9 +33,9 @@ class Mismatches:
     detail: str = ""
 
 
-def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
+def trained_codes(graph_weights: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Digests of the IR's tensors against those that tuning recorded at its last step."""
-    by_name = readings(found)
+    by_name = readings(graph_weights)
     return [
         equal(
             "as the checkpoint recorded it",
@@ -52,7 +52,7 @@ def trained_codes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> li
 
 
 def arithmetic(
-    found: tuple[Weight, ...],
+    graph_weights: tuple[Weight, ...],
     checkpoint: Checkpoint,
     manifest: CheckpointManifest,
     matrices: Mapping[str, Matrix],
@@ -67,7 +67,7 @@ def arithmetic(
     Raises:
         ArtifactError: the base does not hold the weights that were tuned, or the checkpoint lacks a tensor.
     """
-    by_name = readings(found)
+    by_name = readings(graph_weights)
     adapters = checkpoint.adapters
     changed = checkpoint.weights if manifest.replaced_weights else None
     mismatches = {}
@@ -83,9 +83,9 @@ def arithmetic(
 def arithmetic_checks(mismatches: dict[str, Mismatches]) -> list[Check]:
     """A check per layer that it has no mismatch."""
     checks = []
-    for name, found in mismatches.items():
-        total = found.codes + found.scales + found.zero_points
-        checks.append(zero("codes recomputed from the checkpoint", name, total, found.detail))
+    for name, counts in mismatches.items():
+        total = counts.codes + counts.scales + counts.zero_points
+        checks.append(zero("codes recomputed from the checkpoint", name, total, counts.detail))
     return checks
 
 
@@ -101,14 +101,14 @@ def changed_floats(
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     checks = []
     for layer in layers:
-        found = matrices.get(layer.name)
-        node = nodes.get(found.node.get_friendly_name()) if found else None
+        matrix = matrices.get(layer.name)
+        node = nodes.get(matrix.node.get_friendly_name()) if matrix else None
         size = layer.out_features * layer.in_features
-        if found is None or node is None or node.get_output_shape(0) != found.node.get_output_shape(0):
+        if matrix is None or node is None or node.get_output_shape(0) != matrix.node.get_output_shape(0):
             checks.append(zero("changed weights as in the checkpoint", layer.name, size, "not in the graph"))
             continue
-        own = Matrix(node, found.transposed).reader()(slice(None))
-        expected = found.rounded(_changed(layer, checkpoint.weights))
+        own = Matrix(node, matrix.transposed).reader()(slice(None))
+        expected = matrix.rounded(_changed(layer, checkpoint.weights))
         checks.append(zero("changed weights as in the checkpoint", layer.name, int(np.count_nonzero(own != expected))))
     return checks
 
@@ -120,8 +120,8 @@ def _rows(
     changed: TensorFile | None,
 ) -> Rows:
     """A reader of rows of the weight that the adapters are added to, float32, known by the checkpoint's digest."""
-    found = matrices.get(layer.name)
-    if found is None:
+    matrix = matrices.get(layer.name)
+    if matrix is None:
         raise ArtifactError(
             f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
             f"give the IR of {manifest.model_id}"
@@ -129,7 +129,7 @@ def _rows(
     if changed is not None and layer.name in manifest.replaced_weights:
         own = _changed(layer, changed)
         return lambda rows: np.array(own[rows])
-    return found.reader()
+    return matrix.reader()
 
 
 def _changed(layer: LayerFormat, changed: TensorFile) -> NDArray[np.float32]:
@@ -172,7 +172,7 @@ def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFil
         "zero points": np.argwhere(zero_points)[:1].tolist(),
     }
     detail = "; ".join(
-        f"first of {name} at row {found[0][0]}, column {found[0][1]}" for name, found in first.items() if found
+        f"first of {name} at row {place[0][0]}, column {place[0][1]}" for name, place in first.items() if place
     )
     return Mismatches(
         codes=count,

@@ -20,7 +20,7 @@ def executed(graph: ov.Model, name: str) -> list[ExecutedNode]:
     return executed_nodes(compile_for_cpu(graph, name, {}))
 
 
-def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, found: tuple[Weight, ...]) -> Check:
+def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, graph_weights: tuple[Weight, ...]) -> Check:
     """Each packed Linear is one FullyConnected that reads packed weights."""
     packed_nodes = {
         original
@@ -29,7 +29,7 @@ def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, found: tuple[Weight,
         for original in node.originals
     }
     biased = _bias_additions(graph)
-    wanted = [weight for weight in found if weight.packed and weight.kind == "linear"]
+    wanted = [weight for weight in graph_weights if weight.packed and weight.kind == "linear"]
     missing = []
     for weight in wanted:
         users = [name for name, kind in zip(weight.consumer_names, weight.consumers, strict=True) if kind == "MatMul"]
@@ -45,19 +45,19 @@ def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, found: tuple[Weight,
     )
 
 
-def no_float_weights(nodes: list[ExecutedNode], found: tuple[Weight, ...]) -> Check:
+def no_float_weights(nodes: list[ExecutedNode], graph_weights: tuple[Weight, ...]) -> Check:
     """No constant of the executed graph is a packed matrix in floating point: none has as many elements as one.
 
     Scales and zero points of packed weights are left out, and matrices that the IR itself holds in floating point.
     """
-    sizes = {weight.elements for weight in found if weight.packed}
+    sizes = {weight.elements for weight in graph_weights if weight.packed}
     floats = Counter(
         math.prod(shape)
         for node in nodes
         for kind, shape in node.constant_inputs
         if kind in FLOAT_TYPES and math.prod(shape) in sizes - {math.prod(grid) for grid in _scale_shapes(node)}
     )
-    floats -= Counter(weight.elements for weight in found if not weight.packed for _ in weight.consumers)
+    floats -= Counter(weight.elements for weight in graph_weights if not weight.packed for _ in weight.consumers)
     detail = ", ".join(f"{count} of {size} elements" for size, count in floats.most_common(3))
     return zero("no weight in floating point in the executed graph", "runtime", sum(floats.values()), detail)
 

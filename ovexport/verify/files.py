@@ -54,10 +54,10 @@ def as_made(ir: IR, checkpoint: Checkpoint | None, base: IR | None, twin: IR | N
     outside = [name for name in (*manifest.files, *manifest.checkpoint_files) if leaves_folder(name)]
     differing = unlike(ir, manifest.files, ir.path)
     strangers = sorted(set(_names_in(ir.path)) - set(manifest.files) - {IR_MANIFEST, SETTINGS_FILE})
-    found = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
+    detail = ", ".join([*differing, *(f"{name} was added" for name in strangers)])
     checks += [
         zero("ovexport.json names files of its folder", "files", len(outside), ", ".join(outside)),
-        zero("files as convert wrote them", "files", len(differing) + len(strangers), found),
+        zero("files as convert wrote them", "files", len(differing) + len(strangers), detail),
     ]
     if checkpoint is not None:
         others = check_files(manifest.checkpoint_files, checkpoint.path)

@@ -68,34 +68,44 @@ def verify(
         ArtifactError: an input is missing, unreadable, or of another base model.
         UnsupportedModelError: it is no language model, or the runtime can't compile it.
     """
-    if base and not checkpoint:
-        raise RecipeError("--base: is compared through a checkpoint; give --checkpoint too, or leave it out")
-    for option, other in (("--base", base), ("--twin", twin)):
-        if other and other.path.resolve() == ir.path.resolve():
-            raise RecipeError(f"{option} {other.path}: is the very IR that is to be proven; give another")
+    _check_arguments(ir, checkpoint, base, twin)
     with _blaming_changed_files(ir, checkpoint, twin):
         graph = read_graph(ir)
-        found = weights(graph)
-        if not found:
+        graph_weights = weights(graph)
+        if not graph_weights:
             raise UnsupportedModelError(f"{ir.path}: no language model, no MatMul or Gather of it reads a weight")
-        evidence = _gathered(ir, graph, found, checkpoint, base, twin, runtime, listener)
+        evidence = _gathered(ir, graph, graph_weights, checkpoint, base, twin, runtime, listener)
         files = {file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)}
+    return _report(ir, graph_weights, evidence, files)
+
+
+def _report(
+    ir: IR, graph_weights: tuple[Weight, ...], evidence: _Evidence, files: dict[str, str]
+) -> VerificationReport:
     return VerificationReport(
         passed=all(check.passed for check in evidence.checks),
         subject=ir.path.absolute().name,
         checks=tuple(evidence.checks),
-        summary=_summary(found, evidence),
-        layers=tuple(_row(weight, evidence) for weight in found),
+        summary=_summary(graph_weights, evidence),
+        layers=tuple(_row(weight, evidence) for weight in graph_weights),
         files=files,
         notes=tuple(filter(None, [told_settings(ir)])),
         versions=stack_versions(),
     )
 
 
+def _check_arguments(ir: IR, checkpoint: Checkpoint | None, base: IR | None, twin: IR | None) -> None:
+    if base and not checkpoint:
+        raise RecipeError("--base: is compared through a checkpoint; give --checkpoint too, or leave it out")
+    for option, other in (("--base", base), ("--twin", twin)):
+        if other and other.path.resolve() == ir.path.resolve():
+            raise RecipeError(f"{option} {other.path}: is the very IR that is to be proven; give another")
+
+
 def _gathered(
     ir: IR,
     graph: ov.Model,
-    found: tuple[Weight, ...],
+    graph_weights: tuple[Weight, ...],
     checkpoint: Checkpoint | None,
     base: IR | None,
     twin: IR | None,
@@ -110,21 +120,21 @@ def _gathered(
     other = read_graph(twin) if twin else None
     others = weights(other) if other else ()
     if checkpoint:
-        _against_checkpoint(evidence, ir, graph, found, checkpoint, base, others, listener)
+        _against_checkpoint(evidence, ir, graph, graph_weights, checkpoint, base, others, listener)
     else:
-        evidence.adapters = adapter_operations(graph, found, None)
+        evidence.adapters = adapter_operations(graph, graph_weights, None)
         evidence.reasons.append("no checkpoint is given: codes can't be compared with what was tuned")
     evidence.checks.append(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
     if twin and other:
-        _against_twin(evidence, ir, graph, found, twin, other, others)
+        _against_twin(evidence, ir, graph, graph_weights, twin, other, others)
     elif base is None:
         evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     else:
         evidence.reasons.append("no twin is given: operators and openvino_model.xml can't be compared with its own")
     if runtime:
-        _executed(evidence, ir, graph, found, checkpoint)
+        _executed(evidence, ir, graph, graph_weights, checkpoint)
     else:
         evidence.reasons.append("the runtime was not looked at")
     return evidence
@@ -154,7 +164,7 @@ def _against_checkpoint(
     evidence: _Evidence,
     ir: IR,
     graph: ov.Model,
-    found: tuple[Weight, ...],
+    graph_weights: tuple[Weight, ...],
     checkpoint: Checkpoint,
     base: IR | None,
     others: tuple[Weight, ...],
@@ -162,20 +172,20 @@ def _against_checkpoint(
 ) -> None:
     """Codes, structure and wiring; `others` are the twin's weights."""
     manifest = checkpoint.manifest
-    if not {weight.name for weight in found} & {layer.name for layer in manifest.packed}:
+    if not {weight.name for weight in graph_weights} & {layer.name for layer in manifest.packed}:
         raise ArtifactError(
             f"{checkpoint.path}: none of its layers has a weight of its name in the IR; it was not made by ovexport "
             "convert, or of another model"
         )
-    evidence.adapters = adapter_operations(graph, found, manifest)
-    evidence.checks += structure(graph, found, manifest)
-    evidence.checks += trained_codes(found, manifest)
+    evidence.adapters = adapter_operations(graph, graph_weights, manifest)
+    evidence.checks += structure(graph, graph_weights, manifest)
+    evidence.checks += trained_codes(graph_weights, manifest)
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
         original = read_graph(base)
         matrices = layer_matrices(original, manifest)
-        evidence.mismatches = arithmetic(found, checkpoint, manifest, matrices, listener)
+        evidence.mismatches = arithmetic(graph_weights, checkpoint, manifest, matrices, listener)
         evidence.checks += arithmetic_checks(evidence.mismatches)
         evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
         leaves = leaves_of_base(matrices, manifest)
@@ -183,9 +193,9 @@ def _against_checkpoint(
             operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
         )
         evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
-        evidence.errors = weight_errors(found, manifest, matrices)
+        evidence.errors = weight_errors(graph_weights, manifest, matrices)
         evidence.twin_errors = weight_errors(others, manifest, matrices)
-    evidence.checks.append(packed_bytes(found, manifest))
+    evidence.checks.append(packed_bytes(graph_weights, manifest))
     evidence.predicted_bytes = sum(predicted_bytes(layer) for layer in manifest.packed)
 
 
@@ -193,7 +203,7 @@ def _against_twin(
     evidence: _Evidence,
     ir: IR,
     graph: ov.Model,
-    found: tuple[Weight, ...],
+    graph_weights: tuple[Weight, ...],
     twin: IR,
     other: ov.Model,
     others: tuple[Weight, ...],
@@ -203,29 +213,29 @@ def _against_twin(
     names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
     evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
     evidence.checks += same_operations(
-        operations(graph, leaves_of_packed(found)), operations(other, leaves_of_packed(others)), "twin"
+        operations(graph, leaves_of_packed(graph_weights)), operations(other, leaves_of_packed(others)), "twin"
     )
     evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 
 
 def _executed(
-    evidence: _Evidence, ir: IR, graph: ov.Model, found: tuple[Weight, ...], checkpoint: Checkpoint | None
+    evidence: _Evidence, ir: IR, graph: ov.Model, graph_weights: tuple[Weight, ...], checkpoint: Checkpoint | None
 ) -> None:
     nodes = executed(graph, str(ir.path))
-    check = runs_packed(nodes, graph, found)
+    check = runs_packed(nodes, graph, graph_weights)
     evidence.running_packed = check.value
-    evidence.checks += [check, no_float_weights(nodes, found)]
+    evidence.checks += [check, no_float_weights(nodes, graph_weights)]
     reference = checkpoint.reference if checkpoint else None
     if reference is not None:
-        evidence.checks += behaviour(graph, str(ir.path), found, reference)
+        evidence.checks += behaviour(graph, str(ir.path), graph_weights, reference)
     elif checkpoint is not None:
         evidence.reasons.append("the checkpoint holds no reference logits: behaviour can't be compared")
 
 
-def _summary(found: tuple[Weight, ...], evidence: _Evidence) -> VerificationSummary:
-    linear = [weight for weight in found if weight.kind == "linear"]
+def _summary(graph_weights: tuple[Weight, ...], evidence: _Evidence) -> VerificationSummary:
+    linear = [weight for weight in graph_weights if weight.kind == "linear"]
     rows = None if evidence.mismatches is None else list(evidence.mismatches.values())
-    elements = sum(weight.elements for weight in found)
+    elements = sum(weight.elements for weight in graph_weights)
     return VerificationSummary(
         linear_layers=len(linear),
         packed_int4=sum(1 for weight in linear if weight.packed and weight.element_type in ("u4", "i4")),
@@ -237,9 +247,9 @@ def _summary(found: tuple[Weight, ...], evidence: _Evidence) -> VerificationSumm
         adapter_nodes=len(evidence.adapters),
         operators_beyond_twin=None if evidence.beyond_twin is None else sum(evidence.beyond_twin.values()),
         runtime_packed_linears=evidence.running_packed,
-        weight_bytes=sum(weight.byte_size for weight in found if weight.packed),
+        weight_bytes=sum(weight.byte_size for weight in graph_weights if weight.packed),
         predicted_weight_bytes=evidence.predicted_bytes,
-        bits_per_weight=8 * sum(weight.byte_size for weight in found) / elements if elements else None,
+        bits_per_weight=8 * sum(weight.byte_size for weight in graph_weights) / elements if elements else None,
         bytes_read_per_token=sum(weight.byte_size for weight in linear),
         reason="; ".join(evidence.reasons) or None,
     )

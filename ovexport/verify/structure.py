@@ -16,9 +16,9 @@ from ovexport.verify.wiring import expected_chains
 _ADAPTER_NAME = re.compile(r"(^|[./_])lora([./_]|$)", re.IGNORECASE)
 
 
-def structure(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
+def structure(graph: ov.Model, graph_weights: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Check]:
     """Every layer of the checkpoint is in the graph, as the recipe promised it, and no Linear beside them."""
-    by_name = readings(found)
+    by_name = readings(graph_weights)
     twice = [subject for ways in by_name.values() if len(ways) > 1 for subject, _ in ways]
     stray = stray_readers(graph)
     checks = [
@@ -36,22 +36,26 @@ def structure(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointMa
             if actual == promised and weight.chain not in expected_chains(layer):
                 actual = f"{promised}, unpacked in another way"
             checks.append(equal("layer packed as promised", subject, actual, promised))
-    names = [weight.name for weight in _floats(found, manifest)]
+    names = [weight.name for weight in _floats(graph_weights, manifest)]
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
     checks.append(equal("matrices left in floating point", "model", len(names), allowed, ", ".join(names[:3])))
     return checks
 
 
-def _floats(found: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Weight]:
+def _floats(graph_weights: tuple[Weight, ...], manifest: CheckpointManifest) -> list[Weight]:
     """The matrices in floating point, tables that are no layer (of positions, say) left out."""
     embeddings = {(layer.out_features, layer.in_features) for layer in manifest.layers if layer.kind != "linear"}
-    return [weight for weight in found if not weight.packed and (weight.kind == "linear" or weight.shape in embeddings)]
+    return [
+        weight
+        for weight in graph_weights
+        if not weight.packed and (weight.kind == "linear" or weight.shape in embeddings)
+    ]
 
 
-def packed_bytes(found: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
+def packed_bytes(graph_weights: tuple[Weight, ...], manifest: CheckpointManifest) -> Check:
     """Codes, scales and zero points take the bytes that the formats predict."""
     predicted = sum(predicted_bytes(layer) for layer in manifest.packed)
-    actual = sum(weight.byte_size for weight in found if weight.packed)
+    actual = sum(weight.byte_size for weight in graph_weights if weight.packed)
     return equal("bytes of packed weights as predicted", "model", actual, predicted)
 
 
@@ -72,15 +76,17 @@ def same_options(ir: IR, graph: ov.Model, other: ov.Model, name: str) -> Check:
     return equal(f"runtime options as the {name}'s", "model", own, runtime_options(other))
 
 
-def adapter_operations(graph: ov.Model, found: tuple[Weight, ...], manifest: CheckpointManifest | None) -> list[str]:
+def adapter_operations(
+    graph: ov.Model, graph_weights: tuple[Weight, ...], manifest: CheckpointManifest | None
+) -> list[str]:
     """Operations of an adapter: LoRA states and names, and MatMuls with weights that the checkpoint does not know."""
     named = [name for name, _ in walk(graph) if _ADAPTER_NAME.search(name)]
     if manifest is None:
         return named
     names = {layer.name for layer in manifest.layers}
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
-    linears = [weight for weight in found if weight.kind == "linear"]
-    floats = _floats(found, manifest)
+    linears = [weight for weight in graph_weights if weight.kind == "linear"]
+    floats = _floats(graph_weights, manifest)
     strangers = [weight for weight in linears if weight.packed and weight.name not in names]
     strangers += floats if len(floats) > allowed else []
     return named + [name for weight in strangers for name in weight.consumer_names]

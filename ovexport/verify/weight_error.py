@@ -13,15 +13,15 @@ _BLOCK_ENTRIES = 1 << 22
 
 
 def weight_errors(
-    found: tuple[Weight, ...], manifest: CheckpointManifest, matrices: Mapping[str, Matrix]
+    graph_weights: tuple[Weight, ...], manifest: CheckpointManifest, matrices: Mapping[str, Matrix]
 ) -> dict[str, float]:
     """By layer, the Frobenius norm of the unpacked matrix less the base's, over the base's.
 
     Args:
-        found: weights of an IR; those that do not fit the checkpoint's layers are left out.
+        graph_weights: weights of an IR; those that do not fit the checkpoint's layers are left out.
         matrices: of the base IR, by layer.
     """
-    by_name = {weight.name: weight for weight in found}
+    by_name = {weight.name: weight for weight in graph_weights}
     errors = {}
     for layer in manifest.packed:
         weight, base = by_name.get(layer.name), matrices.get(layer.name)

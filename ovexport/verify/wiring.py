@@ -102,10 +102,12 @@ def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest)
     }
 
 
-def leaves_of_packed(found: tuple[Weight, ...]) -> dict[str, Leaf]:
+def leaves_of_packed(graph_weights: tuple[Weight, ...]) -> dict[str, Leaf]:
     """Every packed weight as a leaf of its own name and way of unpacking, to compare two products."""
     return {
-        weight.name: Leaf(f"{weight.name} {weight.chain}", chains=(weight.chain,)) for weight in found if weight.packed
+        weight.name: Leaf(f"{weight.name} {weight.chain}", chains=(weight.chain,))
+        for weight in graph_weights
+        if weight.packed
     }
 
 

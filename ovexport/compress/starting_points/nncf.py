@@ -2,6 +2,7 @@
 weights and quantization ranges that it found are read out of its quantizers."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,8 @@ from ovexport.models.architecture import parameter_of_hook
 from ovexport.recipe import CompressSpec
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import FakeQuantizer
+
+logger = logging.getLogger(__name__)
 
 
 class _Nncf(StartingPoint):
@@ -51,6 +54,9 @@ class _Nncf(StartingPoint):
         """
         self.check(start.layers, start.spec)
         tuned = [layer for layer in start.layers if layer.encoding and _as_asked(layer, start.spec)]
+        others = sum(1 for layer in start.layers if layer.rank and layer not in tuned)
+        if others:
+            logger.info("  NNCF takes one mode and group size; layers with others are rounded to nearest: %d", others)
         compressed = self._compress(start, tuned)
         ranges = _ranges(compressed, start.network.config.model_type)
         missing = sorted({layer.name for layer in tuned} - set(ranges))

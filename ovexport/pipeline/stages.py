@@ -197,8 +197,7 @@ def _check_trace(outlook: "Outlook") -> Iterator[Finding]:
 def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.compress import check
 
-    yield from outlook.shape.plan.problems
-    yield from raised(check, outlook.shape.layers, outlook.recipe.compress)
+    return check(outlook.shape.plan, outlook.recipe.compress)
 
 
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:

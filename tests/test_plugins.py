@@ -2,7 +2,10 @@
 file outside the package, found through entry points."""
 
 import importlib
+import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +16,18 @@ from plug_ins import install
 from typer.testing import CliRunner
 
 from ovexport import recipe
-from ovexport.artifacts import IR, Checkpoint
+from ovexport.artifacts import IR, Checkpoint, PreparedData
 from ovexport.cli.main import app
+from ovexport.compress import StartingPoint, compress, starting_points
 from ovexport.errors import ArtifactError, PlugInError, RecipeError
 from ovexport.pipeline import services
-from ovexport.recipe import ConvertSpec, ModelSpec, Recipe
+from ovexport.readers import CheckpointReader, readers
+from ovexport.recipe import CompressSpec, ConvertSpec, ModelSpec, Recipe
 from ovexport.reports import VerificationReport
 from ovexport.storage.records import read_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.verify import verify
+from ovexport.weights.policy import LayerPolicy, layer_policies
 
 pytestmark = pytest.mark.run
 
@@ -205,3 +211,28 @@ def test_the_command_line_shows_one_line_for_a_plug_in_that_fails(site: Path, st
     assert line.startswith(
         "error: plug-in 'halves' of stranger 0.1: failed: TypeError: 'int' object is not iterable (str"
     )
+
+
+@pytest.mark.parametrize("protocol", [StartingPoint, LayerPolicy, CheckpointReader])
+def test_the_example_of_a_protocol_is_registered_and_works(protocol: type, monkeypatch, compress_tiny) -> None:
+    for registry in (starting_points, layer_policies, readers):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    blocks = re.findall(r"(?:^ {4}.*\n|^\n)+", inspect.cleandoc(protocol.__doc__), re.MULTILINE)
+    (example,) = [block for block in blocks if "import" in block]
+    exec(textwrap.dedent(example), {"__name__": "notebook"})
+    if protocol is StartingPoint:
+        assert compress_tiny(starting_point="halves").manifest.replaced_weights
+    elif protocol is LayerPolicy:
+        modes = {layer.mode for layer in compress_tiny(layer_policy="coarse_mlp").manifest.layers}
+        assert modes == {"int8_asym", "int4_asym", "int4_sym"}
+    else:
+        assert readers.load("deltas", "readers").thing().recognizes(Path("tuned.deltas"))
+
+
+@pytest.fixture
+def compress_tiny(tiny_model: Path, tmp_path: Path):
+    def compressed(**keys: str) -> Checkpoint:
+        spec = CompressSpec(group_size=32, rank=4, **keys)
+        return compress(ModelSpec(id=str(tiny_model)), spec, PreparedData(tmp_path), 0, tmp_path / "compressed")
+
+    return compressed

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
-from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
-from ovexport.errors import OvexportError, UnsupportedModelError
+from ovexport.compress.starting_points import Start, StartingPoint, chosen
+from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
 from ovexport.models.loading import load_model
@@ -23,41 +23,10 @@ from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.plan import plan_layers
-from ovexport.weights.policy import layer_policies
 from ovexport.weights.quantizer import FakeQuantizer
 from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)
-
-
-def check(layers: Sequence[LayerFormat], spec: CompressSpec) -> None:
-    """Refuse what the recipe's starting points can't do, before any work.
-
-    Raises:
-        RecipeError: `starting_point` names none.
-        PlugInError: a plug-in fails.
-        UnsupportedModelError: a layer can't be done.
-    """
-    for registered in chosen(spec):
-        with registered.guarded():
-            registered.thing().check(layers, spec)
-
-
-def plug_ins(spec: CompressSpec) -> dict[str, str | None]:
-    """By key of the recipe, the identity of the plug-in that it names: a digest of what the result depends on."""
-    return {
-        "starting_point": starting_points.identity(spec.starting_point),
-        "layer_policy": layer_policies.identity(spec.layer_policy),
-    }
-
-
-def replaces_weights(spec: CompressSpec) -> bool:
-    """Whether a starting point of the recipe may have weights of its own; False where there is none of that name, which
-    `check` says."""
-    try:
-        return any(registered.thing.replaces_weights for registered in chosen(spec))
-    except OvexportError:
-        return False
 
 
 def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import PreparedData
-from ovexport.models.base import BaseModel
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
+from ovexport.models.uncompressed import UncompressedModel
 from ovexport.progress import Listener
 from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.registry import Registered, Registry
@@ -70,7 +70,7 @@ class Material:
             in these. Empty if it only validates.
     """
 
-    base: BaseModel
+    base: UncompressedModel
     compute: Compute
     spec: TuneSpec
     model: ModelSpec

@@ -24,7 +24,7 @@ from ovexport.progress import Listener
 from ovexport.recipe import Recipe
 from ovexport.storage.bounded import parse_json
 from ovexport.storage.digests import file_digest, json_digest
-from ovexport.storage.files import PARTIAL, files_in, translated_disk_errors, write_text
+from ovexport.storage.files import PARTIAL, files_in, make_folder, write_text
 from ovexport.storage.records import write_record
 from ovexport.storage.scratch import clear_partial, clear_scratch
 from ovexport.storage.textfile import read_text
@@ -60,25 +60,30 @@ def run(
         ArtifactError: the folder holds another run, or something that is no run.
         OvexportError: as the checks and the stages do.
     """
-    names = [stage.name for stage in stages]
-    if until is not None and until not in names:
-        raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
+    wanted = _up_to(stages, until)
     folder, ours = RunFolder(out), _names(stages)
     is_empty = _is_empty(folder, stages[0])
     if not is_empty:
         _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
     starts_over = overwrite or is_empty
     require_runnable(check())
-    with translated_disk_errors(out):
-        folder.stages.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.stages)
     with _alone(folder), _forgotten_if_nothing_is_finished(folder, ours) if starts_over else nullcontext():
         if starts_over:
             _clear(folder, ours)
             folder.stages.mkdir()
         _clear_litter(folder, ours)
         write_text(recipes.dump(recipe), folder.recipe)
-        _complete(stages[: names.index(until) + 1 if until else None], recipe, folder, listener, announce)
+        _complete(wanted, recipe, folder, listener, announce)
     return folder
+
+
+def _up_to(stages: Stages, until: str | None) -> Stages:
+    """The stages up to one of them; all of them without."""
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: no such stage; they are {', '.join(names)}")
+    return stages if until is None else stages[: names.index(until) + 1]
 
 
 def _complete(

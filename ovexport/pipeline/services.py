@@ -14,7 +14,7 @@ from ovexport.pipeline.stages import STAGES, judge_and_report
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
 from ovexport.reports import EvaluationReport, GateReport
-from ovexport.storage.files import existing_parent, translated_disk_errors
+from ovexport.storage.files import existing_parent, make_folder
 from ovexport.storage.records import read_record, write_record
 from ovexport.storage.scratch import move_folder, scratch_folder
 
@@ -102,12 +102,10 @@ def convert_checkpoint(
             ours already.
 
     Raises:
-        RecipeError: `ranks` does not suit the checkpoint, or `out` and `keep` lie in each other.
-        PlugInError: a reader of a plug-in fails.
+        RecipeError, PlugInError: `ranks` does not suit it, `out` and `keep` lie in each other, or a reader fails.
         ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
             holds something.
-        UnsupportedModelError: the base model can't be loaded or traced, or the runtime computes a group size of the
-            checkpoint wrongly.
+        UnsupportedModelError: the model can't be traced, or the runtime computes a group size wrongly.
     """
     from ovexport.convert import convert
     from ovexport.readers import read_checkpoint
@@ -115,21 +113,27 @@ def convert_checkpoint(
     from ovexport.trace.stage import trace
 
     out, keep = out.resolve(), keep.resolve() if keep else None
-    if keep and (out == keep or out in keep.parents or keep in out.parents):
-        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
-    for option, folder in (("--out", out), ("--keep", keep)):
-        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
+    _require_free(out, keep)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
         checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")
+        base.index_file.unlink()  # verify, for which `keep` is, does not read it
         for made, wanted in ((kept, keep), (product.path, out)):
             if wanted:
                 move_folder(made, wanted)
     return IR(out)
+
+
+def _require_free(out: Path, keep: Path | None) -> None:
+    """Refuse folders that hold something, or lie in each other."""
+    if keep and (out == keep or out in keep.parents or keep in out.parents):
+        raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
+    for option, folder in (("--out", out), ("--keep", keep)):
+        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
 
 
 def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:
@@ -196,7 +200,7 @@ def evaluate_candidate(
         ground_truth: a csv of the reference's answers, which then are not generated.
 
     Raises:
-        OvexportError: as the stage evaluate does, or there is neither a reference nor a ground truth.
+        OvexportError: as the stage evaluate does, or there is nothing to compare with.
     """
     from ovexport.evaluate import evaluate, load_encoder, read_ground_truth
 
@@ -205,19 +209,11 @@ def evaluate_candidate(
     if spec.isolate and (reference is None or data is None):
         raise RecipeError("evaluate.isolate: needs a reference and text; give --reference and --data, or leave it out")
     models = _by_folder([ir for ir in (reference, candidate) if ir])
-    with translated_disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    report = evaluate(
-        models,
-        reference.path.absolute().name if reference else None,
-        data,
-        spec,
-        load_encoder(spec.encoder),
-        out,
-        ground_truth=read_ground_truth(ground_truth) if ground_truth else None,
-        tasks=[_asked(task) for task in tasks],
-        listener=listener,
-    )
+    make_folder(out)
+    name = reference.path.absolute().name if reference else None
+    truth = read_ground_truth(ground_truth) if ground_truth else None
+    asked, encoder = [_asked(task) for task in tasks], load_encoder(spec.encoder)
+    report = evaluate(models, name, data, spec, encoder, out, ground_truth=truth, tasks=asked, listener=listener)
     write_record(report, out / "evaluation.json")
     return report
 

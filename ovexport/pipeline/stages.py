@@ -197,8 +197,7 @@ def _check_trace(outlook: "Outlook") -> Iterator[Finding]:
 def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.compress import check
 
-    yield from outlook.shape.plan.problems
-    yield from raised(check, outlook.shape.layers, outlook.recipe.compress)
+    return check(outlook.shape.plan, outlook.recipe.compress)
 
 
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
@@ -252,7 +251,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         sections=("model", "convert"),
         reads={"model": model_files},
         libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
-        outputs=("bf16",),
+        outputs=("bf16", "bf16.weights.json"),
     ),
     Stage(
         name="compress",

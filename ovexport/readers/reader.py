@@ -77,17 +77,19 @@ class CheckpointReader(Protocol):
     `ovexport convert` asks the readers in turn, ours first, which of them recognizes the path that it was given; the
     first that does reads it. Derive from this class and register it by a name:
 
+        from ovexport.readers import BaseWeights, CheckpointReader, readers
+
         @readers.register("deltas")                    # or an entry point in the group "ovexport.readers"
         class Deltas(CheckpointReader):
             takes = "a file of deltas"
 
-            def recognizes(self, path: Path) -> bool:
+            def recognizes(self, path):
                 return path.suffix == ".deltas"
 
-            def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
+            def read(self, path, model, out, *, ranks):
                 base = BaseWeights.load(model)
                 layers = [...]      # a LayerFormat of each of base.matrices: `plan_layers`, or `format_layer`
-                quantizers = {...}  # a FakeQuantizer of each layer with an encoding, with the file's parameters
+                quantizers = {...}  # by name, a FakeQuantizer of each layer with an encoding, set to the file's values
                 return base.write(out, layers, quantizers, {})
 
     Nothing of the file or folder is executed: no pickle, no code that it brings. What does not suit the base model is

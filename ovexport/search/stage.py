@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ovexport.artifacts import DRAWN_RANKS, Checkpoint, DrawnRanks, PreparedData
-from ovexport.models.base import load_base
 from ovexport.models.checkpoint import write_outcome
 from ovexport.models.device import Compute
 from ovexport.models.head import Head
 from ovexport.models.student import Student
+from ovexport.models.uncompressed import load_uncompressed
 from ovexport.objectives import Material, Objective, build_objective
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ModelSpec, SearchSpec, TuneSpec
@@ -118,7 +118,7 @@ def _load_subject(
     tuned: Checkpoint, model: ModelSpec, tuning: TuneSpec, data: PreparedData, listener: Listener
 ) -> _Subject:
     compute, manifest = Compute.of(tuning.device, tuning.precision), tuned.manifest
-    base = load_base(model, manifest.layers, compute)
+    base = load_uncompressed(model, manifest.layers, compute)
     nothing_to_learn = np.zeros(0, dtype=np.int64)
     objective = build_objective(
         Material(

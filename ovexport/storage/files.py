@@ -69,6 +69,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, unless it is there.
+
+    Raises:
+        ArtifactError: it can't be made.
+    """
+    with translated_disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def translated_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, or a place that can't be written, into one clear line.

@@ -8,7 +8,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ovexport.storage.files import translated_disk_errors
+from ovexport.storage.files import make_folder, translated_disk_errors
 from ovexport.storage.records import read_json_lines
 
 
@@ -16,8 +16,7 @@ class TuningLog:
     """tuning.jsonl and TensorBoard events in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        with translated_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._path = folder / "tuning.jsonl"
         self._folder = folder
 

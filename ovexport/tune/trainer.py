@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.errors import UnsupportedModelError
-from ovexport.models.base import BaseModel, load_base
 from ovexport.models.device import Compute
 from ovexport.models.head import gives_logits
 from ovexport.models.student import Student
+from ovexport.models.uncompressed import UncompressedModel, load_uncompressed
 from ovexport.objectives import Material, Objective, build_objective, count_train_examples
 from ovexport.progress import Listener
 from ovexport.recipe import ModelSpec, TuneSpec
@@ -183,7 +183,7 @@ def make_trainer(
     tunable = any(layer.rank for layer in manifest.layers)
     examples = count_train_examples(spec.objective, data)
     sampler = Sampler.of(spec, examples, manifest.elastic_ranks, tunable=tunable)
-    base = load_base(model, manifest.layers, compute)
+    base = load_uncompressed(model, manifest.layers, compute)
     measurable = _is_measurable(base, data, compute)
     if sampler.steps and not measurable:
         raise UnsupportedModelError(
@@ -202,7 +202,7 @@ def make_trainer(
     return Trainer(student, objective, sampler, spec, start, measurable=measurable)
 
 
-def _is_measurable(base: BaseModel, data: PreparedData, compute: Compute) -> bool:
+def _is_measurable(base: UncompressedModel, data: PreparedData, compute: Compute) -> bool:
     ids = torch.from_numpy(data.tokens("validation").astype(np.int64)).to(compute.device)
     with compute.autocast():
         return gives_logits(base.head, base.network, ids)

@@ -22,7 +22,7 @@ class LayerFormat(Record):
         rank: of its adapter; 0 without one.
         active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
             all of them when None.
-        arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantization`, "nncf" as in
+        arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantizer`, "nncf" as in
             `nncf_quantizer`, of a checkpoint that was tuned with NNCF.
         note: why it is not as the recipe asked, None when it is.
     """

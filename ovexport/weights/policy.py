@@ -22,15 +22,17 @@ class LayerPolicy(Protocol):
     each matrix that `compress.ignored` does not name. `ovexport plan` does the same without the weights. Register a
     class, or a function that makes a policy, by a name that recipes use:
 
+        from ovexport.weights.policy import RecipePolicy, format_layer, layer_policies
+
         @layer_policies.register("coarse_mlp")         # or an entry point in the group "ovexport.layer_policies"
         class CoarseMlp:
-            def __init__(self, spec: CompressSpec, matrices: Sequence[WeightMatrix]) -> None:
-                self._recipe = RecipePolicy(spec, matrices)
+            def __init__(self, spec, matrices):        # CompressSpec, Sequence[WeightMatrix]
+                self.recipe = RecipePolicy(spec, matrices)
 
-            def __call__(self, matrix: WeightMatrix) -> LayerFormat:
+            def __call__(self, matrix):                # WeightMatrix -> LayerFormat
                 if ".mlp." in matrix.name:
-                    return format_layer(matrix, "int4_sym", group_size=128, rank=16)
-                return self._recipe(matrix)
+                    return format_layer(matrix, "int4_sym", group_size=64, rank=16)
+                return self.recipe(matrix)
 
     What it may return: of a matrix whose `kind` is "linear" any mode; of others "int8_asym" or "float". 4-bit layers
     have a group size that divides `in_features` and is a power of two (or all of an even `in_features`), and a rank up

@@ -66,11 +66,13 @@ class StartingPoint(Protocol):
 
     Derive from this class to take over its defaults, and register the class by a name that recipes use:
 
+        from ovexport.compress import StartingPoint, starting_points
+
         @starting_points.register("halves")            # or an entry point in the group "ovexport.starting_points"
         class Halves(StartingPoint):
             replaces_weights = True
 
-            def apply(self, start: Start) -> None:
+            def apply(self, start):                    # a Start
                 for name, quantizer in start.quantizers.items():
                     start.replaced_weights[name] = start.weight(name).float() / 2
                     quantizer.initialize(start.replaced_weights[name], start.generator)

@@ -15,7 +15,7 @@ from ovexport.weights.layer import LayerFormat
 
 
 @dataclass(frozen=True, slots=True)
-class BaseModel:
+class UncompressedModel:
     """A loaded model.
 
     Attributes:
@@ -29,7 +29,7 @@ class BaseModel:
     own_weights: dict[str, Tensor]
 
 
-def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute) -> BaseModel:
+def load_uncompressed(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute) -> UncompressedModel:
     """Load the model that a checkpoint's layers are of.
 
     Raises:
@@ -40,4 +40,4 @@ def load_base(model: ModelSpec, layers: Iterable[LayerFormat], compute: Compute)
     own_weights = {layer.name: architecture.matrix(layer.name).read() for layer in layers}
     compute_in(network, compute.dtype)
     head = architecture.head()
-    return BaseModel(network, head, own_weights)
+    return UncompressedModel(network, head, own_weights)

@@ -1,0 +1,43 @@
+"""What would stop the stage, and what it takes, found before any work."""
+
+from collections.abc import Iterator
+
+from ovexport.checking import Finding, raised
+from ovexport.compress.starting_points import chosen, starting_points
+from ovexport.errors import OvexportError
+from ovexport.recipe import CompressSpec
+from ovexport.weights.plan import LayerPlan
+from ovexport.weights.policy import layer_policies
+
+
+def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
+    """Every problem of the stage: of the layers, and of the recipe's starting points with them.
+
+    Args:
+        plan: the format of each layer.
+    """
+    yield from plan.problems
+    yield from raised(_check_starting_points, plan, spec)
+
+
+def plug_ins(spec: CompressSpec) -> dict[str, str | None]:
+    """By key of the recipe, the identity of the plug-in that it names: a digest of what the result depends on."""
+    return {
+        "starting_point": starting_points.identity(spec.starting_point),
+        "layer_policy": layer_policies.identity(spec.layer_policy),
+    }
+
+
+def replaces_weights(spec: CompressSpec) -> bool:
+    """Whether a starting point of the recipe may have weights of its own; False where there is none of that name, which
+    `check` says."""
+    try:
+        return any(registered.thing.replaces_weights for registered in chosen(spec))
+    except OvexportError:
+        return False
+
+
+def _check_starting_points(plan: LayerPlan, spec: CompressSpec) -> None:
+    for registered in chosen(spec):
+        with registered.guarded():
+            registered.thing().check(plan.layers, spec)

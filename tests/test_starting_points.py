@@ -1,11 +1,7 @@
 """Starting points: chosen by name or by the three keys, and what is refused of one that is not ours."""
 
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator
-=======
 import re
-from collections.abc import Callable
->>>>>>> main
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np

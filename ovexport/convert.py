@@ -16,7 +16,8 @@ from openvino import opset13 as opset
 from ovexport.artifacts import IR, IR_MANIFEST, IRManifest, PackedManifest, PackedWeights
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import read_graph, type_name
-from ovexport.openvino.matrices import Matrix, bfloat16_bits, layer_matrices
+from ovexport.openvino.matrices import Matrix, bfloat16_bits
+from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import atomic_folder, files_in
 from ovexport.storage.records import write_record
@@ -29,7 +30,8 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     """Write the IR of the packed weights.
 
     Args:
-        base: the IR of the uncompressed model; its graph, tokenizers and configurations are taken over.
+        base: the traced IR of the uncompressed model, with its index of weights; its graph, tokenizers and
+            configurations are taken over.
 
     Raises:
         ArtifactError: an input is missing or corrupt.
@@ -38,7 +40,7 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     manifest = packed.manifest
     tensors = packed.tensors
     graph = read_graph(base)
-    matrices = layer_matrices(graph, manifest)
+    matrices = indexed_matrices(base, graph, manifest)
     for layer in manifest.layers:
         if layer.encoding is None and layer.name not in manifest.replaced_weights:
             continue

@@ -15,7 +15,8 @@ from torch import Tensor
 from ovexport.artifacts import IR, Checkpoint, CheckpointManifest, PackedManifest, PackedWeights
 from ovexport.errors import ArtifactError
 from ovexport.openvino.graph import read_graph
-from ovexport.openvino.matrices import Matrix, layer_matrices
+from ovexport.openvino.matrices import Matrix
+from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import TensorFile, TensorWriter
@@ -29,7 +30,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     """Absorb the adapters: compute every layer's codes and pack them.
 
     Args:
-        base: the traced IR of the model that the checkpoint was tuned on.
+        base: the traced IR of the model that the checkpoint was tuned on, with its index of weights.
 
     Raises:
         ArtifactError: the checkpoint is corrupt or of another base model, or its codes are not those that tuning
@@ -37,7 +38,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         UnsupportedModelError: which constant of the base is a layer's can't be told.
     """
     manifest = checkpoint.manifest
-    matrices = layer_matrices(read_graph(base), manifest)
+    matrices = indexed_matrices(base, read_graph(base), manifest)
     adapters = checkpoint.adapters
     replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
     packed = PackedManifest(

@@ -2,7 +2,7 @@
 
 from ovexport.artifacts.checkpoint import DRAWN_RANKS, Checkpoint, CheckpointManifest, DrawnRanks, DrawnStep, Validation
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
-from ovexport.artifacts.ir import IR, IR_MANIFEST, IRManifest
+from ovexport.artifacts.ir import IR, IR_MANIFEST, IndexedConstant, IRManifest, WeightIndex
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
 from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
 
@@ -20,10 +20,12 @@ __all__ = [
     "DrawnStep",
     "Example",
     "IRManifest",
+    "IndexedConstant",
     "PackedManifest",
     "PackedWeights",
     "PreparedData",
     "RunFolder",
     "StageRecord",
     "Validation",
+    "WeightIndex",
 ]

@@ -29,6 +29,35 @@ class IRManifest(Record):
     versions: dict[str, str]
 
 
+class IndexedConstant(Record):
+    """A constant of a traced graph that holds a weight matrix.
+
+    Attributes:
+        constant: its name in the graph.
+        digest: SHA-256 of the matrix's bytes, row by row as (output, input).
+        out_features, in_features: the matrix's shape.
+        transposed: the constant holds it as (input, output).
+    """
+
+    constant: str
+    digest: str
+    out_features: int
+    in_features: int
+    transposed: bool
+
+
+class WeightIndex(Record):
+    """bf16.weights.json: where a traced graph holds the model's weight matrices, so that they are hashed once.
+
+    Attributes:
+        constants: an entry for each type that the values may have had in the model; a float32 constant whose values fit
+            into bfloat16 has two.
+    """
+
+    format_version: Literal[1] = 1
+    constants: tuple[IndexedConstant, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class IR:
     """A folder that openvino-genai and optimum-intel load: openvino_model.xml / .bin, tokenizers, configurations."""
@@ -55,6 +84,16 @@ class IR:
         """ovexport.json, checked; None for an IR that another tool made."""
         path = self.path / IR_MANIFEST
         return read_record(path, IRManifest) if path.is_file() else None
+
+    @property
+    def index_file(self) -> Path:
+        """The index of a traced IR's weights. It lies beside the folder, whose files are compared with a product's."""
+        return self.path.with_name(f"{self.path.name}.weights.json")
+
+    @property
+    def weight_index(self) -> WeightIndex:
+        """The index of a traced IR's weights, checked; it is trusted to be of this IR."""
+        return read_record(self.index_file, WeightIndex)
 
     def require(self) -> "IR":
         """Itself, when its graph and weights are there.

@@ -16,7 +16,7 @@ from ovexport.artifacts import CheckpointManifest, PackedManifest
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import FLOAT_TYPES, STORED_AS, constants, raw, type_name
 from ovexport.storage.digests import bytes_digest
-from ovexport.weights.layer import LayerFormat
+from ovexport.weights.layer import LayerFormat, WeightMatrix
 
 Content = tuple[str, int, int]
 """SHA-256 of a matrix's bytes row by row as (output, input), outputs and inputs."""
@@ -70,9 +70,15 @@ def layer_matrices(graph: ov.Model, manifest: CheckpointManifest | PackedManifes
     Raises:
         UnsupportedModelError: which constant is a layer's can't be told, or several layers share one.
     """
-    found = _constants_by_content(graph, manifest.layers)
+    return choose_matrices(manifest, matrices_by_content(graph, manifest.layers))
+
+
+def choose_matrices(
+    manifest: CheckpointManifest | PackedManifest, by_content: Mapping[Content, list[Matrix]]
+) -> dict[str, Matrix]:
+    """As layer_matrices, from constants whose content is known."""
     candidates = {
-        layer.name: found.get((manifest.weight_digests[layer.name], layer.out_features, layer.in_features), [])
+        layer.name: by_content.get((manifest.weight_digests[layer.name], layer.out_features, layer.in_features), [])
         for layer in manifest.layers
     }
     chosen = {layer.name: own for layer in manifest.layers if (own := _named(layer, candidates[layer.name]))}
@@ -154,15 +160,15 @@ def _ambiguous(layer: LayerFormat, candidates: list[Matrix], sharing: list[str])
     )
 
 
-def _constants_by_content(graph: ov.Model, layers: Iterable[LayerFormat]) -> Mapping[Content, list[Matrix]]:
-    """The graph's float constants with a layer's shape.
+def matrices_by_content(graph: ov.Model, layers: Iterable[LayerFormat | WeightMatrix]) -> dict[Content, list[Matrix]]:
+    """The graph's float constants with a layer's shape, hashed.
 
     A constant that the exporter widened to float32 is found under the digest of the 16-bit values it came from too.
     """
     layers = tuple(layers)
     straight = {(layer.out_features, layer.in_features) for layer in layers}
     transposed = {(layer.in_features, layer.out_features) for layer in layers if layer.transposed}
-    found: dict[Content, dict[tuple[str, bool], Matrix]] = {}
+    matrices: dict[Content, dict[tuple[str, bool], Matrix]] = {}
     for node in constants(graph):
         shape = tuple(node.get_output_shape(0))
         if type_name(node) not in FLOAT_TYPES or shape not in straight | transposed:
@@ -171,11 +177,11 @@ def _constants_by_content(graph: ov.Model, layers: Iterable[LayerFormat]) -> Map
         for values in (stored, *_narrowed(node, stored)):
             if shape in straight:
                 content = (bytes_digest(values), shape[0], shape[1])
-                found.setdefault(content, {})[node.get_name(), False] = Matrix(node, transposed=False)
+                matrices.setdefault(content, {})[node.get_name(), False] = Matrix(node, transposed=False)
             if shape in transposed:
                 content = (bytes_digest(np.ascontiguousarray(values.transpose(1, 0, 2))), shape[1], shape[0])
-                found.setdefault(content, {})[node.get_name(), True] = Matrix(node, transposed=True)
-    return {content: list(matrices.values()) for content, matrices in found.items()}
+                matrices.setdefault(content, {})[node.get_name(), True] = Matrix(node, transposed=True)
+    return {content: list(candidates.values()) for content, candidates in matrices.items()}
 
 
 def _narrowed(node: Any, stored: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -120,6 +120,7 @@ def convert_checkpoint(
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")
+        base.index_file.unlink()  # verify, for which `keep` is, does not read it
         for made, wanted in ((kept, keep), (product.path, out)):
             if wanted:
                 move_folder(made, wanted)

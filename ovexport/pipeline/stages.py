@@ -251,7 +251,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         sections=("model", "convert"),
         reads={"model": model_files},
         libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
-        outputs=("bf16",),
+        outputs=("bf16", "bf16.weights.json"),
     ),
     Stage(
         name="compress",

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ovexport.artifacts import IR
 from ovexport.errors import UnsupportedModelError
 from ovexport.foreign import exhausted, said
+from ovexport.models.architecture import Architecture
 from ovexport.models.loading import (
     generation_config_file,
     load_config,
@@ -28,8 +29,10 @@ from ovexport.models.loading import (
 )
 from ovexport.openvino.names import name_nodes
 from ovexport.openvino.tokenizer import check_ends, write_tokenizer
+from ovexport.openvino.weight_index import make_index
 from ovexport.recipe import ConvertSpec, ModelSpec
 from ovexport.storage.files import atomic_folder
+from ovexport.storage.records import write_record
 
 TASK = "text-generation-with-past"
 _LIFTED_CAPS = {"gemma2": model_configs.Gemma2OpenVINOConfig}
@@ -41,7 +44,8 @@ _OF_THE_SAVING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path
 
 
 def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
-    """Export the model with its weights as they are, with tokenizer, detokenizer and configurations.
+    """Export the model with its weights as they are, with tokenizer, detokenizer and configurations; beside the IR's
+    folder lies an index of its weights.
 
     Raises:
         ArtifactError: the model or a file of it can't be read.
@@ -51,6 +55,9 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
     network = load_model(model)
     tokenizer = load_tokenizer(model, network.config.get_text_config().vocab_size)
     check_ends(model, tokenizer)
+    matrices = [matrix for matrix in Architecture(network).all_matrices() if matrix.problem is None]
+    traced = IR(out)
+    traced.index_file.unlink(missing_ok=True)
     with atomic_folder(out) as folder:
         write_tokenizer(tokenizer, folder, model.id)
         _export(network, model.id, folder)
@@ -60,7 +67,8 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
         name_nodes(folder / "openvino_model.xml")
         _write_generation_config(model, folder)
         check_kept(model, tokenizer, folder)
-    return IR(out)
+    write_record(make_index(traced, matrices), traced.index_file)
+    return traced
 
 
 def set_runtime_options(xml: Path, convert: ConvertSpec) -> None:

@@ -150,9 +150,8 @@ def test_a_reader_goes_from_convert_to_the_proof(site: Path, strange: Recipe, ti
     deltas = {name: generator.normal(0, 0.02, weight.shape).astype(np.float32) for name, weight in base.weights.items()}
     write_tensors(deltas, path)
     out, keep = tmp_path / "int4", tmp_path / "proof"
-    options = ["--model", tiny_model, "--out", out, "--keep", keep]
-    done = CliRunner().invoke(app, list(map(str, ["convert", path, *options])))
-    assert done.exit_code == 0, done.output
+    done = ovexport("convert", path, "--model", tiny_model, "--out", out, "--keep", keep)
+    assert done.returncode == 0, done.stderr
     checkpoint = Checkpoint(keep / "checkpoint")
     assert len(checkpoint.manifest.replaced_weights) == 14
     assert verify(IR(out), checkpoint=checkpoint, base=IR(keep / "bf16")).passed

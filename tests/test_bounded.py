@@ -146,5 +146,5 @@ def test_a_weight_that_is_unpacked_by_too_many_operations_is_refused_at_once() -
 def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     from ovexport.foreign import translated
 
-    with pytest.raises(OvexportError, match=r"255 bytes|too long"), translated():
+    with pytest.raises(OvexportError, match="longer than the file system takes"), translated():
         read_bytes(tmp_path / ("n" * 300))

@@ -273,7 +273,7 @@ def test_a_model_with_another_vocabulary_or_tokenizer_is_refused(finished_run: R
     other = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "other"))
     for file in ("openvino_tokenizer.xml", "openvino_tokenizer.bin"):
         shutil.copy(other.path / file.replace("tokenizer", "detokenizer"), other.path / file)
-    with pytest.raises((ArtifactError, UnsupportedModelError), match="tokenizer"):
+    with pytest.raises(UnsupportedModelError, match="openvino-genai can't load its tokenizer"):
         evaluate(
             {"bf16": finished_run.ir("bf16"), "other": other}, "bf16", None, QUICK, load_encoder("offline"), tmp_path
         )

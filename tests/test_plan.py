@@ -21,6 +21,8 @@ from ovexport.pipeline import services
 from ovexport.pipeline.plan import plan_model
 from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe
 
+pytestmark = pytest.mark.run
+
 
 def parsed(values: dict) -> Recipe:
     return recipe.parse(values, base=REPOSITORY, origin="tiny")

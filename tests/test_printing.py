@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import typer
 from conftest import REPOSITORY
 
 from ovexport.artifacts import RunFolder
@@ -42,8 +43,9 @@ def test_lines_errors_and_logs_show_a_name_as_it_is(capsys: pytest.CaptureFixtur
     library.addHandler(handler := logging.StreamHandler(sys.stderr))
     library.error("%s", PAINTED)
     library.removeHandler(handler)
-    with pytest.raises(Exception, match="4"):
+    with pytest.raises(typer.Exit) as caught:
         reports_errors(fails)()
+    assert caught.value.exit_code == 4
     print_block(f"a\n{PAINTED.replace(chr(10), '')}\n")
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == SHOWN

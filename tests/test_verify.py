@@ -288,6 +288,7 @@ def traced(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec
     return model, trace(model, ConvertSpec(), folder / "bf16")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
 @pytest.mark.parametrize("group_size", [16, -1])
 @pytest.mark.parametrize("active_rank", [None, 3])

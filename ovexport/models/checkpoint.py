@@ -17,7 +17,7 @@ from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.versions import stack_versions
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import Quantizer
+from ovexport.weights.quantizer import Quantizer, stored_parameters
 
 
 def write_checkpoint(
@@ -27,7 +27,7 @@ def write_checkpoint(
     digests: dict[str, str],
     weights: Mapping[str, Tensor],
     quantizers: Mapping[str, Quantizer],
-    changed: Mapping[str, Tensor],
+    replaced_weights: Mapping[str, Tensor],
     *,
     rank_space: tuple[int, ...] = (),
     rank_by: Literal["block", "linear"] = "block",
@@ -38,7 +38,7 @@ def write_checkpoint(
     Args:
         digests: SHA-256 of each layer's weights in the base model.
         weights: of the base model by layer, (output, input).
-        changed: those that stand in their place, float32.
+        replaced_weights: those that stand in their place, float32.
         rank_space, rank_by, steps: as in the manifest.
     """
     manifest = CheckpointManifest(
@@ -46,9 +46,9 @@ def write_checkpoint(
         revision=model.revision,
         layers=layers,
         weight_digests=digests,
-        replaced_weights=tuple(sorted(changed)),
+        replaced_weights=tuple(sorted(replaced_weights)),
         digests={
-            name: quantizer.quantize(changed.get(name, weights[name])).digest()
+            name: quantizer.quantize(replaced_weights.get(name, weights[name])).digest()
             for name, quantizer in quantizers.items()
         },
         rank_space=rank_space,
@@ -56,15 +56,12 @@ def write_checkpoint(
         steps=steps,
         versions=stack_versions(),
     )
-    tensors = {
-        f"{name}.{key}": value.numpy()
-        for name, quantizer in quantizers.items()
-        for key, value in quantizer.stored().items()
-    }
+    tensors = {name: value.numpy() for name, value in stored_parameters(quantizers).items()}
     with atomic_folder(out) as folder:
         write_tensors(tensors, folder / "adapters.safetensors")
-        if changed:
-            write_tensors({name: value.numpy() for name, value in changed.items()}, folder / "weights.safetensors")
+        if replaced_weights:
+            tensors = {name: value.numpy() for name, value in replaced_weights.items()}
+            write_tensors(tensors, folder / "weights.safetensors")
         write_record(manifest, folder / "checkpoint.json")
     return Checkpoint(out)
 

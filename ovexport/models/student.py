@@ -21,7 +21,8 @@ from ovexport.models.head import Head
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.recipe import ModelSpec
-from ovexport.weights.quantizer import FakeQuantizer, load_quantizer
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.quantizer import FakeQuantizer, load_quantizer, stored_parameters
 
 
 class Student:
@@ -50,9 +51,8 @@ class Student:
             dtype: of the products of matrices.
             fixed: names of quantizers' parameters that are not tuned.
         """
-        manifest = start.manifest
+        manifest, adapters = start.manifest, start.adapters
         replaced = start.weights if manifest.replaced_weights else {}
-        adapters = start.adapters
         self.network = network
         self.quantizers: dict[str, FakeQuantizer] = {}
         self.base_weights: dict[str, Tensor] = {}
@@ -60,23 +60,19 @@ class Student:
         self._views: dict[str, MatrixView] = {}
         self._sums: dict[str, Tensor] = {}
         for layer in manifest.layers:
-            view = matrix_view(network, layer.name)
             base = own_weights[layer.name]
             if layer.name in replaced:
                 base = _mapped(replaced[layer.name]).to(base.device)
+            view = matrix_view(network, layer.name)
             view.parameter.data = torch.empty_like(view.parameter.data, dtype=dtype)
             if layer.encoding is None:
                 self._floats[layer.name] = base
                 view.write(base)
                 continue
-            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(base.device)
+            quantizer = load_quantizer(layer, adapters).to(base.device)
             for name in set(fixed) & set(quantizer.range_names):
                 getattr(quantizer, name).requires_grad_(False)
-            self.base_weights[layer.name] = base
-            self._views[layer.name] = view
-            if layer.rank:
-                view.parameter.requires_grad_(True)
-                view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))  # type: ignore[no-untyped-call]
+            self._quantize(layer, view, base, quantizer)
         self.trained: dict[str, nn.Parameter] = {
             f"{name}.{key}": parameter
             for name, quantizer in self.quantizers.items()
@@ -84,6 +80,15 @@ class Student:
             if parameter.requires_grad
         }
         self.quantize_weights()
+
+    def _quantize(self, layer: LayerFormat, view: MatrixView, base: Tensor, quantizer: FakeQuantizer) -> None:
+        """Let a quantizer give the weights of a layer, and the layer's gradients reach it."""
+        self.quantizers[layer.name] = quantizer
+        self.base_weights[layer.name] = base
+        self._views[layer.name] = view
+        if layer.rank:
+            view.parameter.requires_grad_(True)
+            view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))  # type: ignore[no-untyped-call]
 
     @property
     def head(self) -> Head:
@@ -123,11 +128,7 @@ class Student:
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
-        return {
-            f"{name}.{key}": value
-            for name, quantizer in self.quantizers.items()
-            for key, value in quantizer.stored().items()
-        }
+        return stored_parameters(self.quantizers)
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, NDArray[np.float32]]) -> None:

@@ -1,11 +1,14 @@
 """What a mode means, as it is packed and as it is proven."""
 
+import ast
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import openvino as ov
 import pytest
 
+import ovexport
 from ovexport.openvino.graph import unpacked
 from ovexport.verify.modes import STORAGE, predicted_bytes
 from ovexport.weights.encoding import ENCODINGS, Encoding, Mode, encoding_of
@@ -66,3 +69,13 @@ def test_a_layer_in_floating_point_has_no_encoding() -> None:
     assert layer.weight_bytes == 0
     with pytest.raises(ValueError, match="w: has no codes"):
         layer.require_encoding()
+
+
+def test_names_of_modes_stand_where_they_are_defined_or_chosen_and_nowhere_else() -> None:
+    homes = {"weights/encoding.py", "verify/modes.py", "recipe/compress.py", "weights/policy.py"}
+    package = Path(ovexport.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        named = {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in ENCODINGS}
+        place = path.relative_to(package).as_posix()
+        assert not named or place in homes, f"{place} knows {', '.join(named)}: what follows from a mode is Encoding's"

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ovexport.artifacts import Checkpoint, CheckpointManifest
 from ovexport.models.reference import reference_logits
-from ovexport.models.student import Student
+from ovexport.models.student import Student, stored_parameters
 from ovexport.recipe import ModelSpec
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.versions import stack_versions
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import Quantizer, stored_parameters
+from ovexport.weights.quantizer import Quantizer
 
 
 def write_checkpoint(
@@ -27,7 +27,7 @@ def write_checkpoint(
     digests: dict[str, str],
     weights: Mapping[str, Tensor],
     quantizers: Mapping[str, Quantizer],
-    replaced_weights: Mapping[str, Tensor],
+    replaced: Mapping[str, Tensor],
     *,
     rank_space: tuple[int, ...] = (),
     rank_by: Literal["block", "linear"] = "block",
@@ -38,7 +38,7 @@ def write_checkpoint(
     Args:
         digests: SHA-256 of each layer's weights in the base model.
         weights: of the base model by layer, (output, input).
-        replaced_weights: those that stand in their place, float32.
+        replaced: those that take their place, float32.
         rank_space, rank_by, steps: as in the manifest.
     """
     manifest = CheckpointManifest(
@@ -46,22 +46,18 @@ def write_checkpoint(
         revision=model.revision,
         layers=layers,
         weight_digests=digests,
-        replaced_weights=tuple(sorted(replaced_weights)),
-        digests={
-            name: quantizer.quantize(replaced_weights.get(name, weights[name])).digest()
-            for name, quantizer in quantizers.items()
-        },
+        replaced_weights=tuple(sorted(replaced)),
+        digests={name: one.quantize(replaced.get(name, weights[name])).digest() for name, one in quantizers.items()},
         rank_space=rank_space,
         rank_by=rank_by,
         steps=steps,
         versions=stack_versions(),
     )
-    tensors = {name: value.numpy() for name, value in stored_parameters(quantizers).items()}
+    tensors = {key: value.numpy() for key, value in stored_parameters(quantizers).items()}
     with atomic_folder(out) as folder:
         write_tensors(tensors, folder / "adapters.safetensors")
-        if replaced_weights:
-            tensors = {name: value.numpy() for name, value in replaced_weights.items()}
-            write_tensors(tensors, folder / "weights.safetensors")
+        if replaced:
+            write_tensors({name: value.numpy() for name, value in replaced.items()}, folder / "weights.safetensors")
         write_record(manifest, folder / "checkpoint.json")
     return Checkpoint(out)
 

@@ -5,7 +5,7 @@ microbatches and sent through the quantizer once, one layer at a time.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.recipe import ModelSpec
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer, load_quantizer, stored_parameters
+from ovexport.weights.quantizer import FakeQuantizer, Quantizer, load_quantizer
 
 
 class Student:
@@ -51,44 +51,29 @@ class Student:
             dtype: of the products of matrices.
             fixed: names of quantizers' parameters that are not tuned.
         """
-        manifest, adapters = start.manifest, start.adapters
-        replaced = start.weights if manifest.replaced_weights else {}
         self.network = network
         self.quantizers: dict[str, FakeQuantizer] = {}
         self.base_weights: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._views: dict[str, MatrixView] = {}
         self._sums: dict[str, Tensor] = {}
-        for layer in manifest.layers:
-            base = own_weights[layer.name]
-            if layer.name in replaced:
-                base = _mapped(replaced[layer.name]).to(base.device)
+        adapters = start.adapters
+        for layer, base in _base_weights(start, own_weights):
             view = matrix_view(network, layer.name)
             view.parameter.data = torch.empty_like(view.parameter.data, dtype=dtype)
             if layer.encoding is None:
                 self._floats[layer.name] = base
                 view.write(base)
                 continue
-            quantizer = load_quantizer(layer, adapters).to(base.device)
+            quantizer = self.quantizers[layer.name] = load_quantizer(layer, adapters).to(base.device)
             for name in set(fixed) & set(quantizer.range_names):
                 getattr(quantizer, name).requires_grad_(False)
-            self._quantize(layer, view, base, quantizer)
-        self.trained: dict[str, nn.Parameter] = {
-            f"{name}.{key}": parameter
-            for name, quantizer in self.quantizers.items()
-            for key, parameter in quantizer.named_parameters()
-            if parameter.requires_grad
-        }
+            self.base_weights[layer.name] = base
+            self._views[layer.name] = view
+            if layer.rank:
+                self._sum_gradients(layer.name, view.parameter)
+        self.trained = _trained_parameters(self.quantizers)
         self.quantize_weights()
-
-    def _quantize(self, layer: LayerFormat, view: MatrixView, base: Tensor, quantizer: FakeQuantizer) -> None:
-        """Let a quantizer give the weights of a layer, and the layer's gradients reach it."""
-        self.quantizers[layer.name] = quantizer
-        self.base_weights[layer.name] = base
-        self._views[layer.name] = view
-        if layer.rank:
-            view.parameter.requires_grad_(True)
-            view.parameter.register_post_accumulate_grad_hook(self._summed(layer.name))  # type: ignore[no-untyped-call]
 
     @property
     def head(self) -> Head:
@@ -168,8 +153,8 @@ class Student:
             matrix_view(self.network, name).write(weight)
         self.quantize_weights()
 
-    def _summed(self, name: str) -> Callable[[Tensor], None]:
-        """Sums a weight's gradients over the microbatches in float32, whatever type they come in."""
+    def _sum_gradients(self, name: str, parameter: nn.Parameter) -> None:
+        """Let a weight's gradients be summed over the microbatches in float32, whatever type they come in."""
 
         def add(weight: Tensor) -> None:
             gradient, weight.grad = weight.grad, None
@@ -179,7 +164,29 @@ class Student:
             else:
                 self._sums[name] = gradient.float()
 
-        return add
+        parameter.requires_grad_(True)
+        parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+
+
+def stored_parameters(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model's quantizers, by "LAYER.PARAMETER"."""
+    stored = {name: quantizer.stored() for name, quantizer in quantizers.items()}
+    return {f"{name}.{key}": value for name, values in stored.items() for key, value in values.items()}
+
+
+def _trained_parameters(quantizers: Mapping[str, FakeQuantizer]) -> dict[str, nn.Parameter]:
+    parameters = {name: quantizer.named_parameters() for name, quantizer in quantizers.items()}
+    pairs = ((f"{name}.{key}", value) for name, values in parameters.items() for key, value in values)
+    return {key: value for key, value in pairs if value.requires_grad}
+
+
+def _base_weights(start: Checkpoint, own_weights: Mapping[str, Tensor]) -> Iterator[tuple[LayerFormat, Tensor]]:
+    """Each layer with the weight that its adapters are added to: the replaced one, else the model's own."""
+    manifest = start.manifest
+    replaced = start.weights if manifest.replaced_weights else {}
+    for layer in manifest.layers:
+        own = own_weights[layer.name]
+        yield layer, _mapped(replaced[layer.name]).to(own.device) if layer.name in replaced else own
 
 
 def _drop_nothing(holder: object) -> None:

@@ -93,7 +93,7 @@ def cached_teacher(
     limit_bytes: float,
     listener: Listener,
 ) -> CachedTeacher | None:
-    """The teacher's states from the cache, computed where they are not there; None where there is no room for them.
+    """The teacher's states from the cache, computed if they are not there yet; None if there is no room for them.
 
     Args:
         tokens: all training sequences, (sequences, length).

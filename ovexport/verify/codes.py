@@ -1,4 +1,4 @@
-"""Are the codes those that were tuned? By digest against what tuning recorded, and computed anew."""
+"""Are the codes those that were tuned? By digest against what tuning recorded, and computed again."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def arithmetic(
     matrices: Mapping[str, Matrix],
     listener: Listener,
 ) -> dict[str, Mismatches]:
-    """By layer, and by way of reading it where there are several, how the IR differs from codes computed anew from
+    """By layer, and by way of reading it where there are several, how the IR differs from codes computed again from
     adapters and base weights.
 
     Args:

@@ -278,13 +278,6 @@ def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
     return quantizer
 
 
-def stored_parameters(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor]:
-    """What a checkpoint holds of the layers' quantizers, by "LAYER.PARAMETER"."""
-    return {
-        f"{name}.{key}": value for name, quantizer in quantizers.items() for key, value in quantizer.stored().items()
-    }
-
-
 class _FakeQuantize(torch.autograd.Function):
     """FakeQuantizer as an operation of autograd."""
 

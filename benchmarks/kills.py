@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from select import select
@@ -37,6 +38,7 @@ from ovexport import recipe
 from ovexport.artifacts import RunFolder, StageRecord
 from ovexport.pipeline import engine, services
 from ovexport.pipeline.stage import Stage
+from ovexport.pipeline.stages import STAGES
 from ovexport.recipe import Recipe
 from ovexport.storage.files import files_in
 from ovexport.storage.records import read_record
@@ -85,7 +87,7 @@ class Count:
 def main() -> None:
     """Kill, resume, compare, and say how often the files were the same."""
     parser = command.parser(__doc__, "kills", f"{QUICK_KILLS} kills in each stage")
-    names = [stage.name for stage in services.STAGES]
+    names = [stage.name for stage in STAGES]
     parser.add_argument("--stage", action="append", choices=names, help="this stage alone; may be repeated")
     parser.add_argument("--kills", type=int, default=20, help="in each stage (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,7 +114,7 @@ def count(folder: Path, stages: Sequence[str], kills: int, generator: random.Ran
     _let_go(_forked(lambda _: save_random_llama(model, TINY)))
     resolved = recipe.parse({"model": {"id": str(model)}, **VALUES}, base=REPOSITORY, origin="kills")
     whole = RunFolder(folder / "whole")
-    asked = [stage for stage in services.STAGES if stage.name in stages]
+    asked = [stage for stage in STAGES if stage.name in stages]
     _let_go(_forked(lambda _: services.run(resolved, whole.path, until=asked[-1].name)))
     counts: dict[str, Count] = {}
     for stage in asked:
@@ -123,7 +125,7 @@ def count(folder: Path, stages: Sequence[str], kills: int, generator: random.Ran
             shutil.rmtree(folder / "cache", ignore_errors=True)
             for _ in range(min(KILLS_PER_TRIAL, kills - killed.kills)):
                 killed.kills += kill(trial, resolved, stage, _seconds(whole, stage), generator)
-            _let_go(_forked(lambda _, to=trial, at=stage: resume(to, resolved, at)))
+            _let_go(_forked(partial(resume, trial, resolved, stage)))
             found = differences(whole, trial, stage)
             killed.trials += 1
             killed.same += not found
@@ -194,7 +196,7 @@ def _without_measured(value: Any) -> Any:
 def _begin(whole: RunFolder, trial: RunFolder, stage: Stage) -> None:
     """A copy of the whole run as it was when the stage began."""
     shutil.copytree(whole.path, trial.path)
-    for later in services.STAGES[services.STAGES.index(stage) :]:
+    for later in STAGES[STAGES.index(stage) :]:
         trial.stage_record(later.name).unlink(missing_ok=True)
         for output in later.outputs:
             path = trial.path / output

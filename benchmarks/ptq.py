@@ -40,7 +40,7 @@ def post_training(base: IR, spec: CompressSpec, tokens: NDArray[np.int32], out: 
 
 def _inputs(graph: ov.Model, row: NDArray[np.int32]) -> dict[str, NDArray[np.int64]]:
     ids = row.astype(np.int64)[None]
-    every = {
+    every: dict[str, np.ndarray] = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
         "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],

@@ -266,13 +266,13 @@ def _evaluated(
             found = compare(runners, "bf16", run.data.tokens("test"), spec.batch_size, silent)
             figures[name].append(found["row"])
             reference = found["bf16"]
-            rows = compare_answers(expected, _said(name, ir, prompts, spec), encoder, spec.similarity_mode)
-            similarities.append(float(aggregate(rows, spec.similarity_mode).similarity))
+            answers = compare_answers(expected, _said(name, ir, prompts, spec), encoder, spec.similarity_mode)
+            similarities.append(float(aggregate(answers, spec.similarity_mode).similarity))
         similarity[name] = float(np.mean(similarities))
     assert reference is not None
-    samples = {name: np.stack([one.joined("kl").mean(1) for one in found]) for name, found in figures.items()}
-    rows = {}
-    for name, found in figures.items():
+    samples = {name: np.stack([one.joined("kl").mean(1) for one in seeds]) for name, seeds in figures.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, seeds in figures.items():
         gap = ratio(samples[name], samples[ROUNDING])
         rows[name] = {
             "kl_mean_nats": float(samples[name].mean()),
@@ -280,8 +280,8 @@ def _evaluated(
             "kl_by_seed": samples[name].mean(1).tolist(),
             "recovered_gap": 1 - gap["ratio_of_means"],
             "recovered_gap_ci95": gap["ci95"] and [1 - end for end in reversed(gap["ci95"])],
-            "perplexity": float(np.mean([perplexity(one) for one in found])),
-            "same_top1": float(np.mean([one.joined("same_top1").mean() for one in found])),
+            "perplexity": float(np.mean([perplexity(one) for one in seeds])),
+            "same_top1": float(np.mean([one.joined("same_top1").mean() for one in seeds])),
             "similarity": similarity[name],
         }
     rows["BF16"] = {"perplexity": perplexity(reference)}

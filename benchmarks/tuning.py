@@ -58,7 +58,7 @@ def main() -> None:
         "ratios": {
             f"{figure} {name}": ratio
             for name, sides in figures.items()
-            for figure, ratio in _ratios(sides["ours"], sides["theirs"]).items()
+            for figure, ratio in ratios(sides["ours"], sides["theirs"]).items()
         },
         "conditions": _conditions(options.device, list(figures)),
         "versions": stack_versions(),
@@ -169,7 +169,7 @@ def _peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Ours over theirs.
 
     Of the speed, the ratio of the steps' medians with a 95 % interval by bootstrap over the steps, where they are

@@ -78,7 +78,7 @@ def _write(graph: ov.Model, base: IR, manifest: PackedManifest, out: Path) -> IR
 
 def _replace(matrix: Matrix, layer: LayerFormat, tensors: TensorFile) -> None:
     output = _converted(matrix.node)
-    packed = _decompression(layer, tensors, output.get_element_type())
+    packed = decompression(layer, tensors, output.get_element_type())
     for target in output.get_target_inputs():
         if target.get_node().get_type_name() == "ShapeOf":
             _replace_shape(target.get_node())
@@ -119,7 +119,7 @@ def _converted(node: Any) -> ov.Output:
     return node.output(0)
 
 
-def _decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type) -> ov.Output:
+def decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type) -> ov.Output:
     """Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
 
     Every node has a name of its own: one that OpenVINO makes up counts all nodes that the process made so far, and the

@@ -104,6 +104,14 @@ class Registry(Generic[Thing]):
 
         return add
 
+    def unregister(self, name: str) -> None:
+        """Forget what was registered under a name, such as the former class of a notebook.
+
+        Raises:
+            KeyError: nothing was.
+        """
+        del self._registered[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         """All known names, ours first; no plug-in is imported for it."""

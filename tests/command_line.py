@@ -21,12 +21,12 @@ def ovexport(*arguments: str | Path) -> CompletedProcess[str]:
     library prints past Python's streams is not in the result.
     """
     words = [str(argument) for argument in arguments]
-    stdout, stderr = _stream(), _stream()
+    stdout, stderr = _Stream(), _Stream()
     with _restored(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         sys.argv = ["ovexport", *words]
         sys.stdin = io.StringIO()
         code = contextvars.copy_context().run(_main)
-    return CompletedProcess(words, code, _text(stdout), _text(stderr))
+    return CompletedProcess(words, code, stdout.text(), stderr.text())
 
 
 def started(*arguments: str | Path, **environment: str) -> CompletedProcess[str]:
@@ -90,11 +90,14 @@ def _loggers() -> dict[logging.Logger, tuple[int, bool, list[Any]]]:
     return {logger: (logger.level, logger.propagate, list(logger.handlers)) for logger in known}
 
 
-def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+class _Stream(io.TextIOWrapper):
+    """As standard output is, but in memory."""
 
+    def __init__(self) -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding="utf-8", write_through=True)
 
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    written = stream.detach().getvalue()
-    return str(written, "utf-8")
+    def text(self) -> str:
+        """What was written."""
+        self.flush()
+        return self.bytes.getvalue().decode("utf-8")

@@ -135,14 +135,14 @@ class FakeHub:
             large = operation["key"] == "lfsFile"
             files[value["path"]] = self.large[value["oid"]] if large else base64.b64decode(value["content"])
         self.commits.append(header["value"]["summary"])
-        return {"commitUrl": f"{self.url}/{repository}/commit/{self._sha()}", "commitOid": self._sha()}
+        return {"commitUrl": f"{self.url}/{repository}/commit/{self.sha()}", "commitOid": self.sha()}
 
     def information(self, _body: bytes, repository: str, branch: str = "main") -> object:
         files = self._files(repository, branch)
         return {
             "id": repository,
             "private": self.private[repository],
-            "sha": self._sha(),
+            "sha": self.sha(),
             "siblings": [{"rfilename": name} for name in files],
         }
 
@@ -155,7 +155,7 @@ class FakeHub:
         except KeyError:
             raise Refused(404, "Repository not found") from None
 
-    def _sha(self) -> str:
+    def sha(self) -> str:
         return hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
 
     ROUTES = (
@@ -204,7 +204,7 @@ def serving() -> Iterator[FakeHub]:
             self.send_header("Content-Length", str(len(content)))
             if etag:
                 self.send_header("ETag", f'"{etag}"')
-                self.send_header("X-Repo-Commit", hub._sha())
+                self.send_header("X-Repo-Commit", hub.sha())
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)

@@ -43,7 +43,7 @@ def nested(depth: int) -> Any:
 
 def toml(value: Any) -> str:
     """TOML of anything, what can't be in it included."""
-    lines = []
+    lines: list[str] = []
     for section, values in value.items():
         if not isinstance(values, dict):
             lines.insert(0, f"{json.dumps(section)} = {_toml_value(values)}")

@@ -50,7 +50,7 @@ def by_nncf(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np
     value = np.rint(position * inverse - np.rint(-start * inverse)) / inverse
     step = tensor(f"{name}.scale", file) / np.float32(-low) if symmetric else span / steps
     step = np.where(abs(step) < np.float32(2**-23), np.float32(2**-23), step)
-    zero_point = np.float32(0) if symmetric else np.clip(-np.rint(start / step), low, high)
+    zero_point = np.zeros((), np.float32) if symmetric else np.clip(-np.rint(start / step), low, high)
     return step.astype(np.float16), zero_point, np.clip(np.rint(value / step + zero_point), low, high)
 
 
@@ -62,7 +62,9 @@ def by_ovexport(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray
         weight = weight + (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
     span = tensor(f"{name}.scale", file) / -low if low < 0 else abs(tensor(f"{name}.input_range", file)) / high
     step = np.copysign(np.maximum(abs(span).astype(np.float16).astype(np.float32), 2**-24), span)
-    zero_point = np.float32(0) if low < 0 else np.clip(np.rint(-tensor(f"{name}.input_low", file) / step), low, high)
+    zero_point = (
+        np.zeros((), np.float32) if low < 0 else np.clip(np.rint(-tensor(f"{name}.input_low", file) / step), low, high)
+    )
     codes = np.clip(np.rint(weight.reshape(len(step), -1, layer["group_size"]) / step) + zero_point, low, high)
     return step, zero_point, codes
 

@@ -208,7 +208,7 @@ def test_the_product_is_as_near_to_the_tuned_model_as_nncfs_own(example: Example
     assert report.passed
     assert {row.element_type for row in report.layers} == {"i4", "i8"}
     assert report.summary.runtime_packed_linears == report.summary.linear_layers == 15
-    checker = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
+    checker: list[str | Path] = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
     assert "15 layers, 0 mismatches" in subprocess.check_output(
         [*checker, product.path, checkpoint.path, spec.id], text=True
     )

@@ -32,7 +32,7 @@ def test_a_full_disk_is_one_clear_line_whatever_raised(tmp_path: Path, monkeypat
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
-    tensors = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.zeros((0,), np.uint8)}
+    tensors: dict[str, np.ndarray] = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.zeros((0,), np.uint8)}
     write_tensors(tensors, tmp_path / "t.safetensors")
     read = TensorFile(tmp_path / "t.safetensors")
     assert {name: read[name].tolist() for name in read} == {name: value.tolist() for name, value in tensors.items()}

@@ -110,7 +110,7 @@ def test_every_order_comes_equally_often_whatever_a_session_takes_of_them() -> N
 
 
 def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run, monkeypatch) -> None:
-    monkeypatch.setattr(sessions, "_FEWEST_BEFORE_STOPPING", 5)
+    monkeypatch.setattr(sessions, "FEWEST_BEFORE_STOPPING", 5)
     models = {name: finished_run.ir(name) for name in ("plain", "int4")}
     wanted = SHORT.model_copy(update={"sessions": 6, "pairs": 6, "precision": 0.99})
     coarse = bench(models, wanted, PROMPT)
@@ -142,8 +142,8 @@ def test_no_session_is_begun_that_would_end_after_the_time_limit(finished_run, m
         clock[0] += 3
         return {"int4": rounds.Round(**dict.fromkeys(rounds.Round.__slots__, 1.0))}
 
-    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(sessions, "_load", lambda *given: given[-1].update(int4=1.0) or load())
+    monkeypatch.setattr("ovexport.bench.sessions.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(sessions, "load_models", lambda *given: given[-1].update(int4=1.0) or load())
     monkeypatch.setattr(sessions, "run_round", run_round)
     candidates = {"int4": sessions.Candidate(ir=finished_run.ir("int4"), adapter=None)}
     timed, _ = sessions.measure(candidates, BenchSpec(prompt_tokens=16), "SDPA", PROMPT, limit, lambda _: None)

@@ -49,7 +49,7 @@ def test_later_blocks_read_what_a_changed_block_gives(tokens: torch.Tensor) -> N
         walk = Architecture(small_model("llama")).walk_blocks(tokens)
         first = next(walk)
         if change:
-            first.module.mlp.down_proj.weight.data.zero_()  # type: ignore[union-attr]
+            first.module.mlp.down_proj.weight.data.zero_()  # type: ignore[union-attr, operator]
         expected = [first.run(states).detach() for states in first.inputs]
         states = list(next(walk).inputs)
         assert all(torch.equal(ours, other) for ours, other in zip(expected, states, strict=True))
@@ -74,7 +74,7 @@ def test_a_layers_inputs_are_what_it_reads(tokens: torch.Tensor) -> None:
     seen: list[torch.Tensor] = []
     block = next(Architecture(network).walk_blocks(tokens))
     read = list(block.inputs_of(f"{block.name}.mlp.down_proj.weight"))
-    handle = block.module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))  # type: ignore[union-attr]
+    handle = block.module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))  # type: ignore[union-attr, operator]
     block.run(block.inputs[3])
     handle.remove()
     assert len(read) == len(block.inputs)

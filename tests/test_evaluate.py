@@ -1,6 +1,8 @@
 import csv
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -156,7 +158,12 @@ def test_too_few_values_have_no_interval_and_no_verdict() -> None:
     for count in (2, FEWEST_VALUES - 1, FEWEST_VALUES):
         one, other, drawn = figures_of(count), figures_of(count), sequences(count, 7)
         found, compared = summarize(one, other, drawn)[0], difference(one, other, drawn)
-        intervals = [found.kl_mean_ci95, found.same_top1_ci95, found.perplexity_ratio.ci95, compared.kl_mean_nats.ci95]
+        intervals: list[Any] = [
+            found.kl_mean_ci95,
+            found.same_top1_ci95,
+            found.perplexity_ratio.ci95,
+            compared.kl_mean_nats.ci95,
+        ]
         intervals += [recovered_gap(one, other, drawn)[1], found.perplexity_verdict, compared.nll_verdict]
         few = count < FEWEST_VALUES
         assert [interval is None for interval in intervals] == [few] * len(intervals)
@@ -168,7 +175,8 @@ def test_too_few_values_have_no_interval_and_no_verdict() -> None:
 def test_recovered_gap_and_its_interval() -> None:
     generator = np.random.default_rng(0)
     before = generator.uniform(0.5, 1.5, (64, 7)).astype(np.float32)
-    twin, tuned = TokenFigures(kl=[before]), TokenFigures(kl=[before * np.float32(0.25)])
+    before_and_after: list[Any] = [before, before * np.float32(0.25)]
+    twin, tuned = (TokenFigures(kl=[kl]) for kl in before_and_after)
     gap, (low, high) = recovered_gap(twin, tuned, sequences(64, 7))
     assert gap == pytest.approx(0.75)
     assert low == pytest.approx(0.75, abs=1e-3)
@@ -271,7 +279,9 @@ def test_a_model_with_another_vocabulary_or_tokenizer_is_refused(finished_run: R
         )
 
 
-def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(finished_run: RunFolder) -> None:
+def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(
+    finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizers = {name: PromptTokenizer(finished_run.ir(name)) for name in ("bf16", "int4")}
     template = tokenizers["bf16"].template
     assert template
@@ -283,7 +293,7 @@ def test_models_are_asked_through_one_template_in_the_same_tokens_or_not_at_all(
     tokenizers["int4"].template = None
     assert common_template(tokenizers, "auto") is None
     assert len(prompt_tokens(tokenizers, ["a", "b c"])) == 2
-    tokenizers["int4"].encode = lambda text: (len(text),)
+    monkeypatch.setattr(tokenizers["int4"], "encode", lambda text: (len(text),))
     with pytest.raises(ArtifactError, match="int4: its tokenizer encodes prompt 1 otherwise than that of bf16"):
         prompt_tokens(tokenizers, ["a", "b c"])
 
@@ -304,17 +314,22 @@ def isolated(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_what_every_step_of_isolation_is_compared_with_is_run_once_as_far_as_it_fits(finished_run, monkeypatch) -> None:
     tokens = finished_run.data.tokens("test")[:4].astype(np.int64)
-    graph, passes = read_graph(finished_run.ir("bf16")), []
+    graph, asked = read_graph(finished_run.ir("bf16")), []
     plain = LogitsRunner(graph, "bf16")
     kept = KeptRunner(graph, "bf16", kept_bytes=2 * 64 * plain.vocabulary * 4)
-    monkeypatch.setattr(kept, "_logits", lambda *given, **named: passes.append(1) or plain._logits(*given, **named))
-    for again in (1, 0):
+    pieces = LogitsRunner.pieces
+
+    def counted(self: LogitsRunner, rows: np.ndarray, longest: int) -> Iterator[np.ndarray]:
+        asked.append(self)
+        return pieces(self, rows, longest)
+
+    monkeypatch.setattr(LogitsRunner, "pieces", counted)
+    for runs in (2, 3):  # the first rows fit and are kept, the others are run again
         for rows in (tokens[:2], tokens[2:]):
             expected = [logits.copy() for logits in plain.pieces(rows, 32)]
-            plain._request.reset_state()
             found = [logits.copy() for logits in kept.pieces(rows, 32)]
             assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert len(passes) == (4 if again else 6)
+        assert asked.count(kept) == runs
 
 
 def test_isolation_tells_weights_cache_quantization_and_activations_apart(isolated: EvaluationReport) -> None:

@@ -8,12 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 import tomli_w
+from command_line import ovexport
 from conftest import REPOSITORY, tiny_values
-from typer.testing import CliRunner, Result
 
 from ovexport import recipe
 from ovexport.artifacts import MODELS, RunFolder
-from ovexport.cli import app
 from ovexport.errors import GateFailed, RecipeError
 from ovexport.gates.figures import KINDS, Figure, figures
 from ovexport.gates.judging import check, judge, require_passed, write_junit
@@ -23,10 +22,6 @@ from ovexport.reports import EvaluationReport, GateReport, IsolationStep, ModelE
 from ovexport.storage.records import Record
 
 UNJUDGED = figures(dict.fromkeys(KINDS), models=MODELS, tasks=("quiz",))
-
-
-def ovexport(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def gates(*texts: str) -> tuple[Gate, ...]:
@@ -71,7 +66,7 @@ def evaluation() -> EvaluationReport:
             ),
         },
         comparisons={
-            "int4 - plain": {
+            "int4 - plain": {  # type: ignore[dict-item]
                 "kl_mean_nats": {"value": 0.02, "ci95": (0.015, 0.03)},
                 "kl_verdict": "higher",
                 "nll_mean_nats": {"value": 0.01, "ci95": (-0.1, 0.1)},
@@ -250,10 +245,10 @@ def test_a_new_field_of_a_record_is_a_figure_at_once() -> None:
         brand_new_ms: float
         brand_new_ci95: tuple[float, float]
 
-    from ovexport.gates.figures import _of_record, _Source
+    from ovexport.gates.figures import Source, of_record
 
     grown = Grown(models={}, brand_new_ms=3, brand_new_ci95=(2, 4))
-    named = dict(_of_record(Grown, grown, "", _Source(keys={}, over={"": "9 rounds"})))
+    named = dict(of_record(Grown, grown, "", Source(keys={}, over={"": "9 rounds"})))
     assert named["brand_new_ms"] == Figure(3, ci95=(2, 4), over="9 rounds")
     assert {name: figure.value for name, figure in named.items()} == {
         "brand_new_ms": 3,
@@ -384,7 +379,7 @@ def test_an_undecided_gate_exits_8_and_shows_its_interval(finished_run: RunFolde
     value, (low, high) = report.models["int4"].kl_mean_nats, report.models["int4"].kl_mean_ci95
     folder = RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
     done = ovexport("report", folder.path, "--gate", f"kl_mean_nats<={(value + high) / 2:.6f}")
-    assert done.exit_code == 8
+    assert done.returncode == 8
     assert "UNDECIDED: 8 sequences are too few" in done.stdout
     assert f"({low:.4g}–{high:.4g})" in done.stdout
     page, card = (folder.path / "report.html").read_text(), (folder.path / "README.md").read_text()
@@ -393,18 +388,18 @@ def test_an_undecided_gate_exits_8_and_shows_its_interval(finished_run: RunFolde
     assert ">UNDECIDED</span>" in page
     assert "UNDECIDED: 8 sequences are too few" in card
     decided = ovexport("report", folder.path, "--gate", f"kl_mean_nats.value<={(value + high) / 2:.6f}")
-    assert decided.exit_code == 0, decided.stderr
+    assert decided.returncode == 0, decided.stderr
 
 
 def test_a_run_whose_gate_fails_is_whole_and_exits_8_again_when_resumed(
     run_copy: RunFolder, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write(**{"code_mismatches": "==0", "int4/bf16.time_per_output_token.low": ">0"})
-    arguments = ("run", path, "--out", run_copy.path, "--resume", "--junit", tmp_path / "gates.xml")
-    arguments += ("--gate", "kl_mean_nats>=1e9")
+    junit = ("--junit", tmp_path / "gates.xml")
+    arguments = ("run", path, "--out", run_copy.path, "--resume", *junit, "--gate", "kl_mean_nats>=1e9")
     (run_copy.path / "report.html").unlink()
     first = ovexport(*arguments)
-    assert first.exit_code == 8, first.stderr
+    assert first.returncode == 8, first.stderr
     assert "1 of 3 gates failed: kl_mean_nats is " in first.stderr
     assert "Traceback" not in first.stderr
     assert "bench  (done before)" in first.stderr
@@ -420,7 +415,7 @@ def test_a_run_whose_gate_fails_is_whole_and_exits_8_again_when_resumed(
 
     (tmp_path / "gates.xml").unlink()
     again = ovexport(*arguments)
-    assert again.exit_code == 8
+    assert again.returncode == 8
     assert "report  (done before)" in again.stderr
     assert (tmp_path / "gates.xml").is_file()
 
@@ -430,7 +425,7 @@ def test_a_run_whose_gates_pass_exits_0_with_them_in_its_document(
 ) -> None:
     path = write(verified="==1", plain={"kl_mean_nats": ">=0"})
     done = ovexport("run", path, "--out", run_copy.path, "--resume", "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["gates"]["passed"] is True
     assert [gate["metric"] for gate in document["gates"]["gates"]] == ["verified", "plain.kl_mean_nats"]
@@ -461,7 +456,7 @@ def test_an_edit_of_the_gates_judges_anew_and_measures_nothing(
 def test_a_run_that_stops_early_judges_nothing(run_copy: RunFolder, write: Callable[..., Path]) -> None:
     path = write(verified="<1")
     done = ovexport("run", path, "--out", run_copy.path, "--resume", "--until", "bench")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "the gates wait for the stage report" in done.stderr
     assert not run_copy.gates.exists()
 
@@ -469,18 +464,18 @@ def test_a_run_that_stops_early_judges_nothing(run_copy: RunFolder, write: Calla
 def test_a_gate_on_an_unknown_figure_is_refused_before_any_work(write: Callable[..., Path], tmp_path: Path) -> None:
     for arguments in (("run", write(similarty=">=0.9")), ("plan", write(similarty=">=0.9"))):
         done = ovexport(*arguments, "--out", tmp_path / "out")
-        assert done.exit_code == 2
+        assert done.returncode == 2
         assert "no figure is named similarty; the nearest are similarity" in done.stderr
     done = ovexport("run", write(), "--out", tmp_path / "out", "--gate", "similarity=>1")
-    assert (done.exit_code, done.stderr.count("error: ")) == (2, 1)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_junit_file_needs_gates_and_a_name(write: Callable[..., Path], tmp_path: Path) -> None:
     done = ovexport("run", write(), "--out", tmp_path / "out", "--junit", tmp_path / "gates.xml")
-    assert (done.exit_code, "no gate to write there" in done.stderr) == (2, True)
+    assert (done.returncode, "no gate to write there" in done.stderr) == (2, True)
     done = ovexport("run", write(fdt=">=0"), "--out", tmp_path / "out", "--junit", tmp_path)
-    assert (done.exit_code, "a folder; give a file's name" in done.stderr) == (2, True)
+    assert (done.returncode, "a folder; give a file's name" in done.stderr) == (2, True)
 
 
 def test_verify_judges_what_it_proved(finished_run: RunFolder, tmp_path: Path) -> None:
@@ -488,11 +483,11 @@ def test_verify_judges_what_it_proved(finished_run: RunFolder, tmp_path: Path) -
     done = ovexport(*arguments, "--gate", "packed_int4>=1", "--gate", "verification.float==0", "--json")
     assert json.loads(done.stdout)["gates"]["gates"][0]["value"] > 1
     done = ovexport(*arguments, "--gate", "packed_int4>=1", "--gate", "code_mismatches==0")
-    assert done.exit_code == 8
+    assert done.returncode == 8
     assert "code_mismatches==0: not measured: " in done.stderr
     assert ElementTree.parse(tmp_path / "gates.xml").getroot().get("failures") == "1"
     done = ovexport(*arguments, "--gate", "similarity>=1")
-    assert (done.exit_code, "ovexport evaluate does it" in done.stderr) == (2, True)
+    assert (done.returncode, "ovexport evaluate does it" in done.stderr) == (2, True)
 
 
 def test_a_failed_proof_comes_before_a_failed_gate(run_copy: RunFolder, tmp_path: Path) -> None:
@@ -504,20 +499,20 @@ def test_a_failed_proof_comes_before_a_failed_gate(run_copy: RunFolder, tmp_path
         "verify", product.path, "--checkpoint", run_copy.checkpoint.path, "--no-runtime", "--gate", "verified==1",
         "--junit", tmp_path / "gates.xml",
     )  # fmt: skip
-    assert done.exit_code == 7
+    assert done.returncode == 7
     assert ElementTree.parse(tmp_path / "gates.xml").getroot().get("failures") == "1"
 
 
 def test_the_report_judges_a_finished_run_by_other_gates(run_copy: RunFolder, tmp_path: Path) -> None:
     (run_copy.path / "benchmark.json").unlink()
     done = ovexport("report", run_copy.path, "--gate", "verified==1", "--gate", "load_time_ms<=1e9")
-    assert done.exit_code == 8
+    assert done.returncode == 8
     assert "load_time_ms<=1000000000: not measured: there is no benchmark.json" in done.stderr
     assert GateReport.model_validate_json(run_copy.gates.read_bytes()).gates[0].passed
     done = ovexport("report", run_copy.path, "--gate", "verified==1", "--junit", tmp_path / "gates.xml")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "gates.xml").is_file()
-    assert ovexport("report", run_copy.path).exit_code == 0
+    assert ovexport("report", run_copy.path).returncode == 0
     assert not run_copy.gates.exists()
 
 

@@ -1,19 +1,18 @@
 """Uploads to a hub on this machine: what arrives, and what each refusal says."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import openvino_genai
 import pytest
+from command_line import ovexport, started
 from fake_hub import TOKEN, FakeHub, serving
 from huggingface_hub import ModelCard, constants, snapshot_download
 
-import ovexport
+from ovexport import __version__
 from ovexport.artifacts import IR, RUN_FILES, RunFolder
 from ovexport.errors import ArtifactError, GateFailed, OvexportError, RecipeError, VerificationFailed
 from ovexport.publish import Destination, check_destination, check_proof, upload
@@ -44,15 +43,9 @@ def online(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return hub
 
 
-def push(run: RunFolder, hub: FakeHub, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def push(run: RunFolder, *options: str | Path) -> CompletedProcess[str]:
     """`ovexport run --resume --push-to-hub`, as a user types it."""
-    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
-    return ovexport_run(run, "--resume", "--push-to-hub", REPOSITORY, *options, **(settings | environment))
-
-
-def ovexport_run(run: RunFolder, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovexport", "run", str(run.recipe), "--out", str(run.path), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    return ovexport("run", run.recipe, "--out", run.path, "--resume", "--push-to-hub", REPOSITORY, *options)
 
 
 def contents(run: RunFolder) -> dict[str, str]:
@@ -76,7 +69,9 @@ def test_a_finished_run_is_uploaded_whole_and_its_download_generates(
     run_copy: RunFolder, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(run_copy)
-    done = push(run_copy, hub, "--private", "--json")
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    options = ("--resume", "--push-to-hub", REPOSITORY, "--private", "--json")
+    done = started("run", run_copy.recipe, "--out", run_copy.path, *options, **settings)
     assert done.returncode == 0, done.stderr
     stored = hub.branches[REPOSITORY, "main"]
     assert stored == expected(run_copy)
@@ -84,7 +79,7 @@ def test_a_finished_run_is_uploaded_whole_and_its_download_generates(
     assert len(hub.commits) == 1
     assert hub.private[REPOSITORY]
     uploaded = json.loads(done.stdout)["upload"]
-    assert uploaded == {"repository": REPOSITORY, "commit": hub._sha(), "url": f"{hub.url}/{REPOSITORY}"}
+    assert uploaded == {"repository": REPOSITORY, "commit": hub.sha(), "url": f"{hub.url}/{REPOSITORY}"}
     assert contents(run_copy) == before
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -150,33 +145,38 @@ def test_a_name_that_no_repository_can_have_is_refused(name: str) -> None:
     refused(error)
 
 
-def test_a_bad_name_and_options_that_need_another_are_refused_before_any_work(tmp_path: Path, hub: FakeHub) -> None:
+@pytest.mark.cli
+def test_a_bad_name_and_options_that_need_another_are_refused_before_any_work(tmp_path: Path, online: FakeHub) -> None:
     nothing = RunFolder(tmp_path / "run")
     for options, says in (
         (("--push-to-hub", "storyteller"), "give ORG/NAME"),
         (("--until", "verify"), "a whole run alone is uploaded"),
         (("--revision", "a b"), "no branch's name"),
     ):
-        done = push(nothing, hub, *options)
+        done = push(nothing, *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert says in done.stderr
     for option in (("--private",), ("--revision", "int4"), ("--allow-partial",)):
-        done = ovexport_run(nothing, *option)
+        done = ovexport("run", nothing.recipe, "--out", nothing.path, *option)
         assert (done.returncode, done.stderr) == (2, f"error: {option[0]}: goes with --push-to-hub ORG/NAME; add it\n")
     assert not nothing.path.exists()
-    assert hub.requests == []
+    assert online.requests == []
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
-    [({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"), ({"HF_ENDPOINT": "nowhere"}, "can't be reached")],
+    ("constant", "says"), [("HF_HUB_OFFLINE", "HF_HUB_OFFLINE is set"), ("ENDPOINT", "can't be reached")]
 )
 def test_no_network_is_seen_before_any_work(
-    finished_run: RunFolder, hub: FakeHub, tmp_path: Path, setting: dict[str, str], says: str
+    finished_run: RunFolder,
+    online: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    constant: str,
+    says: str,
 ) -> None:
-    if "HF_ENDPOINT" in setting:
-        setting = {"HF_ENDPOINT": f"http://127.0.0.1:{_closed_port()}"}
-    done = push(finished_run, hub, "--out", str(tmp_path / "new"), **setting)
+    value = {"HF_HUB_OFFLINE": True, "ENDPOINT": f"http://127.0.0.1:{_closed_port()}"}[constant]
+    monkeypatch.setattr(constants, constant, value)
+    done = push(finished_run, "--out", tmp_path / "new")
     assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
     assert says in done.stderr
     assert f"--resume --push-to-hub {REPOSITORY}" in done.stderr
@@ -245,10 +245,10 @@ def test_a_connection_that_breaks_off_is_one_line(
     refused(error)
 
 
-def test_the_command_shows_the_figures_though_the_upload_is_refused(run_copy: RunFolder, hub: FakeHub) -> None:
-    hub.failures["repos/create|GET /api/models"] = 403
+def test_the_command_shows_the_figures_though_the_upload_is_refused(run_copy: RunFolder, online: FakeHub) -> None:
+    online.failures["repos/create|GET /api/models"] = 403
     before = contents(run_copy)
-    done = push(run_copy, hub)
+    done = push(run_copy)
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
@@ -289,7 +289,7 @@ def test_what_is_partly_proven_is_uploaded_only_where_that_is_allowed(run_copy: 
         upload(run_copy, THERE)
     assert online.requests == []
     upload(run_copy, Destination(repository=REPOSITORY, allow_partial=True))
-    assert online.commits == [f"INT4 OpenVINO IR, partly proven by ovexport {ovexport.__version__}"]
+    assert online.commits == [f"INT4 OpenVINO IR, partly proven by ovexport {__version__}"]
     write_record(report.model_copy(update={"passed": False}), path)
     with pytest.raises(VerificationFailed, match="its verification failed"):
         upload(run_copy, Destination(repository=REPOSITORY, allow_partial=True))

@@ -3,15 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 import pytest
+from command_line import ovexport
 from typer.testing import CliRunner
 
 from ovexport.artifacts import IR, RunFolder
-from ovexport.cli import app
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.openvino.identity import identify, weight_precision
 from ovexport.recipe import EvaluateSpec
@@ -27,7 +28,7 @@ KINDS = {"evaluation.json": EvaluationReport, "benchmark.json": BenchmarkReport}
 def describe(folder: RunFolder, **models: dict) -> RunFolder:
     """Let the run's reports say other things of their models."""
     for name, kind in KINDS.items():
-        report = read_record(folder.path / name, kind)
+        report: Any = read_record(folder.path / name, kind)
         conditions = report.conditions | {"models": report.conditions["models"] | models}
         write_record(report.model_copy(update={"conditions": conditions}), folder.path / name)
     return folder
@@ -65,8 +66,10 @@ def test_an_ir_says_how_long_it_was_tuned(finished_run: RunFolder) -> None:
     assert identify(finished_run.ir("plain")) == {"weights": "INT4", "tuning_steps": 0}
     assert identify(finished_run.ir("int4")) == {"weights": "INT4", "tuning_steps": steps}
     for name, kind in KINDS.items():
-        described = read_record(finished_run.path / name, kind).conditions["models"]
-        assert described == {name: identify(finished_run.ir(name)) for name in ("bf16", "plain", "int4")}
+        report: Any = read_record(finished_run.path / name, kind)
+        assert report.conditions["models"] == {
+            name: identify(finished_run.ir(name)) for name in ("bf16", "plain", "int4")
+        }
 
 
 def test_a_tuned_product_is_called_tuned(finished_run: RunFolder) -> None:
@@ -120,11 +123,11 @@ def test_a_folder_named_int4_is_called_by_what_lies_in_it(finished_run: RunFolde
 
 
 def test_the_terminal_says_that_a_run_was_not_tuned(untuned_run: RunFolder) -> None:
-    from ovexport.cli.run import _print_figures
+    from ovexport.cli.run import print_figures
 
     runner = CliRunner()
     with runner.isolation() as (out, *_):
-        _print_figures(read_findings(untuned_run))
+        print_figures(read_findings(untuned_run))
         said = out.getvalue().decode()
     assert "not tuned: no step was made" in said
     assert "tuning took away" not in said
@@ -133,17 +136,17 @@ def test_the_terminal_says_that_a_run_was_not_tuned(untuned_run: RunFolder) -> N
 def test_the_figures_of_gates_are_listed_with_their_meaning_and_a_runs_with_their_values(
     finished_run: RunFolder,
 ) -> None:
-    document = json.loads(CliRunner().invoke(app, ["gates", "--json"]).stdout)
+    document = json.loads(ovexport("gates", "--json").stdout)
     known = {figure["name"]: figure for figure in document["figures"]}
     assert all(figure["meaning"] for figure in known.values())
     assert known["kl_mean_nats"]["unit"] == "nats"
     assert (known["similarity"]["better"], known["similarity"]["file"]) == ("higher", "evaluation.json")
     assert {"similarity.low", "similarity.value", "code_mismatches", "int4/bf16.time_per_output_token"} <= known.keys()
-    measured = json.loads(CliRunner().invoke(app, ["gates", str(finished_run.path), "--json"]).stdout)["figures"]
+    measured = json.loads(ovexport("gates", finished_run.path, "--json").stdout)["figures"]
     values = {figure["name"]: figure for figure in measured}
     assert values["kl_mean_nats"]["ci95"][0] < values["kl_mean_nats"]["value"] < values["kl_mean_nats"]["ci95"][1]
     assert values["kl_mean_nats"]["interval_over"] == "8 sequences"
-    shown = CliRunner().invoke(app, ["gates", str(finished_run.path)])
+    shown = ovexport("gates", finished_run.path)
     assert "plain.perplexity" in shown.stdout
-    missing = CliRunner().invoke(app, ["gates", str(finished_run.path / "int4")])
-    assert (missing.exit_code, "no run, it has no recipe.toml" in missing.stderr) == (4, True)
+    missing = ovexport("gates", finished_run.path / "int4")
+    assert (missing.returncode, "no run, it has no recipe.toml" in missing.stderr) == (4, True)

@@ -27,10 +27,10 @@ def plain(hidden, taught, ids, student: Head, teacher: Head, loss: Loss) -> torc
 
     def logits(head: Head, value: torch.Tensor) -> torch.Tensor:
         out = value @ head.weight.double().T
-        if head._bias is not None:
-            out = out + head._bias.double()
-        out = out * head._factor
-        return out if head._cap is None else head._cap * torch.tanh(out / head._cap)
+        if head.bias is not None:
+            out = out + head.bias.double()
+        out = out * head.factor
+        return out if head.cap is None else head.cap * torch.tanh(out / head.cap)
 
     z, t = logits(student, hidden), logits(teacher, taught.double())
     temperature = loss.temperature
@@ -55,8 +55,8 @@ LOSSES = [
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 @pytest.mark.parametrize("head", [{}, {"cap": 5.0}, {"factor": 0.25}, {"bias": torch.linspace(-1, 1, VOCABULARY)}])
 def test_value_and_gradient_are_those_of_the_plain_formula(loss: Loss, head: dict, monkeypatch) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_TOKENS", 5)
-    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", {"cpu": 1})
     student, teacher = heads(**head)
     ids = torch.randint(0, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(3))
     ours, exact = states(1).requires_grad_(), states(1).double().requires_grad_()
@@ -76,7 +76,7 @@ def test_the_divergence_is_the_forward_one_whatever_is_tuned_for() -> None:
 
 def test_no_chunk_holds_more_logits_than_it_may() -> None:
     for tokens, vocabulary in ((4096, 8192), (512, 49152), (300, 260_000), (100_000, 105), (1, 20_000_000)):
-        parts = list(loss_module._chunks(torch.zeros(tokens, 1), vocabulary))
+        parts = list(loss_module.chunks(torch.zeros(tokens, 1), vocabulary))
         assert sum(len(range(*part.indices(tokens))) for part in parts) == tokens
         largest = max(len(range(*part.indices(tokens))) for part in parts)
-        assert largest == 1 or largest * vocabulary <= loss_module._LARGEST_CHUNK_ELEMENTS
+        assert largest == 1 or largest * vocabulary <= loss_module.LARGEST_CHUNK_ELEMENTS

@@ -116,7 +116,7 @@ def test_nncfs_strip_gives_the_codes_that_ours_gives(same_parameters, stripped) 
     for name, quantizer in quantizers.items():
         expected = packed_tensors(quantizer.quantize(weights[name]), quantizer.encoding)["codes"]
         if quantizer.symmetric:
-            expected = expected ^ 0x88  # NNCF stores signed nibbles with an offset of 8
+            expected = np.bitwise_xor(expected, 0x88)  # NNCF stores signed nibbles with an offset of 8
         actual = stripped.get_parameter(name).detach().contiguous().view(torch.uint8).reshape(-1).numpy()
         assert actual.size == expected.size, name
         differing = np.count_nonzero(actual != expected) / expected.size

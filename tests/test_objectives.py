@@ -1,7 +1,8 @@
 """Objectives: chosen by name, and what a plug-in's can do and is refused for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,12 @@ class NextToken:
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], type]:
+def register() -> Iterator[Callable[[Any], Any]]:
     """Registers an objective for one test."""
-    monkeypatch.setattr(objectives, "_registered", dict(objectives._registered))
-    return objectives.register("next_token")
+    before = objectives.names
+    yield objectives.register("next_token")
+    if objectives.names != before:
+        objectives.unregister("next_token")
 
 
 def asked_for(recipe: Recipe, **changes: object) -> Recipe:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,9 +168,7 @@ def test_an_unknown_stage_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> Non
 def test_too_small_a_disk_is_refused_before_work_starts(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovexport.pipeline import outlook
-
-    monkeypatch.setattr(outlook.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ArtifactError, match=r"1 kB free on the disk, and the run needs about [\d.]+ MB"):
         services.run(tiny_recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -180,7 +179,7 @@ def test_a_failed_verification_is_written_down_and_raised(
 ) -> None:
     from ovexport import convert as stage
 
-    monkeypatch.setattr(stage, "_decompression", _with_one_layer_off(stage._decompression))
+    monkeypatch.setattr(stage, "decompression", _with_one_layer_off(stage.decompression))
     (run_copy.path / "stages" / "convert.json").unlink()
     with pytest.raises(VerificationFailed, match=r"checks failed; first: (layer packed as promised|as the checkpoint)"):
         services.run(tiny_recipe, run_copy.path, resume=True)

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from command_line import ovexport
 from conftest import COMMON, REPOSITORY, STORIES, save_tiny_model, tiny_values
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from typer.testing import CliRunner
 
 from ovexport import evaluate, recipe
 from ovexport.artifacts import RunFolder
-from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.pipeline import services
 from ovexport.pipeline.plan import plan_model
@@ -224,11 +223,11 @@ def test_blocks_that_are_alike_are_one_row(values: dict, tmp_path: Path) -> None
     values["compress"]["ignored"] = ["model.layers.1.mlp.up_proj"]
     path = tmp_path / "recipe.toml"
     path.write_text(tomli_w.dumps(values))
-    done = CliRunner().invoke(app, ["plan", str(path), "--out", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert "model.layers.0–1.mlp.down_proj × 2" in done.output
-    assert "model.layers.0.mlp.up_proj " in done.output
-    assert "model.layers.1.mlp.up_proj " in done.output
+    done = ovexport("plan", path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "model.layers.0–1.mlp.down_proj × 2" in done.stdout
+    assert "model.layers.0.mlp.up_proj " in done.stdout
+    assert "model.layers.1.mlp.up_proj " in done.stdout
 
 
 def test_a_failed_first_stage_is_no_run(values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,17 @@ import inspect
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import ovexport, refused
 from conftest import REPOSITORY, tiny_values
 from plug_ins import install
-from typer.testing import CliRunner
 
 from ovexport import recipe
 from ovexport.artifacts import IR, Checkpoint, PreparedData
-from ovexport.cli.main import app
 from ovexport.compress import StartingPoint, compress, starting_points
 from ovexport.errors import ArtifactError, PlugInError, RecipeError
 from ovexport.pipeline import services
@@ -95,7 +95,7 @@ deltas = {0}:Deltas
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder as site-packages is, with the stranger's file and its distribution."""
     folder = install(tmp_path / "site", CODE, ENTRY_POINTS.format("stranger_code"))
     monkeypatch.syspath_prepend(folder)
@@ -150,9 +150,8 @@ def test_a_reader_goes_from_convert_to_the_proof(site: Path, strange: Recipe, ti
     deltas = {name: generator.normal(0, 0.02, weight.shape).astype(np.float32) for name, weight in base.weights.items()}
     write_tensors(deltas, path)
     out, keep = tmp_path / "int4", tmp_path / "proof"
-    options = ["--model", tiny_model, "--out", out, "--keep", keep]
-    done = CliRunner().invoke(app, list(map(str, ["convert", path, *options])))
-    assert done.exit_code == 0, done.output
+    done = ovexport("convert", path, "--model", tiny_model, "--out", out, "--keep", keep)
+    assert done.returncode == 0, done.stderr
     checkpoint = Checkpoint(keep / "checkpoint")
     assert len(checkpoint.manifest.replaced_weights) == 14
     assert verify(IR(out), checkpoint=checkpoint, base=IR(keep / "bf16")).passed
@@ -203,19 +202,15 @@ def test_plan_refuses_a_plug_in_that_is_not_installed_or_fails(site: Path, stran
 def test_the_command_line_shows_one_line_for_a_plug_in_that_fails(site: Path, strange: Recipe, tmp_path: Path) -> None:
     (site / "stranger_code.py").write_text(CODE.replace("for layer in start.layers", "for layer in 3"))
     (tmp_path / "recipe.toml").write_text(recipe.dump(strange))
-    options = ["--out", tmp_path / "run", "--until", "compress"]
-    done = CliRunner().invoke(app, list(map(str, ["run", tmp_path / "recipe.toml", *options])))
-    assert done.exit_code == 3
-    line = done.output.splitlines()[-1]
-    assert line.startswith(
+    done = ovexport("run", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--until", "compress")
+    assert refused(done, 3).startswith(
         "error: plug-in 'halves' of stranger 0.1: failed: TypeError: 'int' object is not iterable (str"
     )
 
 
 @pytest.mark.parametrize("protocol", [StartingPoint, LayerPolicy, CheckpointReader])
-def test_the_example_of_a_protocol_is_registered_and_works(protocol: type, monkeypatch, compress_tiny) -> None:
-    for registry in (starting_points, layer_policies, readers):
-        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+@pytest.mark.usefixtures("_forget_what_is_registered")
+def test_the_example_of_a_protocol_is_registered_and_works(protocol: type, compress_tiny) -> None:
     blocks = re.findall(r"(?:^ {4}.*\n|^\n)+", inspect.cleandoc(protocol.__doc__), re.MULTILINE)
     (example,) = [block for block in blocks if "import" in block]
     exec(textwrap.dedent(example), {"__name__": "notebook"})
@@ -226,6 +221,15 @@ def test_the_example_of_a_protocol_is_registered_and_works(protocol: type, monke
         assert modes == {"int8_asym", "int4_asym", "int4_sym"}
     else:
         assert readers.load("deltas", "readers").thing().recognizes(Path("tuned.deltas"))
+
+
+@pytest.fixture
+def _forget_what_is_registered() -> Iterator[None]:
+    before = [(registry, registry.names) for registry in (starting_points, layer_policies, readers)]
+    yield
+    for registry, names in before:
+        for name in set(registry.names) - set(names):
+            registry.unregister(name)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Formats of single layers: by patterns of a recipe, and by a policy of a plug-in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -128,10 +128,12 @@ def test_a_recipe_with_tables_is_written_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], Callable]:
+def registered() -> Iterator[Callable[[Callable], Callable]]:
     """Registers a layer policy for one test."""
-    monkeypatch.setattr(layer_policies, "_registered", dict(layer_policies._registered))
-    return layer_policies.register("strange")
+    before = layer_policies.names
+    yield layer_policies.register("strange")
+    if layer_policies.names != before:
+        layer_policies.unregister("strange")
 
 
 def test_a_policy_of_a_notebook_decides_beside_the_recipe(registered) -> None:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ovexport.artifacts import RunFolder
-from ovexport.cli.run import _print_figures
-from ovexport.cli.verify import _print_verdict
+from ovexport.cli.run import print_figures
+from ovexport.cli.verify import print_verdict
 from ovexport.report import write_report
 from ovexport.report.table import read_findings
 from ovexport.report.verdict import verdict
@@ -55,8 +55,8 @@ def test_a_partial_proof_is_called_partial_everywhere(partial: RunFolder, capsys
     assert findings.verification is not None
     assert findings.verification.passed
     assert verdict(findings).standing == "open"
-    _print_figures(findings)
-    _print_verdict(findings.verification)
+    print_figures(findings)
+    print_verdict(findings.verification)
     printed = capsys.readouterr().out
     page, card = ((partial.path / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
     told = findings.verification.told

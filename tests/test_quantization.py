@@ -125,7 +125,7 @@ def straight_through(quantizer: FakeQuantizer, weight: torch.Tensor, parameters:
     grouped = adapted.reshape(24, -1, quantizer.layer.group_size)
     fixed_step, fixed_zero = quantizer.grid()
     if quantizer.symmetric:
-        step, low = passing(parameters["scale"] / 8, fixed_step), -8.0
+        step, low = passing(parameters["scale"] / 8, fixed_step), torch.tensor(-8.0)
     else:
         step = passing(parameters["input_range"] / 15, fixed_step)
         low = -passing(parameters["zero_point"], fixed_zero)

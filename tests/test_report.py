@@ -4,11 +4,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from command_line import ovexport, refused
 from report_records import SCRIPT, fill, gate_report
-from typer.testing import CliRunner
 
 from ovexport.artifacts import RunFolder
-from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.report import write_comparison, write_report
 from ovexport.report.answers import Parted, part
@@ -245,11 +244,8 @@ def test_the_command_compares_several_runs_and_rebuilds_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (run_copy.path / "report.html").unlink()
-    runner = CliRunner()
-    assert runner.invoke(app, ["report", str(run_copy.path)]).exit_code == 0
+    assert ovexport("report", run_copy.path).returncode == 0
     assert (run_copy.path / "report.html").is_file()
-    assert runner.invoke(app, ["report", str(run_copy.path), str(other_run.path)]).exit_code == 0
+    assert ovexport("report", run_copy.path, other_run.path).returncode == 0
     assert "compared" in (tmp_path / "compare.html").read_text(encoding="utf-8")
-    refused = runner.invoke(app, ["report", str(run_copy.path), "--out", "page.html"])
-    assert refused.exit_code == RecipeError.exit_code
-    assert "goes with several runs" in refused.output
+    assert "goes with several runs" in refused(ovexport("report", run_copy.path, "--out", "page.html"), 2)

@@ -16,6 +16,7 @@ from ovexport import recipe, versions
 from ovexport.artifacts import RunFolder
 from ovexport.errors import ArtifactError
 from ovexport.pipeline import services, stage
+from ovexport.pipeline.stages import STAGES
 from ovexport.recipe import Recipe, SourceSpec, TaskSpec
 from ovexport.storage.scratch import clear_scratch, scratch_folder
 
@@ -55,7 +56,7 @@ class Everything(dict):
 
 
 def digests(resolved: Recipe) -> dict[str, str]:
-    return {one.name: stage.stage_digest(one, resolved, Everything()) for one in services.STAGES}
+    return {one.name: stage.stage_digest(one, resolved, Everything()) for one in STAGES}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:

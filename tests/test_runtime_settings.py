@@ -7,12 +7,11 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 import pytest
-from typer.testing import CliRunner
+from command_line import ovexport
 
 from ovexport.artifacts import IR, RunFolder
 from ovexport.bench import search, search_settings
 from ovexport.bench.text import packaged_text
-from ovexport.cli.main import app
 from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.openvino.graph import read_graph, runtime_options
 from ovexport.openvino.runtime import properties
@@ -44,8 +43,8 @@ def report(ir: IR, **options: str) -> SettingsReport:
 
 @pytest.fixture
 def quick_rounds(monkeypatch) -> None:
-    monkeypatch.setattr(search, "_GROUPS", (64,))
-    for name, value in {"_SESSIONS": 1, "_ROUNDS": 1, "_FINAL_SESSIONS": 1, "_FINAL_ROUNDS": 1}.items():
+    monkeypatch.setattr(search, "GROUPS", (64,))
+    for name, value in {"SESSIONS": 1, "ROUNDS": 1, "FINAL_SESSIONS": 1, "FINAL_ROUNDS": 1}.items():
         monkeypatch.setattr(search, name, value)
 
 
@@ -173,7 +172,7 @@ def test_the_search_measures_what_settings_cost_and_keeps_to_the_limit(finished_
 def test_the_best_settings_are_written_where_the_ir_is_the_faster_for_it(
     run_copy: RunFolder, quick_rounds, monkeypatch
 ) -> None:
-    timed = search._Search.timed
+    timed = search.Search.timed
 
     def half_the_time(self, folder, settings, **options):
         times = timed(self, folder, settings, **options)
@@ -182,20 +181,20 @@ def test_the_best_settings_are_written_where_the_ir_is_the_faster_for_it(
         one = times.output_token.model_copy(update={"median": factor, "ci95": (factor - 0.1, factor + 0.1)})
         return type(times)(first_token=times.first_token, output_token=one)
 
-    monkeypatch.setattr(search._Search, "timed", half_the_time)
+    monkeypatch.setattr(search.Search, "timed", half_the_time)
     ir = run_copy.ir("int4")
-    options = ["bench", str(ir.path), "--search", "--prompt-tokens", "16", "--output-tokens", "3", "--kl-limit", "10"]
-    done = CliRunner().invoke(app, options)
-    assert done.exit_code == 0, done.output
+    options = ("--search", "--prompt-tokens", "16", "--output-tokens", "3", "--kl-limit", "10")
+    done = ovexport("bench", ir.path, *options)
+    assert done.returncode == 0, done.stderr
     assert "written into the IR" in done.stdout
     found = settings_report(ir)
     assert found.chosen["INFERENCE_PRECISION_HINT"] == "f32"
     assert found.written.matmul_precision == "f32"
     assert found.written_kl_mean_nats > 0
     assert read_xml_text(ir).count('name="precise"') > 0
-    shown = CliRunner().invoke(app, ["runtime", str(ir.path), "--json"])
+    shown = ovexport("runtime", ir.path, "--json")
     assert json.loads(shown.stdout)["chosen"] == found.chosen
-    assert CliRunner().invoke(app, ["runtime", str(ir.path), "--undo"]).exit_code == 0
+    assert ovexport("runtime", ir.path, "--undo").returncode == 0
     assert not (ir.path / SETTINGS_FILE).exists()
 
 
@@ -219,8 +218,8 @@ def test_text_for_the_search_comes_with_the_package(finished_run) -> None:
     ],
 )
 def test_a_benchmark_that_can_not_be_is_refused_in_a_line(finished_run, options, code, message) -> None:
-    done = CliRunner().invoke(app, ["bench", str(finished_run.ir("int4").path), *options])
-    assert done.exit_code == code
+    done = ovexport("bench", finished_run.ir("int4").path, *options)
+    assert done.returncode == code
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -228,5 +227,5 @@ def test_a_benchmark_that_can_not_be_is_refused_in_a_line(finished_run, options,
 def test_settings_of_a_folder_that_has_none_are_refused(finished_run, tmp_path: Path) -> None:
     copy = shutil.copytree(finished_run.ir("plain").path, tmp_path / "plain")
     for options in ([], ["--undo"]):
-        done = CliRunner().invoke(app, ["runtime", str(copy), *options])
-        assert done.exit_code == 4
+        done = ovexport("runtime", copy, *options)
+        assert done.returncode == 4

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import ovexport, refused
 from conftest import tiny_values
-from typer.testing import CliRunner
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
-from ovexport.cli.main import app
 from ovexport.errors import RecipeError
 from ovexport.models.device import Compute
 from ovexport.pipeline import services
@@ -248,20 +247,16 @@ def test_an_empty_rank_space_and_a_rank_above_the_layers_size_are_refused(nls_re
 
 
 def test_a_configuration_is_asked_by_hand_without_tuning(nls_run) -> None:
-    runner = CliRunner()
-    done = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 8", "--json"])
-    assert done.exit_code == 0, done.output
+    done = ovexport("search", nls_run.path, "--ranks", "2 8", "--json")
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["validation"]["given"]["ranks"] == [2, 8]
     assert document["validation"]["given"]["figures"]["items"] == 12
     assert document["validation"]["chosen"]["ranks"] == document["search"]["chosen"]
-    shown = runner.invoke(app, ["search", str(nls_run.path)])
-    assert "(chosen)" in shown.output
-    refused = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 x"])
-    assert refused.exit_code == 2
-    refused = runner.invoke(app, ["search", str(nls_run.path), "--ranks", "2 4 6"])
-    assert refused.exit_code == 2
-    assert "3 ranks, and there are 2 units" in refused.output.replace("\n", " ")
+    shown = ovexport("search", nls_run.path)
+    assert "(chosen)" in shown.stdout
+    assert "2 x" in refused(ovexport("search", nls_run.path, "--ranks", "2 x"), 2)
+    assert "3 ranks, and there are 2 units" in refused(ovexport("search", nls_run.path, "--ranks", "2 4 6"), 2)
 
 
 def test_loss_on_everything_learns_the_question_too(nls_run, nls_recipe) -> None:
@@ -269,7 +264,7 @@ def test_loss_on_everything_learns_the_question_too(nls_run, nls_recipe) -> None
         return made_trainer(nls_run, nls_recipe, TuneSpec(**{**nls_recipe.tune.model_dump(), **changes}))
 
     answer, everything = made(loss_on="answer").objective, made(loss_on="everything").objective
-    example = nls_run.data.examples("train")[0]
-    index = next(n for n, one in enumerate(answer._train) if np.array_equal(one.tokens, example.tokens))
-    assert answer.weight([index]) == len(example.tokens) - example.answer
-    assert everything.weight([index]) == len(example.tokens) - 1
+    examples = nls_run.data.examples("train")
+    every = range(len(examples))
+    assert answer.weight(every) == sum(len(example.tokens) - example.answer for example in examples)
+    assert everything.weight(every) == sum(len(example.tokens) - 1 for example in examples)

@@ -1,7 +1,7 @@
 """Starting points: chosen by name or by the three keys, and what is refused of one that is not ours."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,12 @@ def compressed(tiny_model: Path, tmp_path: Path) -> Compress:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], type]:
+def registered() -> Iterator[Callable[[type], type]]:
     """Registers a starting point for one test."""
-    monkeypatch.setattr(starting_points, "_registered", dict(starting_points._registered))
-    return starting_points.register("strange")
+    before = starting_points.names
+    yield starting_points.register("strange")
+    if starting_points.names != before:
+        starting_points.unregister("strange")
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_the_steps_of_tuning_have_an_interval_where_they_are_enough_and_processe
             for one in memory
         ]
 
-    found = tuning._ratios(runs(1, 3, seconds=1), runs(4, 4, seconds=3))
+    found = tuning.ratios(runs(1, 3, seconds=1), runs(4, 4, seconds=3))
     assert found["tokens_per_s"]["ratio_of_medians"] == 2
     assert len(found["tokens_per_s"]["ci95"]) == 2
     assert found["peak_memory"] == {"median": 0.5, "range": [0.25, 0.75]}
-    assert tuning._ratios(runs(1, seconds=1), runs(4, seconds=3))["tokens_per_s"]["ci95"] is None
+    assert tuning.ratios(runs(1, seconds=1), runs(4, seconds=3))["tokens_per_s"]["ci95"] is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import ovexport, refused
 from conftest import tiny_values
 from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer
@@ -359,20 +360,15 @@ def test_worked_examples_need_training_rows(tmp_path) -> None:
 
 
 def test_ir_and_reference_are_asked_a_task_from_the_command_line(finished_run: RunFolder, tmp_path) -> None:
-    from typer.testing import CliRunner
-
-    from ovexport.cli.main import app
-
     rows = [{"query": f"It is {n}", "choices": ["so.", "not."], "gold": n % 2} for n in range(6)]
     written(tmp_path / "rows.jsonl", rows)
     (tmp_path / "mine.toml").write_text('name = "mine"\ntest = "rows.jsonl"\nmetric = "acc"\n')
     arguments = ["evaluate", str(finished_run.path / "int4"), "--reference", str(finished_run.path / "bf16")]
     arguments += ["--encoder", "offline", "--max-new-tokens", "2", "--tasks", str(tmp_path / "mine.toml"), "--json"]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
+    done = ovexport(*arguments, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["models"]["int4"]["tasks"]["mine"]["items"] == 6
     assert report["conditions"]["tasks"]["mine"]["metric"] == "acc"
-    done = CliRunner().invoke(app, [*arguments[:-2], "arc_hard", "--out", str(tmp_path / "out")])
-    assert done.exit_code == 2
-    assert "error: name='arc_hard' is none of" in done.output.replace("\n", " ")
+    unknown = ovexport(*arguments[:-2], "arc_hard", "--out", tmp_path / "out")
+    assert "error: name='arc_hard' is none of" in refused(unknown, 2)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,11 @@ from ovexport.artifacts import Checkpoint, RunFolder
 from ovexport.errors import ArtifactError, TuningDivergedError, UnsupportedModelError
 from ovexport.models.device import Compute
 from ovexport.objectives import distillation as distillation_module
-from ovexport.objectives.loss import Loss, distillation
+from ovexport.objectives.loss import distillation
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe, TuneSpec
+from ovexport.storage.tensorfile import write_tensors
 from ovexport.tune import store, trainer, tune
 from ovexport.tune.trainer import Trainer, make_trainer
 
@@ -159,7 +161,7 @@ def test_ctrl_c_ends_the_step_that_is_under_way_and_saves_it(finished_run, tiny_
 
 def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, monkeypatch) -> None:
     whole = tuned(finished_run, tiny_recipe, spec(), tmp_path / "whole")
-    write, calls = store.write_tensors, {"count": 0}
+    write, calls = write_tensors, {"count": 0}
 
     def full(tensors, path) -> None:
         calls["count"] += 1
@@ -181,7 +183,7 @@ def test_a_full_disk_leaves_what_was_saved(finished_run, tiny_recipe, tmp_path, 
 
 def spoiled(monkeypatch, steps: range) -> None:
     """Losses of these steps are not finite."""
-    true_loss, calls = distillation_module.distillation, {"count": 0}
+    true_loss, calls = distillation, {"count": 0}
 
     def loss(*arguments, **options):
         calls["count"] += 1
@@ -361,7 +363,7 @@ def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run,
     """Fifty steps of ours against autograd through the quantizers in every microbatch, in float32."""
     options = spec(steps=50, precision="fp32", schedule="constant", warmup_fraction=0.0, learning_rate=1e-4)
     ours, naive = (made_trainer(finished_run, tiny_recipe, options) for _ in range(2))
-    student, optimizer = naive.student, naive.optimizer._adamw
+    student, optimizer = naive.student, naive.optimizer.adamw
     objective = naive.objective
     tokens = 2 * objective.tokens(range(options.batch_size))
     for index in range(50):
@@ -369,10 +371,8 @@ def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run,
         total = 0.0
         for sequences in naive.sampler.microbatches(index):
             weights = {name: quantizer(student.base_weights[name]) for name, quantizer in student.quantizers.items()}
-            ids = objective._train[sequences]
-            hidden = functional_call(student.network.base_model, without_prefix(weights), (ids,)).last_hidden_state
-            taught = objective._teacher.states(sequences)
-            part = distillation(hidden, taught, ids, student.head, objective._head, Loss(), tokens=tokens)
+            quantized = SimpleNamespace(base_model=partial(call, student.network.base_model, without_prefix(weights)))
+            part = objective.loss(quantized, student.head, sequences, tokens)
             part.backward()
             total += float(part)
         torch.nn.utils.clip_grad_norm_(student.trained.values(), options.max_gradient_norm)
@@ -382,6 +382,11 @@ def test_quantizing_once_a_step_is_quantizing_for_every_microbatch(finished_run,
     for key, value in ours.student.trained.items():
         difference = (value - student.trained[key]).abs()
         assert float(difference.mean()) < 1e-2 * 50 * options.learning_rate, key
+
+
+def call(model: torch.nn.Module, weights: dict[str, torch.Tensor], **inputs: object) -> object:
+    """What a model with other weights gives."""
+    return functional_call(model, weights, kwargs=inputs)
 
 
 def without_prefix(weights: dict) -> dict:

@@ -50,9 +50,12 @@ def test_a_manifest_with_paths_that_leave_the_folder_is_found_and_they_are_not_o
     record["checkpoint_files"]["../secret.txt"] = file_digest(outside)
     (ir.path / "ovexport.json").write_text(json.dumps(record))
     original = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda self, *given, **more: opened.append(self) or original(self, *given, **more)
-    )
+
+    def noted(self: Path, *given: Any, **more: Any) -> Any:
+        opened.append(self)
+        return original(self, *given, **more)
+
+    monkeypatch.setattr(Path, "open", noted)
     text = failures(proof(run_copy))
     assert f"ovexport.json names files of its folder: files: {', '.join(names)}, ../secret.txt" in text
     assert "made from this checkpoint: files: ../secret.txt" in text

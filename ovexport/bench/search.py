@@ -45,9 +45,9 @@ from ovexport.versions import stack_versions
 
 Settings = Mapping[str, Any]
 
-_SESSIONS, _ROUNDS = 2, 4
-_FINAL_SESSIONS, _FINAL_ROUNDS = 8, 5
-_GROUPS = (32, 64, 128)
+SESSIONS, ROUNDS = 2, 4
+FINAL_SESSIONS, FINAL_ROUNDS = 8, 5
+GROUPS = (32, 64, 128)
 _SURELY = 0.98
 _DEFAULTS, _TRIED = "defaults", "tried"
 
@@ -76,7 +76,7 @@ def search_settings(
     with _as_converted(ir) as converted:
         text = read_xml_text(converted)
         with_settings(text, {}, precise=True)  # refuses at once what could not be written in the end
-        search = _Search(
+        search = Search(
             ir=converted,
             point=spec.points[0],
             prompt=prompt,
@@ -133,7 +133,7 @@ class _Carried:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Search:
+class Search:
     """An IR, what it is timed and measured with, and the trials so far; `exact` runs it at full precision."""
 
     ir: IR
@@ -166,7 +166,7 @@ class _Search:
             kl = self._kl_of(written)
             within = kl <= self.kl_limit_nats
             if within:
-                times = self.timed(self.ir.path, settings, sessions=_SESSIONS, rounds=_ROUNDS)
+                times = self.timed(self.ir.path, settings, sessions=SESSIONS, rounds=ROUNDS)
         except (RuntimeError, UnsupportedModelError) as error:
             reason = f"the runtime refuses it: {last_line(error)}"
             self.trials.append(RuntimeTrial(settings=written, kept=False, reason=reason))
@@ -234,12 +234,12 @@ class _Search:
 _NOT_OF_NUMBERS = ("ATTENTION_BACKEND", "INFERENCE_NUM_THREADS")
 
 
-def _descend(search: _Search, defaults: Mapping[str, str]) -> None:
+def _descend(search: Search, defaults: Mapping[str, str]) -> None:
     """Try the settings one after the other, each on top of the best so far."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precisions = ["f32", *(name for name in ("bf16", "f16") if {"bf16": "BF16", "f16": "FP16"}[name] in capabilities)]
     usual = defaults.get("INFERENCE_PRECISION_HINT")
-    for precision, group in product([None, *(name for name in precisions if name != usual)], [None, 0, *_GROUPS]):
+    for precision, group in product([None, *(name for name in precisions if name != usual)], [None, 0, *GROUPS]):
         runs_in = precision or usual
         if group is not None and (runs_in == "bf16" or str(group) == defaults.get("DYNAMIC_QUANTIZATION_GROUP_SIZE")):
             continue
@@ -256,12 +256,12 @@ def _descend(search: _Search, defaults: Mapping[str, str]) -> None:
             search.attempt(search.best() | {"INFERENCE_NUM_THREADS": threads})
 
 
-def _confirmed(search: _Search) -> tuple[dict[str, str], Ratio | None]:
+def _confirmed(search: Search) -> tuple[dict[str, str], Ratio | None]:
     """The best settings, timed once more and for longer; none, where the defaults may be as fast."""
     best = search.best()
     if not best:
         return {}, None
-    times = search.timed(search.ir.path, best, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
+    times = search.timed(search.ir.path, best, sessions=FINAL_SESSIONS, rounds=FINAL_ROUNDS)
     return (best, times.output_token) if _surely_faster(times.output_token) else ({}, None)
 
 
@@ -270,7 +270,7 @@ def _surely_faster(ratio: Ratio) -> bool:
     return ratio.ci95 is not None and ratio.ci95[1] < 1
 
 
-def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried | None:
+def _carried(search: Search, chosen: Mapping[str, str], text: str) -> _Carried | None:
     """What of the settings the IR can carry, where a plain LLMPipeline of the folder is the faster for it."""
     options = {name: chosen[name] for name in CARRIED if name in chosen}
     precise = chosen.get("INFERENCE_PRECISION_HINT") == "f32"
@@ -279,7 +279,7 @@ def _carried(search: _Search, chosen: Mapping[str, str], text: str) -> _Carried 
     edited, written = with_settings(text, options, precise=precise)
     with _copy_with(search.ir, edited) as carrying:
         kl = search.divergence(carrying, {})
-        times = search.timed(carrying.path, {}, sessions=_FINAL_SESSIONS, rounds=_FINAL_ROUNDS)
+        times = search.timed(carrying.path, {}, sessions=FINAL_SESSIONS, rounds=FINAL_ROUNDS)
     if not _surely_faster(times.output_token) or kl > search.kl_limit_nats:
         return None
     return _Carried(written=written, gain=times.output_token, kl_mean_nats=kl)

@@ -27,7 +27,7 @@ from ovexport.reports import LatencyRatios, Ratio
 EndedBy = Literal["precision", "time_limit_s", "pairs"]
 """The setting that ended a measurement."""
 
-_FEWEST_BEFORE_STOPPING = 8
+FEWEST_BEFORE_STOPPING = 8
 _RESAMPLES_WHILE_MEASURING = 1000
 
 
@@ -133,7 +133,7 @@ class _Course:
         """The setting that ends it here; None where another session follows."""
         if self.done == self.sessions:
             return "pairs"
-        if self.done >= _FEWEST_BEFORE_STOPPING and _widest(self.timed, self._spec.seed) <= self._spec.precision:
+        if self.done >= FEWEST_BEFORE_STOPPING and _widest(self.timed, self._spec.seed) <= self._spec.precision:
             return "precision"
         return "time_limit_s" if self.done >= FEWEST_VALUES and out_of_time else None
 
@@ -145,7 +145,7 @@ class _Course:
                 later session.
         """
         loads: dict[str, float] = {}
-        pipelines = _load(self._candidates, next(self._load_orders), self._spec, self._backend, loads)
+        pipelines = load_models(self._candidates, next(self._load_orders), self._spec, self._backend, loads)
         begun = time.monotonic()
         for number, (point, timed) in enumerate(self.timed.items(), 1):
             share = begun + (until - begun) * number / len(self.timed)
@@ -186,7 +186,7 @@ def _widest(timed: Timed, seed: int) -> float:
     return max(widths, default=math.inf)
 
 
-def _load(
+def load_models(
     candidates: Mapping[str, Candidate],
     order: Sequence[str],
     spec: BenchSpec,

@@ -215,7 +215,7 @@ def _show(
         figures = {name: report.model_dump(mode="json") if report else None for name, report in reports.items()}
         document = {"folder": str(folder), **figures, "upload": asdict(uploaded) if uploaded else None}
     elif not quiet:
-        _print_figures(findings)
+        print_figures(findings)
     verdict = findings.gates if judged else None
     conclude(verdict, command="run", junit=junit, document=document, quiet=quiet)
     product, page = folder / "int4", folder / "report.html"
@@ -227,7 +227,8 @@ def _show(
         say(f"uploaded: {uploaded.url} (commit {uploaded.commit})")
 
 
-def _print_figures(findings: "Findings") -> None:
+def print_figures(findings: "Findings") -> None:
+    """The table of the run's figures, and whether it was tuned."""
     from ovexport.cli.output import print_table
     from ovexport.numbers import with_interval
     from ovexport.report.names import NOT_TUNED

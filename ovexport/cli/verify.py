@@ -60,7 +60,7 @@ def verify(
     if not (as_json or quiet):
         if checkpoint is None:
             _print_layers(report)
-        _print_verdict(report)
+        print_verdict(report)
     verdict = judged(asked, {"verification": report})
     document = report.model_dump(mode="json") if as_json else None
     conclude(verdict, command="verify", junit=junit, document=document, quiet=quiet)
@@ -75,7 +75,7 @@ def _beside(checkpoint: Path, name: str, ir: Path) -> Path | None:
     return folder if folder.is_dir() and folder.resolve() != ir.resolve() else None
 
 
-def _print_verdict(report: "VerificationReport") -> None:
+def print_verdict(report: "VerificationReport") -> None:
     """The verdict, a line for each kind of evidence, and what failed or was not there to compare with."""
     passed = sum(check.passed for check in report.checks)
     say(f"{report.heading}  {report.subject}: {passed} of {len(report.checks)} checks passed")

@@ -75,7 +75,7 @@ Named = Iterator[tuple[str, Figure]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class Source:
     """What the figures of a part of a report have in common.
 
     Attributes:
@@ -180,18 +180,18 @@ def _unqualified(found: Mapping[str, Figure], product: str | None) -> dict[str, 
 
 
 def _of_report(kind: str, report: AnyReport | None, keys: Mapping[str, Sequence[str]]) -> Named:
-    source = _Source(keys=keys, over=_intervals_over(report), reason=f"there is no {kind}.json")
+    source = Source(keys=keys, over=_intervals_over(report), reason=f"there is no {kind}.json")
     if kind != "verification":
-        yield from _of_record(KINDS[kind], report, "", source)
+        yield from of_record(KINDS[kind], report, "", source)
         return
     proof = report if isinstance(report, VerificationReport) else None
     passed = _meaning(VerificationReport.model_fields["passed"].metadata)
     yield "verified", replace(source, meaning=passed).figure(float(proof.passed) if proof else None)
-    yield from _of_record(VerificationSummary, proof and proof.summary, kind, source)
+    yield from of_record(VerificationSummary, proof and proof.summary, kind, source)
 
 
 def _intervals_over(report: AnyReport | None) -> dict[str, str | None]:
-    """What the intervals of a report were taken over, as _Source has it."""
+    """What the intervals of a report were taken over, as Source has it."""
     conditions = getattr(report, "conditions", {})
     if isinstance(report, BenchmarkReport):
         return {"": f"{conditions['sessions']} sessions" if "sessions" in conditions else None}
@@ -202,7 +202,7 @@ def _intervals_over(report: AnyReport | None) -> dict[str, str | None]:
     }
 
 
-def _of_record(kind: type[Record], record: Record | None, name: str, source: _Source) -> Named:
+def of_record(kind: type[Record], record: Record | None, name: str, source: Source) -> Named:
     """The figures of a record's fields, whether the record is there or not."""
     if record is not None:
         source = replace(source, reason=getattr(record, "reason", None))
@@ -222,7 +222,7 @@ def _of_record(kind: type[Record], record: Record | None, name: str, source: _So
             yield from _of_field(_without_none(information.annotation), value, name, field_name, own)
 
 
-def _of_interval(kind: type[Record], record: Record | None, name: str, interval: str, source: _Source) -> Named:
+def _of_interval(kind: type[Record], record: Record | None, name: str, interval: str, source: Source) -> Named:
     """`.low` and `.high` of an interval, and `.value`, its centre alone."""
     centre = _centre_of(interval, kind)
     path, ends = _join(name, centre), getattr(record, interval, None)
@@ -237,7 +237,7 @@ def _of_interval(kind: type[Record], record: Record | None, name: str, interval:
         yield f"{path}.{end}", replace(source, meaning=told).figure(value)
 
 
-def _of_field(annotation: Any, value: Any, name: str, field_name: str, source: _Source) -> Named:
+def _of_field(annotation: Any, value: Any, name: str, field_name: str, source: Source) -> Named:
     """The figures of a number, a record, or several that have names; none of any other value.
 
     Args:
@@ -247,17 +247,17 @@ def _of_field(annotation: Any, value: Any, name: str, field_name: str, source: _
     if annotation in (int, float):
         yield path, source.figure(value)
     elif _is_record(annotation):
-        yield from _of_record(annotation, value, path, source)
+        yield from of_record(annotation, value, path, source)
     elif get_origin(annotation) is dict:
         yield from _of_table(get_args(annotation)[1], value or {}, name, field_name, source)
     elif get_origin(annotation) is tuple and _has_label(inner):
         for record in value or ():
-            yield from _of_record(type(record), record, _join(path, _label(record)), source)
+            yield from of_record(type(record), record, _join(path, _label(record)), source)
         if not value:
             yield f"{path}.", replace(source, reason=source.reason or f"the report has no {path}").figure(None)
 
 
-def _of_table(kind: Any, table: Mapping[str, Any], name: str, field_name: str, source: _Source) -> Named:
+def _of_table(kind: Any, table: Mapping[str, Any], name: str, field_name: str, source: Source) -> Named:
     """The figures of a table of numbers; or of one of models, of pairs of them or of tasks, without the field's name.
 
     Args:
@@ -271,12 +271,12 @@ def _of_table(kind: Any, table: Mapping[str, Any], name: str, field_name: str, s
         path = _join(name, key)
         own = replace(source, reason=f"{key} was not measured") if table else source
         if _is_record(kind):
-            yield from _of_record(kind, table.get(key), path, own)
+            yield from of_record(kind, table.get(key), path, own)
         elif get_origin(kind) is dict and get_args(kind)[1] is float:
             yield from _of_numbers(table.get(key, {}), path, own)
 
 
-def _of_numbers(table: Mapping[str, float], name: str, source: _Source) -> Named:
+def _of_numbers(table: Mapping[str, float], name: str, source: Source) -> Named:
     """The figures of a table of numbers; one with a standard error beside it has an interval."""
     present = replace(source, reason=None, over={"": f"{table['items']:.0f} questions" if "items" in table else None})
     for key, value in table.items():

@@ -22,9 +22,9 @@ class Head:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, factor: float, cap: float | None) -> None:
         self.weight = weight
-        self._bias = bias
-        self._factor = factor
-        self._cap = cap
+        self.bias = bias
+        self.factor = factor
+        self.cap = cap
 
     @classmethod
     def of(cls, network: PreTrainedModel) -> "Head":
@@ -42,17 +42,17 @@ class Head:
 
     def to(self, dtype: torch.dtype) -> "Head":
         """The same head with products in another type."""
-        return Head(self.weight.to(dtype), self._bias, self._factor, self._cap)
+        return Head(self.weight.to(dtype), self.bias, self.factor, self.cap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, (tokens, vocabulary) float32, of hidden states, (tokens, hidden size)."""
         logits = (hidden.to(self.weight.dtype) @ self.weight.T).float()
-        if self._bias is not None:
-            logits += self._bias
-        if self._factor != 1:
-            logits *= self._factor
-        if self._cap is not None:
-            logits = logits.div_(self._cap).tanh_().mul_(self._cap)
+        if self.bias is not None:
+            logits += self.bias
+        if self.factor != 1:
+            logits *= self.factor
+        if self.cap is not None:
+            logits = logits.div_(self.cap).tanh_().mul_(self.cap)
         return logits
 
     def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ class Head:
         Args:
             logits: as they came out, where the model caps them; anything else where it does not.
         """
-        if self._cap is not None:
-            gradient *= 1 - (logits / self._cap) ** 2
-        if self._factor != 1:
-            gradient *= self._factor
+        if self.cap is not None:
+            gradient *= 1 - (logits / self.cap) ** 2
+        if self.factor != 1:
+            gradient *= self.factor
         return gradient.to(self.weight.dtype) @ self.weight
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from ovexport.models.head import Head
 from ovexport.recipe import TuneSpec
 
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-_CHUNK_TOKENS = 128
-_LARGEST_CHUNK_ELEMENTS = 2**23
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+CHUNK_TOKENS = 128
+LARGEST_CHUNK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def divergence(hidden: Tensor, taught: Tensor, student: Head, teacher: Head) -> 
     """KL(teacher ‖ student) summed over the tokens, in nats, whatever the loss that is tuned for."""
     hidden, taught = hidden.flatten(0, 1), taught.flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for part in _chunks(hidden, len(teacher.weight)):
+    for part in chunks(hidden, len(teacher.weight)):
         log_p = teacher.logits(taught[part]).log_softmax(-1)
         difference = student.logits(hidden[part]).log_softmax(-1).sub_(log_p)
         total -= torch.linalg.vecdot(log_p.exp_(), difference).double().sum()
@@ -142,7 +142,7 @@ class _Distillation(torch.autograd.Function):
     ) -> Tensor:
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for part in _chunks(hidden, len(teacher.weight)):
+        for part in chunks(hidden, len(teacher.weight)):
             logits = student.logits(hidden[part])
             value, slope = loss.gradient(teacher.logits(taught[part]), logits, following[part])
             gradient[part] = student.backward(slope.div_(tokens), logits)
@@ -163,7 +163,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, following: Tensor, head: Head, tokens: int) -> Tensor:
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for part in _chunks(hidden, len(head.weight)):
+        for part in chunks(hidden, len(head.weight)):
             logits = head.logits(hidden[part])
             slope = logits.log_softmax(-1)
             rows = torch.arange(len(slope), device=hidden.device)
@@ -180,8 +180,8 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * gradients[0], None, None, None
 
 
-def _chunks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
+def chunks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
     """Chunks whose logits stay in the cache; for a large vocabulary, enough tokens to pay for reading the head."""
-    least = min(_CHUNK_TOKENS, _LARGEST_CHUNK_ELEMENTS // vocabulary)
-    height = max(1, least, _CHUNK_ELEMENTS[hidden.device.type] // vocabulary)
+    least = min(CHUNK_TOKENS, LARGEST_CHUNK_ELEMENTS // vocabulary)
+    height = max(1, least, CHUNK_ELEMENTS[hidden.device.type] // vocabulary)
     return (slice(begin, begin + height) for begin in range(0, len(hidden), height))

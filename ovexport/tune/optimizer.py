@@ -34,18 +34,18 @@ class Optimizer:
         self._spec = spec
         self._steps = steps
         groups = [group for group in _groups(parameters, spec, learning_rate) if group["params"]]
-        self._adamw = torch.optim.AdamW(groups or [{"params": [torch.zeros(0)]}])
-        self._base_rates = [group["lr"] for group in self._adamw.param_groups]
+        self.adamw = torch.optim.AdamW(groups or [{"params": [torch.zeros(0)]}])
+        self._base_rates = [group["lr"] for group in self.adamw.param_groups]
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """Of the step that was scheduled last, by group."""
-        return {str(group.get("name")): float(group["lr"]) for group in self._adamw.param_groups}
+        return {str(group.get("name")): float(group["lr"]) for group in self.adamw.param_groups}
 
     def schedule(self, step: int) -> None:
         """Set the learning rates of a step."""
         factor = self._spec.learning_rate_factor(step, self._steps)
-        for group, rate in zip(self._adamw.param_groups, self._base_rates, strict=True):
+        for group, rate in zip(self.adamw.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
 
     def clip_gradients(self) -> float:
@@ -59,14 +59,14 @@ class Optimizer:
 
     def update(self) -> None:
         """Change the parameters by their gradients."""
-        self._adamw.step()
+        self.adamw.step()
         self.updates += 1
 
     def moments(self) -> dict[str, Tensor]:
         """AdamW's two moments of each parameter, by "MOMENT/LAYER.PARAMETER"; none before the first update."""
         tensors: dict[str, Tensor] = {}
         for key, value in self._parameters.items():
-            state = self._adamw.state.get(value, {})
+            state = self.adamw.state.get(value, {})
             tensors |= {f"{moment}/{key}": state[moment] for moment in _MOMENTS if moment in state}
         return tensors
 
@@ -81,7 +81,7 @@ class Optimizer:
             return
         for key, parameter in self._parameters.items():
             state = {moment: moments[f"{moment}/{key}"] for moment in _MOMENTS}
-            self._adamw.state[parameter] = {"step": torch.tensor(float(updates)), **state}
+            self.adamw.state[parameter] = {"step": torch.tensor(float(updates)), **state}
 
 
 class MovingAverages:

@@ -163,7 +163,7 @@ def _listed(timed: Latencies) -> tuple[Generation, ...]:
 
 def _weight_precision(ir: IR) -> str:
     """The narrowest that a Linear layer is stored in, since a model of 4-bit layers keeps some in 8 bits."""
-    linears = [weight for weight in weights(read_graph(ir)) if weight.kind == "linear"]
+    linears = [weight for weight in weights(read_graph(ir)) if weight.layer_kind == "linear"]
     narrowest = min(linears, key=lambda weight: (weight.bits, -weight.elements), default=None)
     return _PRECISIONS.get(narrowest.element_type, narrowest.element_type.upper()) if narrowest else ""
 

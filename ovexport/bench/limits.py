@@ -95,7 +95,7 @@ class Work:
 def work_of(ir: IR) -> Work:
     """Read off an IR's graph what a token takes."""
     graph = read_graph(ir)
-    linears = [weight for weight in weights(graph) if weight.kind == "linear"]
+    linears = [weight for weight in weights(graph) if weight.layer_kind == "linear"]
     vocabulary = graph.output("logits").get_partial_shape()[2]
     head = vocabulary.get_length() if vocabulary.is_static else None
     return Work(

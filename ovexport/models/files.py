@@ -170,7 +170,7 @@ def _locate(spec: ModelSpec, name: str) -> Path | None:
     folder = Path(spec.id)
     if folder.is_dir():
         return folder / name if (folder / name).exists() else None
-    found = cached_file(
+    cached = cached_file(
         spec.id,
         name,
         revision=spec.revision,
@@ -178,4 +178,4 @@ def _locate(spec: ModelSpec, name: str) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)

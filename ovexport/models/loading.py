@@ -38,8 +38,8 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
     """
     check_weights(spec)
     with _translated(spec), _quiet():
-        model, told = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
-    _require_whole(spec, told)
+        model, loading_info = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
+    _require_whole(spec, loading_info)
     model.eval().requires_grad_(False)
     return model  # type: ignore[no-any-return]
 
@@ -52,15 +52,15 @@ def check_checkpoint(spec: ModelSpec) -> None:
         UnsupportedModelError: as check_weights; or a weight has another name or shape.
     """
     check_weights(spec)
-    told: Mapping[str, Any] = {}
+    loading_info: Mapping[str, Any] = {}
     with suppress(Exception), _quiet():  # what transformers can't load without its values, load_model judges
-        _, told = _load(spec, device_map="meta")
-    _require_whole(spec, told)
+        _, loading_info = _load(spec, device_map="meta")
+    _require_whole(spec, loading_info)
 
 
 def _load(spec: ModelSpec, **options: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The model, and what transformers tells of loading it."""
-    model, told = AutoModelForCausalLM.from_pretrained(
+    """The model, and what transformers noted while loading it, `missing_keys` and `mismatched_keys` among it."""
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
         spec.id,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
@@ -69,27 +69,27 @@ def _load(spec: ModelSpec, **options: Any) -> tuple[Any, Mapping[str, Any]]:
         use_safetensors=True,  # a pickle is never loaded
         **options,
     )
-    return model, told
+    return model, loading_info
 
 
-def _require_whole(spec: ModelSpec, told: Mapping[str, Any]) -> None:
+def _require_whole(spec: ModelSpec, loading_info: Mapping[str, Any]) -> None:
     """Refuse a model whose weights are not all in its files.
 
     Args:
-        told: of loading it.
+        loading_info: as _load gives it.
 
     Raises:
         UnsupportedModelError: one is missing or has another shape.
     """
     cure = "give the folder of the whole model"
-    unlike = sorted(told.get("mismatched_keys", ()), key=str)
+    unlike = sorted(loading_info.get("mismatched_keys", ()), key=str)
     if unlike:
         name, held, needed = unlike[0]
         raise UnsupportedModelError(
             f"{spec.id}: {len(unlike)} weights have another shape than config.json says, such as {name}: {list(held)}, "
             f"not {list(needed)}; {cure}"
         )
-    missing = sorted(told.get("missing_keys", ()))
+    missing = sorted(loading_info.get("missing_keys", ()))
     if missing:
         raise UnsupportedModelError(
             f"{spec.id}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; {cure}"
@@ -160,13 +160,13 @@ def generation_config_file(spec: ModelSpec) -> Path | None:
         ArtifactError: it can't be downloaded.
     """
     with _translated(spec):
-        found = cached_file(
+        path = cached_file(
             spec.id,
             "generation_config.json",
             revision=spec.revision,
             _raise_exceptions_for_missing_entries=False,
         )
-    return Path(found) if found else None
+    return Path(path) if path else None
 
 
 def load_generation_config(spec: ModelSpec) -> GenerationConfig:

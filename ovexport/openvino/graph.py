@@ -55,7 +55,7 @@ class Weight:
     consumer_names: tuple[str, ...]
 
     @property
-    def kind(self) -> Literal["linear", "embedding"]:
+    def layer_kind(self) -> Literal["linear", "embedding"]:
         """A matrix that some MatMul uses is a Linear, shared with an embedding or not."""
         return "linear" if "MatMul" in self.consumers else "embedding"
 
@@ -124,12 +124,15 @@ def bodies(operation: Any) -> tuple[ov.Model, ...]:
     Raises:
         UnsupportedModelError: they can't be looked at.
     """
-    kind = operation.get_type_name()
-    if kind not in WITH_BODIES:
+    operation_type = operation.get_type_name()
+    if operation_type not in WITH_BODIES:
         return ()
     if not hasattr(operation, "get_function"):
-        raise UnsupportedModelError(f"{operation.get_friendly_name()}: the graph inside this {kind} can't be read")
-    return tuple(operation.get_function(index) for index in (0, 1)) if kind == "If" else (operation.get_function(),)
+        name = operation.get_friendly_name()
+        raise UnsupportedModelError(f"{name}: the graph inside this {operation_type} can't be read")
+    if operation_type == "If":
+        return tuple(operation.get_function(index) for index in (0, 1))
+    return (operation.get_function(),)
 
 
 def walk(graph: ov.Model, within: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -162,18 +165,18 @@ def weights(graph: ov.Model) -> tuple[Weight, ...]:
 
     Codes that are read in two ways, or through two scales or zero points, are two weights of one name.
     """
-    found: dict[tuple[str, ...], Weight] = {}
+    by_parts: dict[tuple[str, ...], Weight] = {}
     for name, operation in walk(graph):
         for _, weight in weight_inputs(operation):
             parts = (weight.codes, weight.scale, weight.zero_point)
             key = (*("" if part is None else str(part.get_name()) for part in parts), weight.chain)
-            known = found.get(key)
-            found[key] = replace(
+            known = by_parts.get(key)
+            by_parts[key] = replace(
                 weight,
                 consumers=(*(known.consumers if known else ()), operation.get_type_name()),
                 consumer_names=(*(known.consumer_names if known else ()), name),
             )
-    return tuple(found.values())
+    return tuple(by_parts.values())
 
 
 def stray_readers(graph: ov.Model) -> list[str]:
@@ -204,26 +207,26 @@ def stray_readers(graph: ov.Model) -> list[str]:
 
 def _upstream(node: Any) -> list[Any]:
     """An operation and all that it comes from, each once; more than a weight's unpacking takes are not gone through."""
-    found: dict[str, Any] = {}
+    nodes: dict[str, Any] = {}
     waiting = [node]
-    while waiting and len(found) <= MOST_UNPACKING:
+    while waiting and len(nodes) <= MOST_UNPACKING:
         one = waiting.pop()
-        if one.get_name() not in found:
-            found[one.get_name()] = one
+        if one.get_name() not in nodes:
+            nodes[one.get_name()] = one
             waiting += [value.get_node() for value in one.input_values()]
-    return list(found.values())
+    return list(nodes.values())
 
 
 def weight_inputs(operation: Any) -> Iterator[tuple[int, Weight]]:
     """The ports of a MatMul or Gather that read a weight matrix, with the matrix as `decompression` finds it."""
-    kind = operation.get_type_name()
-    ports = {"MatMul": (0, 1), "Gather": (0,)}.get(kind, ())
+    operation_type = operation.get_type_name()
+    ports = {"MatMul": (0, 1), "Gather": (0,)}.get(operation_type, ())
     for port in ports:
         source = operation.input_value(port)
         shape = source.get_partial_shape()
         if shape.is_dynamic or len(shape) != 2:
             continue
-        if kind == "Gather" and source.get_element_type().to_string() not in FLOAT_TYPES:
+        if operation_type == "Gather" and source.get_element_type().to_string() not in FLOAT_TYPES:
             continue
         weight = decompression(source)
         if weight is not None:
@@ -287,9 +290,9 @@ def _unpacked_by_too_many(node: Any) -> bool:
 
 def _in_words(node: Any) -> str:
     if node.get_type_name() == "Constant":
-        kind, shape = type_name(node), tuple(node.get_output_shape(0))
-        values = f" {node.data.tolist()}" if kind in ("i64", "i32") else ""
-        return f"{kind} {shape}{values}"
+        element_type, shape = type_name(node), tuple(node.get_output_shape(0))
+        values = f" {node.data.tolist()}" if element_type in ("i64", "i32") else ""
+        return f"{element_type} {shape}{values}"
     sources = ", ".join(_in_words(value.get_node()) for value in node.input_values())
     attributes = sorted(node.get_attributes().items(), key=str)
     return f"{node.get_type_name()} {node.get_type_info().version_id} {attributes} ({sources})"
@@ -349,14 +352,14 @@ def unpacked(node: Any) -> NDArray[Any]:
     Raises:
         ArtifactError: its bytes are not as many as its type and shape take, or the type is none that weights have.
     """
-    shape, kind, values = tuple(node.get_output_shape(0)), type_name(node), raw(node)
-    if kind in ("u4", "i4"):
+    shape, element_type, values = tuple(node.get_output_shape(0)), type_name(node), raw(node)
+    if element_type in ("u4", "i4"):
         codes = nibbles(values)[: int(np.prod(shape))].reshape(shape)
-        return codes if kind == "u4" else ((codes ^ 8).astype(np.int8) - 8)
-    if kind not in STORED_AS:
-        raise ArtifactError(f"constant {node.get_friendly_name()}: holds {kind}, which no weight of ours has")
-    stored = values.view(STORED_AS[kind]).reshape(shape)
-    return (stored.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else stored
+        return codes if element_type == "u4" else ((codes ^ 8).astype(np.int8) - 8)
+    if element_type not in STORED_AS:
+        raise ArtifactError(f"constant {node.get_friendly_name()}: holds {element_type}, which no weight of ours has")
+    stored = values.view(STORED_AS[element_type]).reshape(shape)
+    return (stored.astype(np.uint32) << 16).view(np.float32) if element_type == "bf16" else stored
 
 
 def _through(node: Any) -> Any:

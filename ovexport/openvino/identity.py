@@ -22,13 +22,13 @@ def identify(ir: IR) -> dict[str, Any]:
     """
     manifest = ir.manifest
     steps = manifest.tuning_steps if manifest else None
-    found = {"weights": weight_precision(read_graph(ir))}
-    return found if steps is None else found | {"tuning_steps": steps}
+    identity = {"weights": weight_precision(read_graph(ir))}
+    return identity if steps is None else identity | {"tuning_steps": steps}
 
 
 def weight_precision(graph: ov.Model) -> str:
     """What most Linear layers of a graph are stored in, as people write it: "BF16", "FP16", "FP32", "INT4", …"""
-    counts = Counter(weight.element_type for weight in weights(graph) if weight.kind == "linear")
+    counts = Counter(weight.element_type for weight in weights(graph) if weight.layer_kind == "linear")
     if not counts:
         return "no weights"
     stored = counts.most_common(1)[0][0]

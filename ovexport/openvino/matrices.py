@@ -31,12 +31,12 @@ class Matrix:
 
     def reader(self) -> Callable[[slice], NDArray[np.float32]]:
         """Reads the values of some rows, (rows, input) float32, a copy each time."""
-        kind, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
-        stored = raw(self.node).view(STORED_AS[kind]).reshape(shape)
+        element_type, shape = type_name(self.node), tuple(self.node.get_output_shape(0))
+        stored = raw(self.node).view(STORED_AS[element_type]).reshape(shape)
         matrix = stored.T if self.transposed else stored
 
         def read(rows: slice) -> NDArray[np.float32]:
-            if kind == "bf16":
+            if element_type == "bf16":
                 return np.left_shift(matrix[rows], 16, dtype=np.uint32, order="C").view(np.float32)
             return matrix[rows].astype(np.float32, order="C")
 
@@ -48,10 +48,10 @@ class Matrix:
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Other values in the type of this constant, as float32."""
-        kind = type_name(self.node)
-        if kind == "bf16":
+        element_type = type_name(self.node)
+        if element_type == "bf16":
             return (bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
-        return values.astype(STORED_AS[kind]).astype(np.float32)
+        return values.astype(STORED_AS[element_type]).astype(np.float32)
 
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -40,12 +40,12 @@ class ExecutedNode:
     """A node of the graph that is executed, copied to plain values.
 
     Attributes:
-        kind: the layer type, such as "FullyConnected".
+        layer_type: as the runtime names it, such as "FullyConnected".
         originals: friendly names of the IR's operations that it carries out.
         constant_inputs: element type and shape of each input that is a constant.
     """
 
-    kind: str
+    layer_type: str
     originals: tuple[str, ...]
     constant_inputs: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -158,14 +158,16 @@ def executed_nodes(compiled: ov.CompiledModel) -> list[ExecutedNode]:
     for operation in runtime.get_ordered_ops():
         info = operation.get_rt_info()
         originals = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
-        kind = str(info["layerType"].astype(str)) if "layerType" in info else operation.get_type_name()
+        layer_type = str(info["layerType"].astype(str)) if "layerType" in info else operation.get_type_name()
         constants = []
         for port in range(operation.get_input_size()):
             source = operation.input_value(port)
             shape = source.get_partial_shape()
             if _is_constant(source.get_node()) and shape.is_static:
                 constants.append((str(source.get_element_type().to_string()), tuple(shape.to_shape())))
-        nodes.append(ExecutedNode(kind=kind, originals=tuple(originals.split(",")), constant_inputs=tuple(constants)))
+        nodes.append(
+            ExecutedNode(layer_type=layer_type, originals=tuple(originals.split(",")), constant_inputs=tuple(constants))
+        )
     return nodes
 
 

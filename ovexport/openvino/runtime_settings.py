@@ -45,12 +45,12 @@ def with_settings(text: str, options: Mapping[str, str], *, precise: bool) -> tu
     Raises:
         UnsupportedModelError: the text has no runtime_options, or marks of its own.
     """
-    found = _BLOCK.search(text)
-    if found is None or len(_BLOCK.findall(text)) > 1:
-        raise UnsupportedModelError("openvino_model.xml: has no runtime_options to write to; convert the model anew")
+    former_block = _BLOCK.search(text)
+    if former_block is None or len(_BLOCK.findall(text)) > 1:
+        raise UnsupportedModelError("openvino_model.xml: has no runtime_options to write to; convert the model again")
     if _MARK in text:
         raise UnsupportedModelError("openvino_model.xml: has operations that are marked as precise already")
-    former = found.group()
+    former = former_block.group()
     values = dict(_OPTION.findall(former)) | dict(options)
     block = "<runtime_options>" + "".join(f'<{name} value="{value}" />' for name, value in values.items())
     block += "</runtime_options>"

@@ -67,10 +67,8 @@ class Comparator:
         tokens = true.reshape(-1, 1).astype(np.int32)
         step = max(1, _ENTRIES_AT_ONCE // self.vocabulary)
         blocks = [slice(begin, begin + step) for begin in range(0, len(tokens), step)]
-        found = [self._sums(rows[0][block], rows[1][block], tokens[block]) for block in blocks]
-        weighted, totals, true_logits, likeliest = (
-            np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True)
-        )
+        sums = [self._sums(rows[0][block], rows[1][block], tokens[block]) for block in blocks]
+        weighted, totals, true_logits, likeliest = (np.concatenate(parts, axis=-1) for parts in zip(*sums, strict=True))
         with np.errstate(all="ignore"):
             reference_own, own = true_logits - np.log(totals)
             kl = weighted / totals[0] - np.log(totals[0] / totals[1])

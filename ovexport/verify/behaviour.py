@@ -101,7 +101,7 @@ def _not_run(error: RuntimeError) -> Check:
 
 def rounding_limit(graph_weights: tuple[Weight, ...]) -> float:
     """The largest relative error that float32 rounding explains."""
-    terms = sum(weight.in_features for weight in graph_weights if weight.kind == "linear")
+    terms = sum(weight.in_features for weight in graph_weights if weight.layer_kind == "linear")
     return MARGIN * UNIT_ROUNDOFF * math.sqrt(terms)
 
 

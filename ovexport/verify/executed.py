@@ -25,11 +25,11 @@ def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, graph_weights: tuple
     packed_nodes = {
         original
         for node in nodes
-        if node.kind == "FullyConnected" and _packed_inputs(node)
+        if node.layer_type == "FullyConnected" and _packed_inputs(node)
         for original in node.originals
     }
     biased = _bias_additions(graph)
-    wanted = [weight for weight in graph_weights if weight.packed and weight.kind == "linear"]
+    wanted = [weight for weight in graph_weights if weight.packed and weight.layer_kind == "linear"]
     missing = []
     for weight in wanted:
         users = [name for name, kind in zip(weight.consumer_names, weight.consumers, strict=True) if kind == "MatMul"]

@@ -233,7 +233,7 @@ def _executed(
 
 
 def _summary(graph_weights: tuple[Weight, ...], evidence: _Evidence) -> VerificationSummary:
-    linear = [weight for weight in graph_weights if weight.kind == "linear"]
+    linear = [weight for weight in graph_weights if weight.layer_kind == "linear"]
     rows = None if evidence.mismatches is None else list(evidence.mismatches.values())
     elements = sum(weight.elements for weight in graph_weights)
     return VerificationSummary(
@@ -258,7 +258,7 @@ def _summary(graph_weights: tuple[Weight, ...], evidence: _Evidence) -> Verifica
 def _row(weight: Weight, evidence: _Evidence) -> LayerRow:
     return LayerRow(
         name=weight.name,
-        kind=weight.kind,
+        kind=weight.layer_kind,
         element_type=weight.element_type,
         shape=weight.shape,
         group_size=weight.group_size,

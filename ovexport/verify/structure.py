@@ -48,7 +48,7 @@ def _floats(graph_weights: tuple[Weight, ...], manifest: CheckpointManifest) -> 
     return [
         weight
         for weight in graph_weights
-        if not weight.packed and (weight.kind == "linear" or weight.shape in embeddings)
+        if not weight.packed and (weight.layer_kind == "linear" or weight.shape in embeddings)
     ]
 
 
@@ -64,7 +64,7 @@ def note(weight: Weight) -> str | None:
     if weight.packed and weight.bits <= 4:
         return None
     stored = f"{weight.bits} bits" if weight.packed else f"not packed, {weight.element_type}"
-    if weight.kind == "embedding":
+    if weight.layer_kind == "embedding":
         return f"{stored}; a token reads one row: it costs size, not time"
     four_bits = weight.elements // 2
     return f"{stored}; every token reads {weight.byte_size / 1e6:.2f} MB, at 4 bits {four_bits / 1e6:.2f} MB and scales"
@@ -85,7 +85,7 @@ def adapter_operations(
         return named
     names = {layer.name for layer in manifest.layers}
     allowed = sum(1 for layer in manifest.layers if layer.mode == "float")
-    linears = [weight for weight in graph_weights if weight.kind == "linear"]
+    linears = [weight for weight in graph_weights if weight.layer_kind == "linear"]
     floats = _floats(graph_weights, manifest)
     strangers = [weight for weight in linears if weight.packed and weight.name not in names]
     strangers += floats if len(floats) > allowed else []

@@ -7,6 +7,7 @@
 """
 
 import re
+import sys
 from importlib.metadata import requires
 
 TARGET = (
@@ -36,4 +37,4 @@ def target_requirements() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(target_requirements()))  # noqa: T201  its output is for pip
+    sys.stdout.write("\n".join(target_requirements()) + "\n")

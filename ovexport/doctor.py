@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 
 from ovexport.recipe import OFFLINE_ENCODER_PACKAGE
 from ovexport.storage.records import Record
+from ovexport.target import TARGET
 from ovexport.versions import installed_version
 from ovexport.wording import byte_size
 
@@ -37,12 +39,17 @@ class Diagnosis(Record):
     lines: tuple[Line, ...]
 
 
-def examine() -> Diagnosis:
-    """Look at the dependencies, the optional packages, the processor, the memory and the OpenVINO devices."""
-    return Diagnosis(lines=(*_dependencies(), *_optional(), *_machine(), *_devices()))
+def examine(*, target: bool = False) -> Diagnosis:
+    """Look at the dependencies, the optional packages, the processor, the memory and the OpenVINO devices.
+
+    Args:
+        target: this is a target device, which needs the dependencies of verify, bench and runtime only.
+    """
+    packages = _dependencies(TARGET) if target else [*_dependencies(None), *_optional()]
+    return Diagnosis(lines=(*packages, *_machine(), *_devices()))
 
 
-def _dependencies() -> list[Line]:
+def _dependencies(only: Collection[str] | None) -> list[Line]:
     try:
         declared = requires("ovexport") or []
     except PackageNotFoundError:
@@ -51,6 +58,8 @@ def _dependencies() -> list[Line]:
     for text in declared:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if only is not None and requirement.name not in only:
             continue
         found = installed_version(requirement.name)
         fine = found is not None and requirement.specifier.contains(found, prereleases=True)

@@ -56,6 +56,9 @@ _NOT_WRITTEN = (
 )
 _FAILED_DISK = ("the disk failed to read or write ({said})", "look at the disk, or copy the files to another")
 
+_ALL_PACKAGES = (
+    '"pip install ovexport" installs what is missing; verify, bench and runtime need less (ovexport doctor --target)'
+)
 _ON_CPU = 'set tune.device = "cpu"'
 _OTHER_MODEL = "choose another model"
 _NAME_OR_FOLDER = "check the name and the network, or give a folder"
@@ -95,7 +98,7 @@ TABLE = (
     Row(
         "builtins.RuntimeError", "Exception from src", Unsupported, "OpenVINO can't do it ({said})", "make the IR again"
     ),
-    Row("builtins.ImportError", "", MissingDependencyError, "a package is missing ({said})", "see ovexport doctor"),
+    Row("builtins.ImportError", "", MissingDependencyError, "a package is missing ({said})", _ALL_PACKAGES),
 )
 
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -16,8 +16,9 @@ from ovexport.artifacts import IR, RunFolder
 from ovexport.evaluate import evaluate, load_encoder
 from ovexport.openvino.identity import identify, weight_precision
 from ovexport.recipe import EvaluateSpec
-from ovexport.report import write_comparison, write_report
+from ovexport.report.compare import write_comparison
 from ovexport.report.names import titles
+from ovexport.report.page import write_report
 from ovexport.report.table import comparison, read_findings
 from ovexport.reports import BenchmarkReport, EvaluationReport
 from ovexport.storage.records import read_record, write_record

@@ -18,7 +18,8 @@ from ovexport.cli.output import print_block, print_json, print_table, progress, 
 from ovexport.errors import ArtifactError
 from ovexport.gates.judging import write_junit
 from ovexport.progress import Progress
-from ovexport.report import write_comparison, write_report
+from ovexport.report.compare import write_comparison
+from ovexport.report.page import write_report
 from ovexport.reports import GateReport, GateResult
 from ovexport.wording import byte_size, inert_markdown, printable
 

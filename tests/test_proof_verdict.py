@@ -7,7 +7,7 @@ import pytest
 from ovexport.artifacts import RunFolder
 from ovexport.cli.run import print_figures
 from ovexport.cli.verify import print_verdict
-from ovexport.report import write_report
+from ovexport.report.page import write_report
 from ovexport.report.table import read_findings
 from ovexport.report.verdict import verdict
 from ovexport.reports import VerificationReport

@@ -9,8 +9,9 @@ from report_records import SCRIPT, fill, gate_report
 
 from ovexport.artifacts import RunFolder
 from ovexport.errors import ArtifactError, RecipeError
-from ovexport.report import write_comparison, write_report
 from ovexport.report.answers import Parted, part
+from ovexport.report.compare import write_comparison
+from ovexport.report.page import write_report
 from ovexport.report.table import comparison, read_findings
 from ovexport.report.verdict import verdict
 from ovexport.reports import BenchmarkReport, EvaluationReport, VerificationReport, WorstAnswer

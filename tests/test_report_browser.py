@@ -13,7 +13,8 @@ import pytest
 from report_records import fill
 
 from ovexport.artifacts import RunFolder
-from ovexport.report import write_comparison, write_report
+from ovexport.report.compare import write_comparison
+from ovexport.report.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCHEMES = {"dark": 0, "light": 1}

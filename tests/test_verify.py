@@ -339,9 +339,11 @@ def test_logits_that_are_not_finite_never_pass(run_copy: RunFolder) -> None:
 def test_a_weight_in_floating_point_in_the_executed_graph_is_found(finished_run: RunFolder) -> None:
     found = weights(read_graph(finished_run.ir("int4")))
     packed = ExecutedNode(
-        kind="FullyConnected", originals=("a",), constant_inputs=(("u4", (64, 128)), ("f32", (64, 4)), ("u4", (64, 4)))
+        layer_type="FullyConnected",
+        originals=("a",),
+        constant_inputs=(("u4", (64, 128)), ("f32", (64, 4)), ("u4", (64, 4))),
     )
-    unpacked = ExecutedNode(kind="FullyConnected", originals=("b",), constant_inputs=(("f32", (64, 128)),))
+    unpacked = ExecutedNode(layer_type="FullyConnected", originals=("b",), constant_inputs=(("f32", (64, 128)),))
     assert no_float_weights([packed], found).passed
     check = no_float_weights([packed, unpacked], found)
     assert (check.passed, check.value, check.detail) == (False, 1, "1 of 8192 elements")

@@ -1,10 +1,20 @@
 """`ovexport doctor`."""
 
+from typing import Annotated
+
+import typer
+
 from ovexport.cli.output import Json, Quiet, print_json, print_table, reports_errors, set_up_logging
 
 
 @reports_errors
-def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
+def doctor(
+    target: Annotated[
+        bool, typer.Option("--target", help="Check only what verify, bench and runtime need on a target device.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """This machine and installation: versions that clash, instruction sets, what is missing and how to get it.
 
     Example: ovexport doctor
@@ -13,7 +23,7 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     from ovexport.errors import MissingDependencyError
 
     set_up_logging(quiet=quiet or as_json)
-    found = examine()
+    found = examine(target=target)
     if as_json:
         print_json(found.model_dump_json())
     elif not quiet:

@@ -30,7 +30,7 @@ def report(
     from ovexport.artifacts import RunFolder
     from ovexport.errors import RecipeError
     from ovexport.pipeline import services
-    from ovexport.report import write_comparison
+    from ovexport.report.compare import write_comparison
 
     set_up_logging(quiet=quiet or as_json)
     if junit is not None and junit.is_dir():

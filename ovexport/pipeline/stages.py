@@ -154,7 +154,7 @@ def judge_and_report(folder: RunFolder, recipe: Recipe) -> tuple[Path, GateRepor
     """Write gates.json, where the recipe has gates, and the page that shows them."""
     from ovexport.gates.figures import run_figures
     from ovexport.gates.judging import judge
-    from ovexport.report import write_report
+    from ovexport.report.page import write_report
 
     gates = judge(recipes.list_gates(recipe.gates), run_figures(folder, recipe)) if recipe.gates else None
     if gates is None:

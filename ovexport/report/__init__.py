@@ -1,7 +1,4 @@
-"""Stage report: what a run found, for a person: report.html and the model card, from the run's files alone."""
+"""Stage report: what a run found, for a person: report.html and the model card, from the run's files alone.
 
-from ovexport.report.compare import write_comparison
-from ovexport.report.page import write_report
-from ovexport.report.table import ComparisonRow, comparison
-
-__all__ = ["ComparisonRow", "comparison", "write_comparison", "write_report"]
+`table`, `names` and `limits` need neither a plotting library nor templates: the terminal shows their rows too.
+"""

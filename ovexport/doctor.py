@@ -61,12 +61,12 @@ def _dependencies(only: Collection[str] | None) -> list[Line]:
             continue
         if only is not None and requirement.name not in only:
             continue
-        found = installed_version(requirement.name)
-        fine = found is not None and requirement.specifier.contains(found, prereleases=True)
+        installed = installed_version(requirement.name)
+        fine = installed is not None and requirement.specifier.contains(installed, prereleases=True)
         lines.append(
             Line(
                 subject=requirement.name,
-                finding=found or "missing",
+                finding=installed or "missing",
                 fine=fine,
                 required=True,
                 cure=f'pip install "{requirement.name}{requirement.specifier}"',

@@ -235,9 +235,9 @@ def _refusal(status: int, message: str) -> tuple[str, str]:
     return f"the hub refused it ({said})", "look at the repository's settings and limits there"
 
 
-def _in_chain(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
-    """The error, or the nearest of those that caused it, that is of a kind."""
-    while error is not None and not isinstance(error, kind):
+def _in_chain(error: BaseException | None, error_type: type[Exception]) -> BaseException | None:
+    """The error, or the nearest of those that caused it, that is of a type."""
+    while error is not None and not isinstance(error, error_type):
         error = error.__cause__ or error.__context__
     return error
 

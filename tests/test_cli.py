@@ -86,7 +86,7 @@ def test_a_run_prints_one_table_and_one_json_document(values: dict, write, tmp_p
     assert "KL from BF16, mean, nats" in done.stdout
     assert "0 codes differ from the checkpoint's" in done.stdout
     for text in (done.stdout, *((tmp_path / "out" / name).read_text() for name in ("report.html", "README.md"))):
-        assert "no step was made, or none validated better than the start" in text
+        assert "it took no step, or no step validated better than the starting point" in text
         assert "tuned" not in text.replace("not tuned", "")
     again = ovexport("run", path, "--out", tmp_path / "out", "--set", "tune.steps=0", "--resume", "--json")
     document = json.loads(again.stdout)

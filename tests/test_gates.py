@@ -457,7 +457,7 @@ def test_a_run_that_stops_early_judges_nothing(run_copy: RunFolder, write: Calla
     path = write(verified="<1")
     done = ovexport("run", path, "--out", run_copy.path, "--resume", "--until", "bench")
     assert done.returncode == 0, done.stderr
-    assert "the gates wait for the stage report" in done.stderr
+    assert "the gates are judged by the stage report" in done.stderr
     assert not run_copy.gates.exists()
 
 

@@ -283,9 +283,9 @@ def test_what_is_not_proven_is_not_uploaded(run_copy: RunFolder, online: FakeHub
 def test_what_is_partly_proven_is_uploaded_only_where_that_is_allowed(run_copy: RunFolder, online: FakeHub) -> None:
     path = run_copy.path / "verification.json"
     report = VerificationReport.model_validate_json(path.read_bytes())
-    summary = report.summary.model_copy(update={"reason": "the runtime was not looked at"})
+    summary = report.summary.model_copy(update={"reason": "the runtime was not checked"})
     write_record(report.model_copy(update={"summary": summary}), path)
-    with pytest.raises(VerificationFailed, match=r"partly proven \(the runtime was not looked at\).*--allow-partial"):
+    with pytest.raises(VerificationFailed, match=r"partly proven \(the runtime was not checked\).*--allow-partial"):
         upload(run_copy, THERE)
     assert online.requests == []
     upload(run_copy, Destination(repository=REPOSITORY, allow_partial=True))

@@ -93,12 +93,12 @@ def test_a_product_that_was_not_tuned_is_nowhere_called_tuned(untuned_run: RunFo
     page = write_report(untuned_run).read_text(encoding="utf-8")
     card = (untuned_run.path / "README.md").read_text(encoding="utf-8")
     compared = write_comparison([untuned_run], untuned_run.path / "compare.html").read_text(encoding="utf-8")
-    assert "Tuning: none is in this model: no step" in page
+    assert "Tuning: none is in this model: it took no step" in page
     assert "It was not tuned" in card
     for text in (page, card, compared):
         told = text.replace("not tuned", "").replace("untuned", "").lower()
         assert "tuned" not in told
-        assert "tuning took away" not in told
+        assert "tuning recovered" not in told
     assert comparison(read_findings(untuned_run))[0] == ("BF16", "INT4, not tuned (plain)", "INT4, not tuned (int4)")
 
 
@@ -119,7 +119,7 @@ def test_a_folder_named_int4_is_called_by_what_lies_in_it(finished_run: RunFolde
     models = {"bf16": finished_run.ir("bf16"), "plain": finished_run.ir("plain"), "int4": twin}
     report = evaluate(models, "bf16", finished_run.data, spec, load_encoder("offline"), tmp_path)
     assert report.recovered_gap is None
-    assert report.reason == "int4 was not tuned: no step was made, or none validated better than the start"
+    assert report.reason == "int4 was not tuned: it took no step, or no step validated better than the starting point"
     assert titles(report)["int4"] == "INT4, not tuned (int4)"
 
 
@@ -130,8 +130,8 @@ def test_the_terminal_says_that_a_run_was_not_tuned(untuned_run: RunFolder) -> N
     with runner.isolation() as (out, *_):
         print_figures(read_findings(untuned_run))
         said = out.getvalue().decode()
-    assert "not tuned: no step was made" in said
-    assert "tuning took away" not in said
+    assert "not tuned: it took no step" in said
+    assert "tuning recovered" not in said
 
 
 def test_the_figures_of_gates_are_listed_with_their_meaning_and_a_runs_with_their_values(

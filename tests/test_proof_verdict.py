@@ -61,7 +61,7 @@ def test_a_partial_proof_is_called_partial_everywhere(partial: RunFolder, capsys
     page, card = ((partial.path / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
     told = findings.verification.told
     assert told.startswith("PARTLY PROVEN: ")
-    assert told.endswith("not looked at: the runtime was not looked at")
+    assert told.endswith("not checked: the runtime was not checked")
     for text in (printed, page, card):
         assert told in text
     assert "Partly proven" in page

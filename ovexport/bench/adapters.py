@@ -91,7 +91,7 @@ def _try(ir: IR, adapter: RuntimeAdapter | None, spec: BenchSpec, tokens: NDArra
     with _standard_error() as lines:
         pipeline = load_pipeline(ir, spec, spec.attention_backend[0], adapter, accurate=True)
         score = float(generate(pipeline, tokens, _SCORED_TOKENS, beams=2).scores[0])
-    return {found[1] for line in lines if (found := _UNUSED.search(line))}, score
+    return {match[1] for line in lines if (match := _UNUSED.search(line))}, score
 
 
 @contextmanager

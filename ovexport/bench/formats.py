@@ -143,8 +143,8 @@ def _iteration(number: int, one: Generation, point: PointBenchmark) -> dict[str,
 def _averaged(results: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
     """Means of the results after the warm-up; the throughput is that of the mean latency."""
     columns = {key: [one[key] for one in results if one[key] != _UNKNOWN] for key in _AVERAGED}
-    found = {key: round(sum(values) / len(values), _DIGITS) for key, values in columns.items() if values}
-    return found | {"second_token_throughput": _throughput(found["second_avg_latency"], batch_size)}
+    means = {key: round(sum(values) / len(values), _DIGITS) for key, values in columns.items() if values}
+    return means | {"second_token_throughput": _throughput(means["second_avg_latency"], batch_size)}
 
 
 def _throughput(latency_ms: float, batch_size: int) -> float:

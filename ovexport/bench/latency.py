@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -65,26 +66,13 @@ def bench(
     adapters = adapters or {}
     candidates = {name: Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
     runtime = {name: read_back(ir, spec) for name, ir in models.items()}
-    applied = {
-        name: {
-            "mode": adapter.mode,
-            "scale": adapter.scale,
-            "layers": require_applied(models[name], adapter, spec, prompt),
-        }
-        for name, adapter in adapters.items()
-    }
+    applied = {name: _applied(models[name], adapter, spec, prompt) for name, adapter in adapters.items()}
     memory = {
         name: peak_memory(one.ir, spec, prompt, one.adapter) if spec.memory else None
         for name, one in candidates.items()
     }
     machine = machine_limits(runtime.values()) if spec.limits and spec.device == "CPU" else None
-    timed: dict[GridPoint, Mapping[str, Latencies]] = {}
-    ended_by: dict[str, EndedBy] = {}
-    backends = list(dict.fromkeys(spec.attention_backend))
-    for waiting, backend in zip(range(len(backends), 0, -1), backends, strict=True):
-        share = (deadline - time.monotonic()) / waiting
-        found, ended_by[backend] = measure(candidates, spec, backend, prompt, share, listener)
-        timed |= found
+    timed, ended_by = _timed(candidates, spec, prompt, deadline, listener)
     work = {name: work_of(ir) for name, ir in models.items()} if machine else {}
     grid = [_point(point, timed[point], candidates, machine, runtime, work, spec.seed) for point in spec.points]
     with_memory = {name: _with_memory(one, memory[name]) for name, one in grid[0].models.items()}
@@ -95,15 +83,8 @@ def bench(
         ratios=grid[0].ratios,
         grid=tuple(grid),
         machine=machine,
-        conditions={
-            "models": {name: identify(ir) for name, ir in models.items()},
-            **spec.points[0]._asdict(),
-            "warmup": spec.warmup,
-            "device": spec.device,
-            "prefix_caching": False,
-            "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
-            "pinned": {name: str(value) for name, value in device_settings(spec).items()},
-            "runtime": runtime,
+        conditions=_conditions(models, spec, runtime)
+        | {
             "adapters": applied,
             "sessions": len(first),
             "pairs": sum(len(session) for session in first),
@@ -113,6 +94,47 @@ def bench(
         },
         versions=stack_versions(),
     )
+
+
+def _applied(ir: IR, adapter: RuntimeAdapter, spec: BenchSpec, prompt: Sequence[int]) -> dict[str, Any]:
+    """A runtime adapter's conditions, once it is known to be applied."""
+    return {
+        "mode": adapter.mode,
+        "scale": adapter.scale,
+        "layers": require_applied(ir, adapter, spec, prompt),
+    }
+
+
+def _timed(
+    candidates: Mapping[str, Candidate], spec: BenchSpec, prompt: Sequence[int], deadline: float, listener: Listener
+) -> tuple[dict[GridPoint, Mapping[str, Latencies]], dict[str, EndedBy]]:
+    """The latencies at each point of the grid, and what ended the sessions of each attention backend.
+
+    Args:
+        deadline: of all of it, on the monotonic clock; each backend gets an equal share of what is left.
+    """
+    timed: dict[GridPoint, Mapping[str, Latencies]] = {}
+    ended_by: dict[str, EndedBy] = {}
+    backends = list(dict.fromkeys(spec.attention_backend))
+    for waiting, backend in zip(range(len(backends), 0, -1), backends, strict=True):
+        share = (deadline - time.monotonic()) / waiting
+        latencies, ended_by[backend] = measure(candidates, spec, backend, prompt, share, listener)
+        timed |= latencies
+    return timed, ended_by
+
+
+def _conditions(models: Mapping[str, IR], spec: BenchSpec, runtime: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """What the figures depend on: the models, the first point of the grid, the device and its settings."""
+    return {
+        "models": {name: identify(ir) for name, ir in models.items()},
+        **spec.points[0]._asdict(),
+        "warmup": spec.warmup,
+        "device": spec.device,
+        "prefix_caching": False,
+        "device_name": ov.Core().get_property(spec.device, "FULL_DEVICE_NAME"),
+        "pinned": {name: str(value) for name, value in device_settings(spec).items()},
+        "runtime": runtime,
+    }
 
 
 def _point(
@@ -172,8 +194,8 @@ def _with_memory(model: ModelBenchmark, peaks: Peaks | None) -> ModelBenchmark:
     if peaks is None:
         return model.model_copy(update={"reason": "peak memory was not asked for, or there is no /proc to tell"})
     whole = max(peaks.load.peak_rss_bytes, peaks.generation.peak_rss_bytes)
-    found = {"peak_rss_bytes": whole, "load_memory": peaks.load, "generation_memory": peaks.generation}
-    return model.model_copy(update=found | {"reason": None})
+    memory = {"peak_rss_bytes": whole, "load_memory": peaks.load, "generation_memory": peaks.generation}
+    return model.model_copy(update=memory | {"reason": None})
 
 
 def read_back(ir: IR, spec: BenchSpec) -> dict[str, str]:

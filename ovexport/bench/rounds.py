@@ -97,7 +97,7 @@ def run_round(
     Raises:
         UnsupportedModelError: one generated another number of tokens.
     """
-    found = {}
+    measured = {}
     for name in order:
         began, begun = datetime.now(), time.perf_counter()
         result = generate(pipelines[name], tokens, point.output_tokens)
@@ -109,7 +109,7 @@ def run_round(
             )
         raw = result.perf_metrics.raw_metrics
         moments = [float(moment) for moment in raw.m_new_token_times]
-        found[name] = Round(
+        measured[name] = Round(
             began=began,
             ended=ended,
             first_token_ms=float(result.perf_metrics.get_ttft().mean),
@@ -118,7 +118,7 @@ def run_round(
             inferences_ms=tuple(float(microseconds) / 1000 for microseconds in raw.token_infer_durations),
             texts=_texts(pipelines[name], tokens, np.asarray(result.tokens, np.int64)),
         )
-    return found
+    return measured
 
 
 def _texts(pipeline: openvino_genai.LLMPipeline, prompts: NDArray[np.int64], answers: NDArray[np.int64]) -> Texts:

@@ -92,8 +92,7 @@ def search_settings(
         _descend(search, defaults)
         chosen, gain = _confirmed(search)
         carried = _carried(search, chosen, text)
-    given = {name for name in chosen if carried and name in CARRIED}
-    given |= {"INFERENCE_PRECISION_HINT"} if carried and carried.written.matmul_precision else set()
+        conditions = _conditions(search, defaults)
     return SettingsReport(
         trials=tuple(search.trials),
         kl_limit_nats=kl_limit_nats,
@@ -102,17 +101,30 @@ def search_settings(
         written=carried.written if carried else None,
         written_gain=carried.gain if carried else None,
         written_kl_mean_nats=carried.kl_mean_nats if carried else None,
-        not_written={name: value for name, value in chosen.items() if name not in given},
-        conditions={
-            "prompt_tokens": search.point.prompt_tokens,
-            "output_tokens": search.point.output_tokens,
-            "text_tokens": int(tokens.size),
-            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
-            "defaults": defaults,
-            "defaults_kl_mean_nats": search.divergence(converted, {}),
-        },
+        not_written=_not_written(chosen, carried),
+        conditions=conditions,
         versions=stack_versions(),
     )
+
+
+def _not_written(chosen: Mapping[str, str], carried: "_Carried | None") -> dict[str, str]:
+    """The chosen settings that the IR does not carry."""
+    if carried is None:
+        return dict(chosen)
+    written = {*CARRIED, *(["INFERENCE_PRECISION_HINT"] if carried.written.matmul_precision else [])}
+    return {name: value for name, value in chosen.items() if name not in written}
+
+
+def _conditions(search: "Search", defaults: Mapping[str, str]) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "prompt_tokens": search.point.prompt_tokens,
+        "output_tokens": search.point.output_tokens,
+        "text_tokens": int(search.tokens.size),
+        "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "defaults": defaults,
+        "defaults_kl_mean_nats": search.divergence(search.ir, {}),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,12 +208,12 @@ class Search:
         """Mean KL divergence in nats of an IR under settings from the searched one at full precision."""
         approximate = LogitsRunner(read_graph(candidate), str(candidate.path), settings)
         comparator = Comparator(self.exact.vocabulary)
-        found = []
+        divergences = []
         for row in self.tokens[:, None]:
             both = (runner.pieces(row, PIECE_TOKENS) for runner in (self.exact, approximate))
             for expected, actual in zip(*both, strict=True):
-                found.append(comparator(expected, actual, np.zeros(expected.shape[:2], np.int64)).kl)
-        return float(np.concatenate(found, axis=1).mean())
+                divergences.append(comparator(expected, actual, np.zeros(expected.shape[:2], np.int64)).kl)
+        return float(np.concatenate(divergences, axis=1).mean())
 
     def timed(self, folder: Path, settings: Settings, *, sessions: int, rounds: int) -> _Times:
         """Time a plain pipeline of the IR in turn with one of a folder under settings.
@@ -225,7 +237,10 @@ class Search:
             gc.collect()
 
         def over(figure: str) -> Ratio:
-            of = {name: [[getattr(one, figure) for one in at] for at in found] for name, found in times.items()}
+            of = {
+                name: [[getattr(one, figure) for one in session] for session in rounds_of_sessions]
+                for name, rounds_of_sessions in times.items()
+            }
             return ratio(of[_TRIED], of[_DEFAULTS], self.seed)
 
         return _Times(first_token=over("first_token_ms"), output_token=over("output_token_ms"))

@@ -1,8 +1,7 @@
-"""Session after session, in each of which the models are loaded anew and run in turn, until enough is known or the time
-is up.
+"""Sessions of rounds: each loads the models again and runs them in turn, until enough is known or the time is up.
 
 Where a model's weights come to lie in memory shifts all its rounds together by several percent, until it is loaded
-anew: another session is worth more than more rounds of the same one, and sessions are what the bootstrap draws.
+again: another session is worth more than more rounds of the same one, and sessions are what the bootstrap draws.
 """
 
 import gc
@@ -162,12 +161,12 @@ class _Course:
         for latencies in timed.values():
             latencies.rounds.append([])
         for _ in range(self._spec.warmup):
-            for name, found in run_round(pipelines, tuple(timed), tokens, point).items():
-                timed[name].warmup = timed[name].warmup or found
+            for name, measured in run_round(pipelines, tuple(timed), tokens, point).items():
+                timed[name].warmup = timed[name].warmup or measured
         for done in range(1, self._rounds[point] + 1):
             begun = time.monotonic()
-            for name, found in run_round(pipelines, next(self._run_orders), tokens, point).items():
-                timed[name].rounds[-1].append(found)
+            for name, measured in run_round(pipelines, next(self._run_orders), tokens, point).items():
+                timed[name].rounds[-1].append(measured)
             now = time.monotonic()
             if now + (now - begun) > until:
                 return done

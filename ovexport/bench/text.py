@@ -20,5 +20,5 @@ def packaged_text(ir: IR, sequences: int) -> NDArray[np.int64]:
     texts = packaged_prompts("long")
     tokens = np.concatenate([tokenizer.encode(text).input_ids.data.reshape(-1) for text in texts])
     count = min(sequences, len(tokens) // _LENGTH)
-    found: NDArray[np.int64] = tokens[: count * _LENGTH].reshape(count, _LENGTH).astype(np.int64)
-    return found
+    rows: NDArray[np.int64] = tokens[: count * _LENGTH].reshape(count, _LENGTH).astype(np.int64)
+    return rows

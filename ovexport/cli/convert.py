@@ -7,34 +7,40 @@ import typer
 
 from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, set_up_logging, whole_numbers
 
+CheckpointPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, or what a plug-in "
+        "reads."
+    ),
+]
+Model = Annotated[str, typer.Option(help="The base model: a folder or a hub id.")]
+Out = Annotated[Path, typer.Option(help="Folder of the INT4 IR.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)]
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        help='Of an FQ_LORA_NLS file\'s adapters: one number, or one per block, as "32 24 16".  [default: the largest]',
+        show_default=False,
+    ),
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for what verify compares the IR with: bf16, and the checkpoint if it was a file.",
+        show_default=False,
+    ),
+]
+
 
 @reports_errors
 def convert(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, or what a "
-            "plug-in reads."
-        ),
-    ],
-    model: Annotated[str, typer.Option(help="The base model: a folder or a hub id.")],
-    out: Annotated[Path, typer.Option(help="Folder of the INT4 IR.")],
-    revision: Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)] = None,
-    ranks: Annotated[
-        str | None,
-        typer.Option(
-            help='Of an FQ_LORA_NLS file\'s adapters: one number, or one per block, as "32 24 16".  '
-            "[default: the largest]",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for what verify compares the IR with: bf16, and the checkpoint where it was a file.",
-            show_default=False,
-        ),
-    ] = None,
+    checkpoint: CheckpointPath,
+    model: Model,
+    out: Out,
+    revision: Revision = None,
+    ranks: Ranks = None,
+    keep: Keep = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

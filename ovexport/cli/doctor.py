@@ -23,12 +23,12 @@ def doctor(
     from ovexport.errors import MissingDependencyError
 
     set_up_logging(quiet=quiet or as_json)
-    found = examine(target=target)
+    diagnosis = examine(target=target)
     if as_json:
-        print_json(found.model_dump_json())
+        print_json(diagnosis.model_dump_json())
     elif not quiet:
-        rows = [(line.subject, line.finding, "" if line.fine else line.cure or "") for line in found.lines]
+        rows = [(line.subject, line.finding, "" if line.fine else line.cure or "") for line in diagnosis.lines]
         print_table(("subject", "found", "cure"), rows)
-    problems = [line for line in found.lines if not line.fine and line.required]
+    problems = [line for line in diagnosis.lines if not line.fine and line.required]
     if problems:
         raise MissingDependencyError("; ".join(f"{line.subject}: {line.finding}; {line.cure}" for line in problems))

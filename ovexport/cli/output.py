@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -22,6 +22,9 @@ from ovexport.errors import RecipeError
 from ovexport.foreign import translate
 from ovexport.progress import Listener, Progress, silent
 from ovexport.wording import in_json, printable
+
+if TYPE_CHECKING:
+    from ovexport.recipe import Spec
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs go to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
@@ -48,7 +51,21 @@ _WIDEST = 1000
 _ESCAPE = "ovexport.escape"
 _IN_ASCII = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "…": "...", "‖": "||", "→": "->"})
 
+AnySpec = TypeVar("AnySpec", bound="Spec")
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def section_of(spec_type: type[AnySpec], context: typer.Context) -> AnySpec:
+    """The section that a command's options give: an option whose parameter is named as a key of the section sets it,
+    and one that is not given leaves the section's default.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    from ovexport.recipe import section
+
+    given = {key: value for key, value in context.params.items() if value not in (None, ())}  # () is no value of a list
+    return section(spec_type, **{key: given[key] for key in spec_type.model_fields.keys() & given.keys()})
 
 
 def prepare_streams() -> None:

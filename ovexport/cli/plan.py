@@ -43,38 +43,40 @@ def plan(
     if (recipe is None) == (model is None):
         raise RecipeError("give either a recipe or --model")
     if recipe is not None:
-        found = services.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
+        planned = services.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     else:
         from ovexport.pipeline.plan import plan_model
 
-        found = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
+        planned = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
     if as_json:
-        print_json(found.model_dump_json())
+        print_json(planned.model_dump_json())
     elif not quiet:
-        _show(found)
-    if found.problems:
-        say(f"error: {'; '.join(found.problems)}", err=True)
-        raise typer.Exit(found.exit_code)
+        _show(planned)
+    if planned.problems:
+        say(f"error: {'; '.join(planned.problems)}", err=True)
+        raise typer.Exit(planned.exit_code)
 
 
-def _show(found: "Plan") -> None:
-    if found.layers:
-        _show_model(found)
-    for warning in found.warnings:
+def _show(planned: "Plan") -> None:
+    if planned.layers:
+        _show_model(planned)
+    for warning in planned.warnings:
         say(f"warning            {warning}")
 
 
-def _show_model(found: "Plan") -> None:
+def _show_model(planned: "Plan") -> None:
     header = ("layer", "mode", "shape", "group", "rank", "note")
-    print_table(header, [_row(alike, unsuitable=alike[0].name in found.unsuitable) for alike in _folded(found.layers)])
-    tuned = 0 if found.tuning_steps == 0 else found.tuned_parameters
-    say(f"parameters         {found.parameters:,}, tuned {tuned:,}")
-    say(f"weights            {byte_size(found.baseline_bytes)} before, {byte_size(found.product_bytes)} in INT4")
-    say(f"tuning memory      {byte_size(found.tuning_memory_bytes)} and the activations")
-    say(f"disk               {byte_size(found.disk_bytes)}")
-    if found.tuning_steps is not None and not found.problems:
-        least = "" if found.tuning_seconds is None else f", at least {found.tuning_seconds:,.0f} s here"
-        say(f"tuning             {found.tuning_steps} steps{least}")
+    print_table(
+        header, [_row(alike, unsuitable=alike[0].name in planned.unsuitable) for alike in _folded(planned.layers)]
+    )
+    tuned = 0 if planned.tuning_steps == 0 else planned.tuned_parameters
+    say(f"parameters         {planned.parameters:,}, tuned {tuned:,}")
+    say(f"weights            {byte_size(planned.baseline_bytes)} before, {byte_size(planned.product_bytes)} in INT4")
+    say(f"tuning memory      {byte_size(planned.tuning_memory_bytes)} and the activations")
+    say(f"disk               {byte_size(planned.disk_bytes)}")
+    if planned.tuning_steps is not None and not planned.problems:
+        least = "" if planned.tuning_seconds is None else f", at least {planned.tuning_seconds:,.0f} s here"
+        say(f"tuning             {planned.tuning_steps} steps{least}")
 
 
 def _folded(layers: Sequence["LayerFormat"]) -> list[list["LayerFormat"]]:
@@ -103,7 +105,7 @@ def _row(layers: Sequence["LayerFormat"], *, unsuitable: bool) -> tuple[str, ...
 
 def _ranges(layers: Sequence["LayerFormat"]) -> str:
     """The numbers of the layers' blocks, such as "0–3,5"."""
-    numbers = [int(found[1]) for layer in layers if (found := _BLOCK.search(layer.name))]
+    numbers = [int(match[1]) for layer in layers if (match := _BLOCK.search(layer.name))]
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

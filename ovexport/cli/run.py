@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from ovexport.publish import Destination, Upload
-    from ovexport.report.table import Findings
-
 from ovexport.cli.gates import Gates, JUnit, check_junit, conclude
 from ovexport.cli.output import Json, Overrides, Quiet, RecipePath, progress, reports_errors, say, set_up_logging
+
+if TYPE_CHECKING:
+    from ovexport.errors import OvexportError
+    from ovexport.publish import Destination, Upload
+    from ovexport.recipe import Recipe
+    from ovexport.report.table import Findings
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/<recipe>]", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the folder; finished stages are not done again.")]
@@ -130,7 +132,7 @@ def _destination(
 
 
 def _run(
-    recipe: Path,
+    recipe_path: Path,
     out: Path | None,
     overrides: list[str] | None,
     *,
@@ -144,19 +146,32 @@ def _run(
     quiet: bool,
 ) -> None:
     from ovexport import recipe as recipes
-    from ovexport.errors import GateFailed, OvexportError
-    from ovexport.pipeline import services
 
-    loaded = recipes.with_gates(recipes.load(recipe, overrides or ()), gates or ())
-    check_junit(junit, gated=bool(loaded.gates))
-    folder = out or Path("runs") / recipe.stem
+    recipe = recipes.with_gates(recipes.load(recipe_path, overrides or ()), gates or ())
+    check_junit(junit, gated=bool(recipe.gates))
+    folder = out or Path("runs") / recipe_path.stem
     quiet = quiet or as_json
     set_up_logging(quiet=quiet)
     if destination:
-        from ovexport.publish import check_destination, check_proof
+        _check_upload(destination, recipe)
+    failed = _carry_out(recipe, folder, resume=resume, overwrite=overwrite, until=until, quiet=quiet)
+    uploaded = None
+    if destination and not failed:
+        uploaded, failed = _upload(folder, destination, quiet=quiet)
+    judged = until in (None, "report")
+    if recipe.gates and not (judged or quiet):
+        say("the gates are judged by the stage report", err=True)
+    _show(folder, judged=judged, junit=junit, uploaded=uploaded, as_json=as_json, quiet=quiet)
+    if failed:
+        raise failed
 
-        check_proof(destination, loaded.verify)
-        check_destination(destination)
+
+def _carry_out(
+    recipe: "Recipe", folder: Path, *, resume: bool, overwrite: bool, until: str | None, quiet: bool
+) -> "OvexportError | None":
+    """Run the stages; a failed gate is returned, so that the figures are shown before it is raised."""
+    from ovexport.errors import GateFailed
+    from ovexport.pipeline import services
 
     def announce(stage: str, skipped: bool) -> None:
         if stage == "prepare":
@@ -164,35 +179,36 @@ def _run(
         if not quiet:
             say(f"{stage}{'  (done before)' if skipped else ''}", err=True)
 
-    failed: OvexportError | None = None
     try:
         with progress(quiet=quiet) as listener:
             services.run(
-                loaded, folder, resume=resume, overwrite=overwrite, until=until, listener=listener, announce=announce
+                recipe, folder, resume=resume, overwrite=overwrite, until=until, listener=listener, announce=announce
             )
     except GateFailed as error:
-        failed = error
-    uploaded = None
-    if destination and not failed:
-        try:
-            uploaded = _upload(folder, destination, quiet=quiet)
-        except OvexportError as error:
-            failed = error
-    judged = until in (None, "report")
-    if loaded.gates and not (judged or quiet):
-        say("the gates wait for the stage report", err=True)
-    _show(folder, judged=judged, junit=junit, uploaded=uploaded, as_json=as_json, quiet=quiet)
-    if failed:
-        raise failed
+        return error
+    return None
 
 
-def _upload(folder: Path, destination: "Destination", *, quiet: bool) -> "Upload":
+def _check_upload(destination: "Destination", recipe: "Recipe") -> None:
+    """Refuse an upload that can't succeed, before any work."""
+    from ovexport.publish import check_destination, check_proof
+
+    check_proof(destination, recipe.verify)
+    check_destination(destination)
+
+
+def _upload(folder: Path, destination: "Destination", *, quiet: bool) -> "tuple[Upload | None, OvexportError | None]":
+    """Upload the run's product; an error is returned, so that the figures are shown before it is raised."""
     import sys
 
     from ovexport.artifacts import RunFolder
+    from ovexport.errors import OvexportError
     from ovexport.publish import upload
 
-    return upload(RunFolder(folder), destination, show_progress=sys.stderr.isatty() and not quiet)
+    try:
+        return upload(RunFolder(folder), destination, show_progress=sys.stderr.isatty() and not quiet), None
+    except OvexportError as error:
+        return None, error
 
 
 def _show(
@@ -250,6 +266,6 @@ def print_figures(findings: "Findings") -> None:
         gap = with_interval(findings.evaluation.recovered_gap, findings.evaluation.recovered_gap_ci95, ".0%")
         encoder = findings.evaluation.conditions["encoder"]
         say(
-            f"tuning took away {gap} of the divergence that rounding had caused (95 % interval); similarity by the "
+            f"tuning recovered {gap} of what 4-bit rounding lost (KL divergence, 95 % interval); similarity by the "
             f"encoder {encoder}"
         )

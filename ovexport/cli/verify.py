@@ -16,21 +16,31 @@ from ovexport.cli.output import Json, Quiet, print_table, progress, reports_erro
 _MOST_NOTES = 3
 
 
+Ir = Annotated[Path, typer.Argument(help="Folder of the IR to prove.")]
+CheckpointFolder = Annotated[
+    Path | None, typer.Option("--checkpoint", help="Folder of the checkpoint that was tuned.", show_default=False)
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the baseline IR.  [default: bf16 beside the checkpoint]", show_default=False),
+]
+Twin = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the plain IR: the same compression, not tuned.  [default: plain beside the checkpoint]",
+        show_default=False,
+    ),
+]
+Runtime = Annotated[bool, typer.Option(help="Compile the IR and check the graph that the runtime executes.")]
+
+
 @reports_errors
 def verify(
-    ir: Annotated[Path, typer.Argument(help="Folder of the IR to prove.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="What was tuned.", show_default=False)] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="IR of the uncompressed model.  [default: bf16 beside the checkpoint]", show_default=False),
-    ] = None,
-    twin: Annotated[
-        Path | None,
-        typer.Option(
-            help="The same compression, not tuned.  [default: plain beside the checkpoint]", show_default=False
-        ),
-    ] = None,
-    runtime: Annotated[bool, typer.Option(help="Compile the IR and look at what is executed.")] = True,
+    ir: Ir,
+    checkpoint: CheckpointFolder = None,
+    base: Base = None,
+    twin: Twin = None,
+    runtime: Runtime = True,
     gates: Gates = None,
     junit: JUnit = None,
     as_json: Json = False,
@@ -40,23 +50,11 @@ def verify(
 
     Example: ovexport verify runs/demo/int4 --checkpoint runs/demo/checkpoint
     """
-    from ovexport.artifacts import IR, Checkpoint
     from ovexport.errors import VerificationFailed
-    from ovexport.verify import verify as prove
 
     set_up_logging(quiet=quiet or as_json)
     asked = read_gates(gates, junit, ("verification",))
-    if checkpoint is not None:
-        base, twin = base or _beside(checkpoint, "bf16", ir), twin or _beside(checkpoint, "plain", ir)
-    with progress(quiet=quiet or as_json) as listener:
-        report = prove(
-            IR(ir),
-            checkpoint=Checkpoint(checkpoint) if checkpoint else None,
-            base=IR(base) if base else None,
-            twin=IR(twin) if twin else None,
-            runtime=runtime,
-            listener=listener,
-        )
+    report = _prove(ir, checkpoint, base, twin, runtime=runtime, quiet=quiet or as_json)
     if not (as_json or quiet):
         if checkpoint is None:
             _print_layers(report)
@@ -69,6 +67,26 @@ def verify(
     require_gates(verdict)
 
 
+def _prove(
+    ir: Path, checkpoint: Path | None, base: Path | None, twin: Path | None, *, runtime: bool, quiet: bool
+) -> "VerificationReport":
+    """The proof, with what lies beside the checkpoint where no baseline and no plain IR are given."""
+    from ovexport.artifacts import IR, Checkpoint
+    from ovexport.verify import verify as prove
+
+    if checkpoint is not None:
+        base, twin = base or _beside(checkpoint, "bf16", ir), twin or _beside(checkpoint, "plain", ir)
+    with progress(quiet=quiet) as listener:
+        return prove(
+            IR(ir),
+            checkpoint=Checkpoint(checkpoint) if checkpoint else None,
+            base=IR(base) if base else None,
+            twin=IR(twin) if twin else None,
+            runtime=runtime,
+            listener=listener,
+        )
+
+
 def _beside(checkpoint: Path, name: str, ir: Path) -> Path | None:
     """A run's folder that lies beside its checkpoint; None where there is none, or where it is the IR itself."""
     folder = checkpoint.absolute().parent / name
@@ -76,33 +94,33 @@ def _beside(checkpoint: Path, name: str, ir: Path) -> Path | None:
 
 
 def print_verdict(report: "VerificationReport") -> None:
-    """The verdict, a line for each kind of evidence, and what failed or was not there to compare with."""
+    """The verdict, a line for each sort of evidence, what failed, and what could not be checked."""
     passed = sum(check.passed for check in report.checks)
     say(f"{report.heading}  {report.subject}: {passed} of {len(report.checks)} checks passed")
     for line in _evidence(report):
         say(f"  {line}")
-    kinds: dict[str, list[Check]] = {}
+    failed: dict[str, list[Check]] = {}
     for check in report.checks:
         if not check.passed:
-            kinds.setdefault(check.name, []).append(check)
-    for name, checks in kinds.items():
+            failed.setdefault(check.name, []).append(check)
+    for name, checks in failed.items():
         first = checks[0]
         more = f" and {len(checks) - 1} more" if len(checks) > 1 else ""
-        say(f"  not so      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}")
+        say(f"  failed      {name}: {first.subject}{more}: {first.detail or f'{first.value}, not {first.limit}'}")
     for note in report.notes:
         say(f"  note        {note}")
     for reason in (report.summary.reason or "").split("; "):
         if reason:
-            say(f"  not looked at: {reason}")
+            say(f"  not checked: {reason}")
 
 
 def _evidence(report: "VerificationReport") -> Iterator[str]:
-    """A line for each kind of evidence that was looked at."""
+    """A line for each sort of evidence."""
     summary = report.summary
     if summary.code_mismatches is not None:
         yield (
             f"arithmetic  {summary.code_mismatches} codes, {summary.scale_mismatches} scales and "
-            f"{summary.zero_point_mismatches} zero points differ from those computed anew"
+            f"{summary.zero_point_mismatches} zero points differ from a second computation"
         )
     for check in report.checks:
         if check.name == "logits as the checkpoint's" and check.passed:
@@ -117,15 +135,15 @@ def _evidence(report: "VerificationReport") -> Iterator[str]:
 
 def _print_layers(report: "VerificationReport") -> None:
     """What the IR is made of: layers that are alike in one row, and the largest that are not packed to 4 bits."""
-    kinds: dict[tuple[str, str, int], list[LayerRow]] = {}
+    alike: dict[tuple[str, str, int], list[LayerRow]] = {}
     for layer in report.layers:
-        kinds.setdefault((layer.kind, layer.element_type, layer.group_size), []).append(layer)
+        alike.setdefault((layer.kind, layer.element_type, layer.group_size), []).append(layer)
     rows = []
-    for (kind, element, group), layers in sorted(kinds.items()):
+    for (layer_kind, element_type, group), layers in sorted(alike.items()):
         size, elements = sum(layer.weight_bytes for layer in layers), sum(prod(layer.shape) for layer in layers)
-        read = f"{size / 1e6:.2f}" if kind == "linear" else "a row"
+        read = f"{size / 1e6:.2f}" if layer_kind == "linear" else "a row"
         figures = (f"{8 * size / elements:.2f}", f"{size / 1e6:.2f}", read, f"{elements / 2e6:.2f}")
-        rows.append((kind, element, str(group or "–"), str(len(layers)), *figures))
+        rows.append((layer_kind, element_type, str(group or "–"), str(len(layers)), *figures))
     print_table(("layer", "type", "group", "count", "bits per weight", "MB", "MB per token", "at 4 bits, MB"), rows)
     beyond = sorted((layer for layer in report.layers if layer.note), key=lambda layer: -layer.weight_bytes)
     for layer in beyond[:_MOST_NOTES]:

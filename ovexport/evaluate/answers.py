@@ -63,13 +63,7 @@ def generate(
         pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", **_SETTINGS)
     except RuntimeError as error:
         raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({told(error)})") from error
-    tokenizer = pipeline.get_tokenizer()
-    ending = pipeline.get_generation_config()
-    config = openvino_genai.GenerationConfig()
-    config.eos_token_id = ending.eos_token_id
-    config.stop_token_ids = ending.stop_token_ids
-    config.max_new_tokens = max_new_tokens
-    config.do_sample = False
+    tokenizer, config = pipeline.get_tokenizer(), _greedy(pipeline.get_generation_config(), max_new_tokens)
     texts, generated = [], []
     for index, prompt in enumerate(prompts):
         wrapped = apply_template(tokenizer, prompt, name) if templated else prompt
@@ -88,6 +82,16 @@ def generate(
         )
     encoded = tuple(tuple(int(token) for token in tokenizer.encode(text).input_ids.data.reshape(-1)) for text in texts)
     return Answers(texts=tuple(texts), generated=tuple(generated), encoded=encoded)
+
+
+def _greedy(own: openvino_genai.GenerationConfig, max_new_tokens: int) -> openvino_genai.GenerationConfig:
+    """Greedy generation that ends at the tokens that the model's own configuration names."""
+    config = openvino_genai.GenerationConfig()
+    config.eos_token_id = own.eos_token_id
+    config.stop_token_ids = own.stop_token_ids
+    config.max_new_tokens = max_new_tokens
+    config.do_sample = False
+    return config
 
 
 def common_template(tokenizers: Mapping[str, PromptTokenizer], wanted: Literal["auto", "off"]) -> str | None:

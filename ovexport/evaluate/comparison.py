@@ -65,18 +65,18 @@ class _Divergences:
 
     def of(self, name: str, reference: str) -> dict[str, Any]:
         """A model's fields in the report."""
-        one = self.figures[name]
-        found: dict[str, Any] = {
-            "perplexity": divergence.perplexity(one),
-            "word_perplexity": divergence.word_perplexity(one, self.length, self.words),
+        figures = self.figures[name]
+        fields: dict[str, Any] = {
+            "perplexity": divergence.perplexity(figures),
+            "word_perplexity": divergence.word_perplexity(figures, self.length, self.words),
         }
-        if found["word_perplexity"] is None:
-            found["word_perplexity_reason"] = self.no_words or f"it is {_BEYOND}"
+        if fields["word_perplexity"] is None:
+            fields["word_perplexity_reason"] = self.no_words or f"it is {_BEYOND}"
         if name == reference:
-            return found
-        summary, histogram = divergence.summarize(one, self.figures[reference], self.resampling)
-        found |= summary.model_dump() | {"kl_histogram": histogram}
-        return found | {"isolation": self.isolation.get(name, ())}
+            return fields
+        summary, histogram = divergence.summarize(figures, self.figures[reference], self.resampling)
+        fields |= summary.model_dump() | {"kl_histogram": histogram}
+        return fields | {"isolation": self.isolation.get(name, ())}
 
     def compared(self, reference: str) -> dict[str, Comparison]:
         """Every two models that are not the reference."""
@@ -133,6 +133,52 @@ def evaluate(
         DataError: there are no prompts, or nothing is said to them.
         UnsupportedModelError: a model can't be loaded.
     """
+    positions = _require_comparable(models, data, spec, ground_truth)
+    prompts = ground_truth.prompts if ground_truth else choose_prompts(data.test_documents if data else (), spec)
+    asking = _ask_how(models, prompts, spec, positions)
+    diverged = _diverge(models, reference, data, spec, listener) if reference and data else None
+    said = _converse(models, reference, asking, spec, ground_truth, listener)
+    if ground_truth is None:
+        write_ground_truth(said.prompts, said.truth, said.circumstances, stack_versions(), out / "reference.csv")
+    asked = {name: loaded(ir) for name, ir in models.items()} | ({"torch": torch_model} if torch_model else {})
+    tokenizer = ModelSpec(id=str(next(iter(models.values())).path))
+    answered = {task.spec.name: ask_models(task, asked, tokenizer, out, listener) for task in tasks}
+    tests = _Tests(reference=reference, diverged=diverged, said=said, answered=answered)
+    evaluated = {name: tests.of(name, encoder, spec, out) for name in models}
+    if torch_model and tasks:
+        evaluated["torch"] = tests.of_torch()
+    notes = (*(diverged.all_notes if diverged else ()), *_notes_on_answers(said, models, spec))
+    for note in notes:
+        logger.warning("  %s", note)
+    described = {name: identify(ir) for name, ir in models.items()}
+    tuned = described.get("int4", {}).get("tuning_steps") != 0
+    gap, interval, reason = _recovered(diverged, reference, distilled=distilled, tuned=tuned)
+    if torch_model:
+        described["torch"] = described["int4"] | {"weights": "torch"}
+    return EvaluationReport(
+        reference=reference or str(ground_truth and ground_truth.path),
+        models=evaluated,
+        comparisons=diverged.compared(str(reference)) if diverged else {},
+        recovered_gap=gap,
+        recovered_gap_ci95=interval,
+        reason=reason,
+        histogram_edges_nats=HISTOGRAM_EDGES_NATS,
+        notes=notes,
+        conditions=_conditions(described, spec, said, diverged, tasks),
+        versions=stack_versions(),
+    )
+
+
+def _require_comparable(
+    models: Mapping[str, IR], data: PreparedData | None, spec: EvaluateSpec, ground_truth: GroundTruth | None
+) -> int | None:
+    """How many tokens every model can read; None where they have no limit.
+
+    Raises:
+        ArtifactError: a file of an IR is missing.
+        DataError: the ground truth lacks the tokens that the strict mode compares.
+        RecipeError: the text's sequences are longer than what the models can read.
+    """
     for ir in models.values():
         ir.require()
     if ground_truth and ground_truth.sidecar is None and spec.similarity_mode == "strict":
@@ -144,56 +190,59 @@ def evaluate(
     if data:
         length = data.manifest.sequence_length
         require_readable(length, positions, f"data.sequence_length={length}")
-    prompts = ground_truth.prompts if ground_truth else choose_prompts(data.test_documents if data else (), spec)
-    asking = _ask_how(models, prompts, spec, positions)
-    diverged = _diverge(models, reference, data, spec, listener) if reference and data else None
-    said = _converse(models, reference, asking, spec, ground_truth, listener)
-    if ground_truth is None:
-        write_ground_truth(said.prompts, said.truth, said.circumstances, stack_versions(), out / "reference.csv")
-    asked = {name: loaded(ir) for name, ir in models.items()} | ({"torch": torch_model} if torch_model else {})
-    tokenizer = ModelSpec(id=str(next(iter(models.values())).path))
-    results = {task.spec.name: ask_models(task, asked, tokenizer, out, listener) for task in tasks}
-    evaluated = {}
-    for name in models:
-        found: dict[str, Any] = {"tasks": {task: reached[name] for task, reached in results.items()}}
-        found |= diverged.of(name, str(reference)) if diverged else {}
-        if name == reference:
-            found["reason"] = "the reference: nothing to compare it with"
+    return positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tests:
+    """What was measured of all models: on text, on prompts, in tasks.
+
+    Attributes:
+        answered: by task, each model's figures.
+    """
+
+    reference: str | None
+    diverged: _Divergences | None
+    said: _Conversations
+    answered: Mapping[str, Mapping[str, dict[str, float]]]
+
+    def of(self, name: str, encoder: Encoder, spec: EvaluateSpec, out: Path) -> ModelEvaluation:
+        """A model's figures; its csv files are written on the way."""
+        fields: dict[str, Any] = {"tasks": self._tasks(name)}
+        fields |= self.diverged.of(name, str(self.reference)) if self.diverged else {}
+        if name == self.reference:
+            fields["reason"] = "the reference: nothing to compare it with"
         else:
-            found |= _alike(said, name, encoder, spec, out)
-            found["reason"] = _missing(diverged, len(said.prompts.texts))
-        found["different_answers"] = len(set(said.of(name).texts))
-        evaluated[name] = ModelEvaluation(**found)
-    if torch_model and tasks:
-        evaluated["torch"] = ModelEvaluation(
-            tasks={task: reached["torch"] for task, reached in results.items()},
-            reason="the model in torch that int4 was made of, asked the tasks alone",
+            fields |= _alike(self.said, name, encoder, spec, out)
+            fields["reason"] = _missing(self.diverged, len(self.said.prompts.texts))
+        return ModelEvaluation(**fields, different_answers=len(set(self.said.of(name).texts)))
+
+    def of_torch(self) -> ModelEvaluation:
+        """The figures of the model in torch, which was asked the tasks alone."""
+        return ModelEvaluation(
+            tasks=self._tasks("torch"), reason="the model in torch that int4 was made of, asked the tasks alone"
         )
-    notes = (*(diverged.all_notes if diverged else ()), *_notes_on_answers(said, models, spec))
-    for note in notes:
-        logger.warning("  %s", note)
-    described = {name: identify(ir) for name, ir in models.items()}
-    tuned = described.get("int4", {}).get("tuning_steps") != 0
-    gap, interval, reason = _recovered(diverged, reference, distilled=distilled, tuned=tuned)
-    return EvaluationReport(
-        reference=reference or str(ground_truth and ground_truth.path),
-        models=evaluated,
-        comparisons=diverged.compared(str(reference)) if diverged else {},
-        recovered_gap=gap,
-        recovered_gap_ci95=interval,
-        reason=reason,
-        histogram_edges_nats=HISTOGRAM_EDGES_NATS,
-        notes=notes,
-        conditions={
-            "models": described | ({"torch": described["int4"] | {"weights": "torch"}} if torch_model else {}),
-            "encoder": spec.encoder,
-            "similarity_mode": spec.similarity_mode,
-            **said.conditions,
-            **(diverged.conditions if diverged else {}),
-            "tasks": {task.spec.name: _asked_with(task) for task in tasks},
-        },
-        versions=stack_versions(),
-    )
+
+    def _tasks(self, name: str) -> dict[str, dict[str, float]]:
+        return {task: figures[name] for task, figures in self.answered.items()}
+
+
+def _conditions(
+    described: Mapping[str, Any],
+    spec: EvaluateSpec,
+    said: _Conversations,
+    diverged: _Divergences | None,
+    tasks: Sequence[HarnessTask],
+) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "models": dict(described),
+        "encoder": spec.encoder,
+        "similarity_mode": spec.similarity_mode,
+        **said.conditions,
+        **(diverged.conditions if diverged else {}),
+        "tasks": {task.spec.name: _asked_with(task) for task in tasks},
+    }
 
 
 def _diverge(
@@ -348,9 +397,9 @@ def _alike(said: _Conversations, name: str, encoder: Encoder, spec: EvaluateSpec
 def _recovered(
     diverged: _Divergences | None, reference: str | None, *, distilled: bool, tuned: bool
 ) -> tuple[float | None, Interval | None, str | None]:
-    """The share of the plain twin's divergence that tuning took away, with its interval, or why there is none."""
+    """The share of the plain twin's divergence that tuning recovered, with its interval, or why there is none."""
     if not tuned:
-        return None, None, "int4 was not tuned: no step was made, or none validated better than the start"
+        return None, None, "int4 was not tuned: it took no step, or no step validated better than the starting point"
     if not distilled:
         return None, None, "tuned for a task, not to be like the reference"
     compared = set(diverged.figures) - {reference} if diverged else set()

@@ -73,8 +73,8 @@ def compare(
     figures = {name: TokenFigures() for name in runners}
     for begin in range(0, len(tokens), batch_size):
         part = tokens[begin : begin + batch_size].astype(np.int64)
-        found = _compare_batch(runners, reference, part, longest, comparator)
-        for name, one in found.items():
+        batch = _compare_batch(runners, reference, part, longest, comparator)
+        for name, one in batch.items():
             for field_name in ("nll", *(() if name == reference else ("kl", "same_top1", "probability_change"))):
                 getattr(figures[name], field_name).append(np.concatenate(getattr(one, field_name), axis=1)[:, :-1])
         listener(Progress(task=task, done=begin + len(part), total=len(tokens)))
@@ -107,7 +107,7 @@ def _compare_batch(
     """The figures of a batch, by piece; those of the last position mean nothing, as nothing comes after it."""
     following = np.concatenate([part[:, 1:], np.zeros((len(part), 1), np.int64)], axis=1)
     passes = {name: runner.pieces(part, longest) for name, runner in runners.items()}
-    found = {name: TokenFigures() for name in runners}
+    figures = {name: TokenFigures() for name in runners}
     others = [name for name in runners if name != reference]
     for begin in range(0, part.shape[1], longest):
         true = following[:, begin : begin + longest]
@@ -116,12 +116,12 @@ def _compare_batch(
             actual = expected if name == reference else next(passes[name])
             statistics = comparator(expected, actual, true)
             if name != reference:
-                found[name].nll.append(statistics.nll)
-                found[name].kl.append(statistics.kl)
-                found[name].same_top1.append(statistics.same_top1)
-                found[name].probability_change.append(statistics.probability_change)
-        found[reference].nll.append(statistics.reference_nll)
-    return found
+                figures[name].nll.append(statistics.nll)
+                figures[name].kl.append(statistics.kl)
+                figures[name].same_top1.append(statistics.same_top1)
+                figures[name].probability_change.append(statistics.probability_change)
+        figures[reference].nll.append(statistics.reference_nll)
+    return figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

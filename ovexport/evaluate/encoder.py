@@ -129,10 +129,10 @@ def load_encoder(name: str) -> Encoder:
 
     def cosines(first: Sequence[str], second: Sequence[str]) -> list[float]:
         """As WhoWhatBench takes them: the two texts of a pair are one batch, so that the last digits agree."""
-        found = []
+        cosines = []
         for pair in zip(first, second, strict=True):
             embeddings = model.encode(list(pair), convert_to_tensor=True, show_progress_bar=False)
-            found.append(float(util.cos_sim(embeddings[:1], embeddings[1:])))
-        return found
+            cosines.append(float(util.cos_sim(embeddings[:1], embeddings[1:])))
+        return cosines
 
     return cosines

@@ -72,21 +72,21 @@ def isolate(
         tokens: (sequences, length).
     """
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    found: dict[str, list[IsolationStep]] = {name: [] for name in models if name != reference}
+    by_model: dict[str, list[IsolationStep]] = {name: [] for name in models if name != reference}
     exact = KeptRunner(read_graph(models[reference]), reference)
     for step in _STEPS:
         asked = {name: str(value) for name, value in step.settings.items()}
         if step.needs is not None and step.needs not in capabilities:
             reason = f"this processor has no instructions for {step.needs}"
-            for steps in found.values():
+            for steps in by_model.values():
                 steps.append(IsolationStep(name=step.name, settings=asked, reason=reason))
             continue
         approximate = {name: LogitsRunner(read_graph(ir), name, step.settings) for name, ir in models.items()}
         runners = {"": exact} | approximate
         figures = compare(runners, "", tokens, batch_size, listener, piece=PIECE_TOKENS, task=f"isolating {step.name}")
-        for name, steps in found.items():
+        for name, steps in by_model.items():
             steps.append(_measured(step.name, asked, approximate[name], figures[name], figures[reference], resampling))
-    return {name: tuple(steps) for name, steps in found.items()}
+    return {name: tuple(steps) for name, steps in by_model.items()}
 
 
 def _measured(

@@ -39,15 +39,15 @@ def choose_prompts(test_documents: Sequence[str], spec: EvaluateSpec) -> Prompts
         DataError: a file can't be read, is of the wrong type, or there are no prompts in it or in the text.
     """
     if spec.prompts is None:
-        found = _beginnings(test_documents, spec)
+        prompts = _beginnings(test_documents, spec)
     elif spec.prompts in LANGUAGES:
-        found = _packaged(spec.prompts)
+        prompts = _packaged(spec.prompts)
     else:
-        found = _read(spec.prompts, spec)
-    distinct = tuple(dict.fromkeys(found.texts))
-    if len(distinct) < len(found.texts):
-        logger.info("prompts of %s: %d duplicates are left out", found.name, len(found.texts) - len(distinct))
-    return replace(found, texts=distinct[: spec.prompt_count])
+        prompts = _read(spec.prompts, spec)
+    distinct = tuple(dict.fromkeys(prompts.texts))
+    if len(distinct) < len(prompts.texts):
+        logger.info("prompts of %s: %d duplicates are left out", prompts.name, len(prompts.texts) - len(distinct))
+    return replace(prompts, texts=distinct[: spec.prompt_count])
 
 
 def _packaged(name: str) -> Prompts:

@@ -73,10 +73,10 @@ def compare_answers(reference: Answers, candidate: Answers, encode: Encoder, mod
     cosines = encode(reference.texts, candidate.texts)
     pairs = list(zip(reference.tokens(mode), candidate.tokens(mode), strict=True))
     diverge = divergent_tokens if mode == "wwb" else differing_tokens
-    found = [diverge(expected, actual) for expected, actual in pairs]
+    divergences = [diverge(expected, actual) for expected, actual in pairs]
     mean_length = float(np.mean([len(expected) for expected, _ in pairs]))
     rows = []
-    for cosine, (fdt, sdt, sdt_norm), (expected, actual) in zip(cosines, found, pairs, strict=True):
+    for cosine, (fdt, sdt, sdt_norm), (expected, actual) in zip(cosines, divergences, pairs, strict=True):
         norm = _over(fdt, mean_length) if mode == "wwb" else _share(fdt, expected, actual)
         rows.append(
             QuestionMetrics(

@@ -127,12 +127,12 @@ def figures(
         "ratios": [f"{later}/{earlier}" for later, earlier in pairs],
         "comparisons": [f"{later} - {earlier}" for later, earlier in pairs if earlier != names[0]],
     }
-    found = {
-        "".join(name.split()): replace(figure, file=f"{kind}.json")
-        for kind, report in reports.items()
-        for name, figure in _of_report(kind, report, keys)
+    figures = {
+        "".join(name.split()): replace(figure, file=f"{report_name}.json")
+        for report_name, report in reports.items()
+        for name, figure in _of_report(report_name, report, keys)
     }
-    return found | _unqualified(found, product or (names[-1] if names else None))
+    return figures | _unqualified(figures, product or (names[-1] if names else None))
 
 
 def run_figures(folder: RunFolder, recipe: Recipe) -> dict[str, Figure]:
@@ -141,8 +141,11 @@ def run_figures(folder: RunFolder, recipe: Recipe) -> dict[str, Figure]:
     Raises:
         ArtifactError: a report is corrupt.
     """
-    paths = {kind: folder.path / f"{kind}.json" for kind in KINDS}
-    reports = {kind: read_record(path, KINDS[kind]) if path.is_file() else None for kind, path in paths.items()}
+    paths = {report_name: folder.path / f"{report_name}.json" for report_name in KINDS}
+    reports = {
+        report_name: read_record(path, KINDS[report_name]) if path.is_file() else None
+        for report_name, path in paths.items()
+    }
     return figures_of_run(reports, recipe)
 
 
@@ -162,7 +165,7 @@ def listed(known: Mapping[str, Figure], *, of_product_alone: bool = False) -> di
     own = [name for name, figure in known.items() if known.get(name.partition(".")[2]) is not figure]
     order = sorted(own, key=lambda name: name.startswith(others))
     kept = [name for name in order if not (of_product_alone and name.startswith(others))]
-    return {name: known[name] for kind in KINDS for name in kept if known[name].file == f"{kind}.json"}
+    return {name: known[name] for report_name in KINDS for name in kept if known[name].file == f"{report_name}.json"}
 
 
 def unit_of(name: str) -> str:
@@ -170,24 +173,26 @@ def unit_of(name: str) -> str:
     return next((unit for suffix, unit in _UNITS.items() if any(suffix in part for part in name.split("."))), "")
 
 
-def _unqualified(found: Mapping[str, Figure], product: str | None) -> dict[str, Figure]:
+def _unqualified(figures: Mapping[str, Figure], product: str | None) -> dict[str, Figure]:
     """The product's figures without its name, and those of the proof whose names no measured figure has."""
     qualifier = "".join((product or "").split()) + "."
-    of_product = {name.removeprefix(qualifier): figure for name, figure in found.items() if name.startswith(qualifier)}
+    of_product = {
+        name.removeprefix(qualifier): figure for name, figure in figures.items() if name.startswith(qualifier)
+    }
     measured = {*ModelEvaluation.model_fields, *ModelBenchmark.model_fields}
-    proven = {name.removeprefix(PROOF): figure for name, figure in found.items() if name.startswith(PROOF)}
+    proven = {name.removeprefix(PROOF): figure for name, figure in figures.items() if name.startswith(PROOF)}
     return {name: figure for name, figure in proven.items() if name not in measured} | of_product
 
 
-def _of_report(kind: str, report: AnyReport | None, keys: Mapping[str, Sequence[str]]) -> Named:
-    source = Source(keys=keys, over=_intervals_over(report), reason=f"there is no {kind}.json")
-    if kind != "verification":
-        yield from of_record(KINDS[kind], report, "", source)
+def _of_report(report_name: str, report: AnyReport | None, keys: Mapping[str, Sequence[str]]) -> Named:
+    source = Source(keys=keys, over=_intervals_over(report), reason=f"there is no {report_name}.json")
+    if report_name != "verification":
+        yield from of_record(KINDS[report_name], report, "", source)
         return
     proof = report if isinstance(report, VerificationReport) else None
     passed = _meaning(VerificationReport.model_fields["passed"].metadata)
     yield "verified", replace(source, meaning=passed).figure(float(proof.passed) if proof else None)
-    yield from of_record(VerificationSummary, proof and proof.summary, kind, source)
+    yield from of_record(VerificationSummary, proof and proof.summary, report_name, source)
 
 
 def _intervals_over(report: AnyReport | None) -> dict[str, str | None]:
@@ -202,19 +207,19 @@ def _intervals_over(report: AnyReport | None) -> dict[str, str | None]:
     }
 
 
-def of_record(kind: type[Record], record: Record | None, name: str, source: Source) -> Named:
+def of_record(record_type: type[Record], record: Record | None, name: str, source: Source) -> Named:
     """The figures of a record's fields, whether the record is there or not."""
     if record is not None:
         source = replace(source, reason=getattr(record, "reason", None))
-    intervals = {_centre_of(one, kind): one for one in kind.model_fields if one.endswith(_INTERVAL)}
-    for field_name, information in kind.model_fields.items():
+    intervals = {_centre_of(one, record_type): one for one in record_type.model_fields if one.endswith(_INTERVAL)}
+    for field_name, information in record_type.model_fields.items():
         value = getattr(record, field_name, None)
         own = replace(source, meaning=_meaning(information.metadata) or source.meaning)
         if field_name in _CENTRES:
             interval = getattr(record, _INTERVAL, None)
-            yield name, own.estimate(value, interval) if _INTERVAL in kind.model_fields else own.figure(value)
+            yield name, own.estimate(value, interval) if _INTERVAL in record_type.model_fields else own.figure(value)
         if field_name.endswith(_INTERVAL):
-            yield from _of_interval(kind, record, name, field_name, source)
+            yield from _of_interval(record_type, record, name, field_name, source)
         elif field_name in intervals:
             held = intervals[field_name]
             yield _join(name, field_name), own.estimate(value, getattr(record, held, None), held)
@@ -222,12 +227,12 @@ def of_record(kind: type[Record], record: Record | None, name: str, source: Sour
             yield from _of_field(_without_none(information.annotation), value, name, field_name, own)
 
 
-def _of_interval(kind: type[Record], record: Record | None, name: str, interval: str, source: Source) -> Named:
+def _of_interval(record_type: type[Record], record: Record | None, name: str, interval: str, source: Source) -> Named:
     """`.low` and `.high` of an interval, and `.value`, its centre alone."""
-    centre = _centre_of(interval, kind)
+    centre = _centre_of(interval, record_type)
     path, ends = _join(name, centre), getattr(record, interval, None)
-    held = centre or next(one for one in _CENTRES if one in kind.model_fields)
-    meaning = _meaning(kind.model_fields[held].metadata) or source.meaning
+    held = centre or next(one for one in _CENTRES if one in record_type.model_fields)
+    meaning = _meaning(record_type.model_fields[held].metadata) or source.meaning
     for end, value, text in (
         ("low", ends and ends[0], "lower end of the 95 % interval"),
         ("high", ends and ends[1], "upper end of the 95 % interval"),
@@ -257,22 +262,22 @@ def _of_field(annotation: Any, value: Any, name: str, field_name: str, source: S
             yield f"{path}.", replace(source, reason=source.reason or f"the report has no {path}").figure(None)
 
 
-def _of_table(kind: Any, table: Mapping[str, Any], name: str, field_name: str, source: Source) -> Named:
+def _of_table(value_type: Any, table: Mapping[str, Any], name: str, field_name: str, source: Source) -> Named:
     """The figures of a table of numbers; or of one of models, of pairs of them or of tasks, without the field's name.
 
     Args:
-        kind: of the table's values.
+        value_type: of the table's values.
         name: of the record that has the table in its field.
     """
-    if kind in (int, float):
+    if value_type in (int, float):
         yield from _of_numbers(table, _join(name, field_name), source)
         return
     for key in dict.fromkeys((*table, *source.keys.get(field_name, ()))):
         path = _join(name, key)
         own = replace(source, reason=f"{key} was not measured") if table else source
-        if _is_record(kind):
-            yield from of_record(kind, table.get(key), path, own)
-        elif get_origin(kind) is dict and get_args(kind)[1] is float:
+        if _is_record(value_type):
+            yield from of_record(value_type, table.get(key), path, own)
+        elif get_origin(value_type) is dict and get_args(value_type)[1] is float:
             yield from _of_numbers(table.get(key, {}), path, own)
 
 
@@ -297,16 +302,16 @@ def _meaning(metadata: Sequence[Any]) -> Meaning | None:
 
 
 def _without_none(annotation: Any) -> Any:
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return kinds[0] if NoneType in get_args(annotation) and len(kinds) == 1 else annotation
+    types = [one for one in get_args(annotation) if one is not NoneType]
+    return types[0] if NoneType in get_args(annotation) and len(types) == 1 else annotation
 
 
 def _is_record(annotation: Any) -> bool:
     return isclass(annotation) and issubclass(annotation, Record)
 
 
-def _has_label(kind: Any) -> bool:
-    return _is_record(kind) and (kind is PointBenchmark or "name" in kind.model_fields)
+def _has_label(record_type: Any) -> bool:
+    return _is_record(record_type) and (record_type is PointBenchmark or "name" in record_type.model_fields)
 
 
 def _label(record: Any) -> str:
@@ -316,13 +321,13 @@ def _label(record: Any) -> str:
     return str(record.name)
 
 
-def _centre_of(interval: str, kind: type[Record]) -> str:
+def _centre_of(interval: str, record_type: type[Record]) -> str:
     """The field whose interval this one is: `similarity` of similarity_ci95, `kl_mean_nats` of kl_mean_ci95, which has
     its unit left out, and the whole record of ci95."""
     stem = interval.removesuffix(_INTERVAL).removesuffix("_")
-    if not stem or stem in kind.model_fields:
+    if not stem or stem in record_type.model_fields:
         return stem
-    return next(name for name in kind.model_fields if name.startswith(f"{stem}_") and name != interval)
+    return next(name for name in record_type.model_fields if name.startswith(f"{stem}_") and name != interval)
 
 
 def _join(*parts: str) -> str:

@@ -106,8 +106,8 @@ def write_junit(report: GateReport, command: str, path: Path) -> None:
         if result.passed:
             ElementTree.SubElement(case, "system-out").text = describe(result)
         else:
-            kind = "GateUndecided" if result.undecided else "GateFailed"
-            failure = ElementTree.SubElement(case, "failure", message=describe(result), type=kind)
+            failure_type = "GateUndecided" if result.undecided else "GateFailed"
+            failure = ElementTree.SubElement(case, "failure", message=describe(result), type=failure_type)
             failure.text = describe(result)
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode()
@@ -173,8 +173,8 @@ def _nearest(metric: str, known: Mapping[str, Figure]) -> str:
     names = [name for name in known if not name.endswith(".")]
     near = get_close_matches(metric, names, _NEAREST)
     near = near or sorted((name for name in names if metric in name), key=len)[:_NEAREST]
-    for kind, command in _MADE_BY.items():
-        others = _bare_names(figures({kind: None}, models=MODELS)) - _bare_names(known)
+    for report_name, command in _MADE_BY.items():
+        others = _bare_names(figures({report_name: None}, models=MODELS)) - _bare_names(known)
         if any(metric == name or metric.endswith(f".{name}") for name in others):
             return f"{metric} is not measured here; {command} does it, and a run"
     cure = f"the nearest are {', '.join(near)}" if near else "ovexport gates lists the names"

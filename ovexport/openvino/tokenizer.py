@@ -192,11 +192,11 @@ class _Comparison:
         Raises:
             UnsupportedModelError: openvino-genai has another one.
         """
-        for kind in ("bos", "eos", "pad"):
-            expected = getattr(self._own, f"{kind}_token_id")
-            actual = getattr(self._converted, f"get_{kind}_token_id")()
+        for role in ("bos", "eos", "pad"):
+            expected = getattr(self._own, f"{role}_token_id")
+            actual = getattr(self._converted, f"get_{role}_token_id")()
             if expected is not None and actual != expected:
-                raise self._refused(f"has {kind}_token_id={actual} and its own {expected}")
+                raise self._refused(f"has {role}_token_id={actual} and its own {expected}")
 
     def check_template(self, *, required: bool) -> None:
         """Apply the chat template both ways, where there is one.
@@ -249,8 +249,8 @@ class _Comparison:
         ours, theirs = (self._own.convert_ids_to_tokens(list(tokens[part])) for tokens in (actual, expected))
         return f"encodes {self._own.decode(list(expected[part]))!r} as {ours}, its own as {theirs}"
 
-    def _note(self, kind: str, difference: str) -> None:
-        self.notes.setdefault(kind, f"{self._name}: its OpenVINO tokenizer {difference}")
+    def _note(self, subject: str, difference: str) -> None:
+        self.notes.setdefault(subject, f"{self._name}: its OpenVINO tokenizer {difference}")
 
     def _refused(self, difference: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self._name}: its OpenVINO tokenizer {difference}; {_CURE}")

@@ -67,11 +67,11 @@ def _is_plain(value: Any, pattern: re.Pattern[str]) -> bool:
 
 def _card_of(model: ModelSpec) -> Mapping[str, Any]:
     """The metadata of the base model's card; nothing where it has no card that can be read."""
-    found = _METADATA.match(_text_of(model, "README.md"))
-    if found is None:
+    match = _METADATA.match(_text_of(model, "README.md"))
+    if match is None:
         return {}
     try:
-        values = parse_yaml(found[1])
+        values = parse_yaml(match[1])
     except ValueError as error:
         logger.warning(
             "  the metadata of the base model's card can't be read (%s), so ours takes nothing from it", error

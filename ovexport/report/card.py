@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import ovexport
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.recipe import Recipe, SourceSpec
-from ovexport.report.base_card import base_metadata
+from ovexport.report.base_card import BaseMetadata, base_metadata
 from ovexport.report.names import NOT_TUNED, PRODUCT
 from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
@@ -34,21 +34,8 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
     Args:
         digests: SHA-256 of the run's files, by path.
     """
-    title = Path(recipe.model.id).name
     base = base_metadata(recipe.model)
-    on_hub = not Path(recipe.model.id).exists()
-    train = recipe.data.train
-    data = ModelCardData(
-        **base.values,
-        base_model=recipe.model.id if on_hub else None,
-        base_model_relation="quantized" if on_hub else None,
-        library_name="openvino",
-        pipeline_tag=_TASK,
-        tags=_TAGS,
-        datasets=[train.hub] if train and train.hub else None,
-        model_name=f"{title} INT4 OpenVINO",
-        eval_results=list(_results(recipe, findings.evaluation)) if findings.evaluation else None,
-    )
+    title, on_hub = Path(recipe.model.id).name, not Path(recipe.model.id).exists()
     models, rows = comparison(findings)
     revision = f" at {recipe.model.revision}" if recipe.model.revision else ""
     body = (
@@ -69,7 +56,23 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
             ovexport_version=ovexport.__version__,
         )
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+    return str(ModelCard(f"---\n{_metadata(recipe, findings, base, on_hub=on_hub).to_yaml()}\n---\n\n{body}\n"))
+
+
+def _metadata(recipe: Recipe, findings: Findings, base: BaseMetadata, *, on_hub: bool) -> ModelCardData:
+    """What the hub reads of the card."""
+    train = recipe.data.train
+    return ModelCardData(
+        **base.values,
+        base_model=recipe.model.id if on_hub else None,
+        base_model_relation="quantized" if on_hub else None,
+        library_name="openvino",
+        pipeline_tag=_TASK,
+        tags=_TAGS,
+        datasets=[train.hub] if train and train.hub else None,
+        model_name=f"{Path(recipe.model.id).name} INT4 OpenVINO",
+        eval_results=list(_results(recipe, findings.evaluation)) if findings.evaluation else None,
+    )
 
 
 def _inert(value: Any) -> Any:

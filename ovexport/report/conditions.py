@@ -34,7 +34,7 @@ def differing_conditions(runs: Sequence[Findings]) -> tuple[ComparisonRow, ...]:
 
 def _all_conditions(findings: Findings) -> dict[str, str]:
     measured = {
-        f"{kind}: {name}": text for kind, rows in conditions_of(findings).items() for name, text in rows.items()
+        f"{section}: {name}": text for section, rows in conditions_of(findings).items() for name, text in rows.items()
     }
     reports = (findings.evaluation, findings.benchmark)
     return measured | {

@@ -96,7 +96,7 @@ def svg(figure: Figure, title: str) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={**nothing, "Title": title})
     element = text.getvalue()[text.getvalue().index("<svg") :]
     element = re.sub(r'<g id="[^"]*"', "<g", element)
-    element = re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found.group()]})", element)
+    element = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match.group()]})", element)
     name = "plot-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     element = element.replace("<title>", f'<title id="{name}">', 1)
     return element.replace("<svg ", f'<svg role="img" aria-labelledby="{name}" ', 1)

@@ -1,4 +1,4 @@
-"""What a model is called: by what its weights are stored in, and by whether tuning changed them.
+"""What a model is called in tables and plots: how its weights are stored, and whether tuning changed them.
 
 The names in a report, "bf16", "plain" and "int4", are those of a run's folders and say neither; its conditions do.
 """
@@ -9,12 +9,12 @@ from typing import Any
 from ovexport.artifacts import MODELS
 from ovexport.reports import BenchmarkReport, EvaluationReport
 
-NOT_TUNED = "no step was made, or none validated better than the start"
+NOT_TUNED = "it took no step, or no step validated better than the starting point"
 """Why a product is not tuned."""
 
 PRODUCT = MODELS[-1]
-TWIN = "plain"
-_UNDESCRIBED = {"bf16": "uncompressed", TWIN: "INT4, not tuned", PRODUCT: "INT4", "torch": "in torch"}
+PLAIN = "plain"
+_UNDESCRIBED = {"bf16": "uncompressed", PLAIN: "INT4, not tuned", PRODUCT: "INT4", "torch": "in torch"}
 _TUNING = {None: "", 0: ", not tuned"}
 
 AnyReport = EvaluationReport | BenchmarkReport
@@ -30,11 +30,11 @@ class Titles(dict[str, str]):
 def titles(*reports: AnyReport | None) -> Titles:
     """What stands for the models of a run's reports; models of other names keep them. No two are called the same."""
     described = _described(reports)
-    found = {name: _title(name, described.get(name, {})) for name in dict.fromkeys((*_UNDESCRIBED, *described))}
+    by_name = {name: _title(name, described.get(name, {})) for name in dict.fromkeys((*_UNDESCRIBED, *described))}
     named = dict.fromkeys(name for report in reports if report for name in report.models)
-    called = [found[name] for name in named if name in found]
-    doubled = {title for title in called if called.count(title) > 1}
-    return Titles({name: f"{title} ({name})" if title in doubled else title for name, title in found.items()})
+    given = [by_name[name] for name in named if name in by_name]
+    doubled = {title for title in given if given.count(title) > 1}
+    return Titles({name: f"{title} ({name})" if title in doubled else title for name, title in by_name.items()})
 
 
 def tuned(*reports: AnyReport | None) -> bool | None:
@@ -44,7 +44,7 @@ def tuned(*reports: AnyReport | None) -> bool | None:
 
 
 def _described(reports: Iterable[AnyReport | None]) -> dict[str, Mapping[str, Any]]:
-    """What each model is, as ovexport.identity found it."""
+    """What each model is, as ovexport.openvino.identity says."""
     return {name: one for report in reports if report for name, one in report.conditions.get("models", {}).items()}
 
 

@@ -9,13 +9,14 @@ from matplotlib.ticker import MaxNLocator
 
 from ovexport.numbers import with_interval, written
 from ovexport.report.drawing import FAINT, INK, SERIES, SOFT, Plot, colour_of, logarithmic, sheet, style, svg
-from ovexport.report.names import PRODUCT, TWIN, Titles, titles
+from ovexport.report.names import PLAIN, PRODUCT, Titles, titles
 from ovexport.report.table import Column
 from ovexport.reports import (
     BenchmarkReport,
     ModelBenchmark,
     PeakMemory,
     PointBenchmark,
+    Ratio,
     Samples,
     SearchReport,
     VerificationReport,
@@ -60,7 +61,7 @@ def tuning_curve(log: Path) -> Plot | None:
         axes.set(xlabel="optimizer step", title=label, yscale="log")
         logarithmic(axes.yaxis, min(values), max(values))
         axes.legend()
-        return Plot(title, "The loss of every step, and of held-out validation text now and then.", svg(figure, title))
+        return Plot(title, "The loss of every step, and of validation text that is held out.", svg(figure, title))
 
 
 def search_scatter(search: SearchReport) -> Plot:
@@ -134,7 +135,7 @@ def weight_errors(proof: VerificationReport, called: Titles) -> Plot | None:
     with style():
         figure, (axes,) = sheet()
         if twins:
-            axes.plot(*zip(*twins, strict=True), ".", markersize=6, color=SERIES[1], label=called[TWIN])
+            axes.plot(*zip(*twins, strict=True), ".", markersize=6, color=SERIES[1], label=called[PLAIN])
         axes.plot(*zip(*errors, strict=True), ".", markersize=6, color=SERIES[0], label=called[PRODUCT])
         axes.set(xlabel="weight matrix, first to last", title="share of the weights' norm")
         axes.set_ylim(0, 1.25 * max(error for _, error in (*twins, *errors)))
@@ -322,28 +323,24 @@ def grid(benchmark: BenchmarkReport) -> Plot | None:
         for number, name in enumerate(names):
             mine = [(labels.index(grid_label(point)), ratio) for point, other, ratio in rows if other == name]
             places = [place + 0.16 * (number - (len(names) - 1) / 2) for place, _ in mine]
-            medians = [ratio.median for _, ratio in mine]
-            ends = [ratio.ci95 or (ratio.median, ratio.median) for _, ratio in mine]
-            reach = [
-                [median - low for median, (low, _) in zip(medians, ends, strict=True)],
-                [high - median for median, (_, high) in zip(medians, ends, strict=True)],
-            ]
-            axes.errorbar(
-                medians,
-                places,
-                xerr=reach,
-                fmt="o",
-                markersize=4.5,
-                capsize=3,
-                color=colour_of(name, number),
-                label=called[name],
-            )
+            _draw_ratios(axes, [ratio for _, ratio in mine], places, colour_of(name, number), called[name])
         axes.axvline(1, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         _name_rows(axes, labels)
         axes.set(title=f"time per output token over {called[first]}'s")
         axes.grid(axis="x")
         figure.legend(loc="outside lower center", ncols=3)
         return Plot(title, "Left of the dashed line is faster; with 95 % intervals.", svg(figure, title))
+
+
+def _draw_ratios(axes: Axes, ratios: Sequence[Ratio], places: Sequence[float], colour: str, label: str) -> None:
+    """A point for each ratio's median, with a bar over its interval."""
+    medians = [ratio.median for ratio in ratios]
+    ends = [ratio.ci95 or (ratio.median, ratio.median) for ratio in ratios]
+    reach = [
+        [median - low for median, (low, _) in zip(medians, ends, strict=True)],
+        [high - median for median, (_, high) in zip(medians, ends, strict=True)],
+    ]
+    axes.errorbar(medians, places, xerr=reach, fmt="o", markersize=4.5, capsize=3, color=colour, label=label)
 
 
 def grid_label(point: PointBenchmark) -> str:

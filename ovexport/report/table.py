@@ -8,7 +8,7 @@ from typing import Any
 
 from ovexport.artifacts import RunFolder
 from ovexport.numbers import with_interval, written
-from ovexport.report.names import PRODUCT, TWIN, Titles, titles, tuned
+from ovexport.report.names import PLAIN, PRODUCT, Titles, titles, tuned
 from ovexport.reports import (
     BenchmarkReport,
     EvaluationReport,
@@ -247,7 +247,7 @@ def _latency_rows(columns: Sequence[Column]) -> list[ComparisonRow]:
 
     called = _titles(columns)
     firsts = [next(iter(column.findings.benchmark.models)) for column in columns if column.findings.benchmark]
-    references = _together((*firsts, TWIN))
+    references = _together((*firsts, PLAIN))
     return [
         _row("time to first token, ms", columns, median("time_to_first_token_ms")),
         *over("time_to_first_token"),

@@ -56,8 +56,8 @@ def _standing(findings: Findings) -> tuple[Standing, str]:
         (not gates, "open", "Conversion verified, quality not judged"),
         (gates and not gates.passed, "open", "Conversion verified, quality undecided"),
     )
-    found = ((standing, headline) for holds, standing, headline in cases if holds)
-    return next(found, ("good", "Fit to ship: proven, and every gate passed"))
+    holding = ((standing, headline) for holds, standing, headline in cases if holds)
+    return next(holding, ("good", "Fit to ship: proven, and every gate passed"))
 
 
 def _proof_reason(findings: Findings) -> str:
@@ -75,7 +75,7 @@ def _tuning_reason(findings: Findings) -> tuple[str, ...]:
 
 def _gates_reason(findings: Findings) -> str:
     if findings.gates is None:
-        return "Gates: none were set, so nothing says whether the quality is enough; set limits in [gates]."
+        return "Gates: none were set, so nothing judges the quality; set limits in [gates]."
     gates = findings.gates.gates
     undecided = sum(gate.undecided for gate in gates)
     passed = f"Gates: {sum(gate.passed for gate in gates)} of {len(gates)} passed"
@@ -126,14 +126,14 @@ def _of_evaluation(evaluation: EvaluationReport, called: Titles) -> tuple[Headli
         if model.perplexity is not None and reference is not None
         else ""
     )
-    found = [Headline(written(model.same_top1, ".1%"), f"of tokens chosen as {title} does", perplexities)]
+    headlines = [Headline(written(model.same_top1, ".1%"), f"of tokens chosen as {title} does", perplexities)]
     if evaluation.recovered_gap is not None:
         interval = evaluation.recovered_gap_ci95
-        found.append(
+        headlines.append(
             Headline(
                 written(evaluation.recovered_gap, ".0%"),
-                "of the rounding's divergence tuned away",
+                "of what 4-bit rounding lost was recovered by tuning",
                 f"95 % interval {between(*(written(end, '.0%') for end in interval))}" if interval else "",
             )
         )
-    return tuple(found)
+    return tuple(headlines)

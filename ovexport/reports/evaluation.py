@@ -155,7 +155,7 @@ class EvaluationReport(Record):
     models: dict[str, ModelEvaluation]
     comparisons: dict[str, Comparison] = Field(default_factory=dict)
     recovered_gap: Annotated[
-        float | None, Meaning("share of the untuned twin's kl_mean_nats that tuning took away", "higher")
+        float | None, Meaning("share of the untuned twin's kl_mean_nats that tuning recovered", "higher")
     ] = None
     recovered_gap_ci95: Interval | None = None
     reason: str | None = None

@@ -56,9 +56,9 @@ class VerificationSummary(Record):
     packed_int4: Annotated[int, Meaning("Linear layers whose weights are 4-bit codes", "higher")]
     packed_int8: Annotated[int, Meaning("Linear layers whose weights are 8-bit codes")]
     float: Annotated[int, Meaning("Linear layers whose weights are in floating point", "lower")]
-    code_mismatches: Annotated[int | None, Meaning("codes that differ from those computed anew", "lower")]
-    scale_mismatches: Annotated[int | None, Meaning("scales that differ from those computed anew", "lower")]
-    zero_point_mismatches: Annotated[int | None, Meaning("zero points that differ from those computed anew", "lower")]
+    code_mismatches: Annotated[int | None, Meaning("codes that differ from a second computation", "lower")]
+    scale_mismatches: Annotated[int | None, Meaning("scales that differ from a second computation", "lower")]
+    zero_point_mismatches: Annotated[int | None, Meaning("zero points that differ from a second computation", "lower")]
     adapter_nodes: Annotated[int, Meaning("adapter operations that are left in the graph", "lower")]
     operators_beyond_twin: Annotated[int | None, Meaning("operations that the untuned twin does not have", "lower")]
     runtime_packed_linears: Annotated[
@@ -124,5 +124,5 @@ class VerificationReport(Record):
     def told(self) -> str:
         """The verdict, how many checks passed, the notes, and what was not looked at."""
         passed = sum(check.passed for check in self.checks)
-        missing = [f"not looked at: {self.summary.reason}"] if self.summary.reason else []
+        missing = [f"not checked: {self.summary.reason}"] if self.summary.reason else []
         return "; ".join([f"{self.heading}: {passed:,} of {len(self.checks):,} checks passed", *self.notes, *missing])

@@ -32,7 +32,9 @@ def runs_packed(nodes: list[ExecutedNode], graph: ov.Model, graph_weights: tuple
     wanted = [weight for weight in graph_weights if weight.packed and weight.layer_kind == "linear"]
     missing = []
     for weight in wanted:
-        users = [name for name, kind in zip(weight.consumer_names, weight.consumers, strict=True) if kind == "MatMul"]
+        users = [
+            name for name, consumer in zip(weight.consumer_names, weight.consumers, strict=True) if consumer == "MatMul"
+        ]
         if not all(packed_nodes & {name, biased.get(name, name)} for name in users):
             missing.append(weight.name)
     return Check(
@@ -54,8 +56,8 @@ def no_float_weights(nodes: list[ExecutedNode], graph_weights: tuple[Weight, ...
     floats = Counter(
         math.prod(shape)
         for node in nodes
-        for kind, shape in node.constant_inputs
-        if kind in FLOAT_TYPES and math.prod(shape) in sizes - {math.prod(grid) for grid in _scale_shapes(node)}
+        for element_type, shape in node.constant_inputs
+        if element_type in FLOAT_TYPES and math.prod(shape) in sizes - {math.prod(grid) for grid in _scale_shapes(node)}
     )
     floats -= Counter(weight.elements for weight in graph_weights if not weight.packed for _ in weight.consumers)
     detail = ", ".join(f"{count} of {size} elements" for size, count in floats.most_common(3))
@@ -63,14 +65,20 @@ def no_float_weights(nodes: list[ExecutedNode], graph_weights: tuple[Weight, ...
 
 
 def _packed_inputs(node: ExecutedNode) -> list[tuple[int, ...]]:
-    return [shape for kind, shape in node.constant_inputs if kind in PACKED_TYPES and math.prod(shape) > 1]
+    return [
+        shape for element_type, shape in node.constant_inputs if element_type in PACKED_TYPES and math.prod(shape) > 1
+    ]
 
 
 def _scale_shapes(node: ExecutedNode) -> list[tuple[int, ...]]:
     """Of an operation that reads a packed weight, the shapes of its float inputs that are smaller than the weight."""
     packed = _packed_inputs(node)
     largest = max((math.prod(shape) for shape in packed), default=0)
-    return [shape for kind, shape in node.constant_inputs if kind in FLOAT_TYPES and math.prod(shape) < largest]
+    return [
+        shape
+        for element_type, shape in node.constant_inputs
+        if element_type in FLOAT_TYPES and math.prod(shape) < largest
+    ]
 
 
 def _bias_additions(graph: ov.Model) -> dict[str, str]:

@@ -48,8 +48,8 @@ def ports(operation: Any) -> tuple[Ports, ...]:
 
 
 def _bound(operation: Any, index: int, body: ov.Model) -> Ports:
-    kind, name = operation.get_type_name(), operation.get_friendly_name()
-    which = (index,) if kind == "If" else ()
+    type_name, name = operation.get_type_name(), operation.get_friendly_name()
+    which = (index,) if type_name == "If" else ()
     parameters = [node.get_name() for node in body.get_parameters()]
     results = [node.get_name() for node in body.get_results()]
     roles: dict[str, str] = {}
@@ -63,7 +63,7 @@ def _bound(operation: Any, index: int, body: ov.Model) -> Ports:
     for entry in operation.get_output_descriptions(*which):
         told = f"output {entry.output_index} {_told(entry, _OUTPUTS, name)}"
         outcomes.append((results[entry.body_value_index], told))
-    if kind == "Loop":
+    if type_name == "Loop":
         iteration, condition = operation.get_special_body_ports()
         if iteration >= 0:
             roles[parameters[iteration]] = "the iteration"
@@ -72,7 +72,7 @@ def _bound(operation: Any, index: int, body: ov.Model) -> Ports:
     outcomes += [(node.get_name(), "state") for node in body.get_sinks()]
     unfed = [parameter for parameter in parameters if parameter not in roles]
     if unfed:
-        raise UnsupportedModelError(f"{name}: a parameter of the graph inside this {kind} is fed by nothing")
+        raise UnsupportedModelError(f"{name}: a parameter of the graph inside this {type_name} is fed by nothing")
     return Ports(body, roles, tuple(outcomes))
 
 
@@ -82,7 +82,9 @@ def _told(entry: Any, known: dict[str, tuple[str, ...]], name: str) -> str:
     Raises:
         UnsupportedModelError: it is of a type that is not known.
     """
-    kind = type(entry).__name__
-    if kind not in known:
-        raise UnsupportedModelError(f"{name}: the graph inside it is bound by a {kind}, which the proof does not know")
-    return " ".join((kind, *(f"{field} {getattr(entry, field)}" for field in known[kind])))
+    type_name = type(entry).__name__
+    if type_name not in known:
+        raise UnsupportedModelError(
+            f"{name}: the graph inside it is bound by a {type_name}, which the proof does not know"
+        )
+    return " ".join((type_name, *(f"{field} {getattr(entry, field)}" for field in known[type_name])))

@@ -136,7 +136,7 @@ def _gathered(
     if runtime:
         _executed(evidence, ir, graph, graph_weights, checkpoint)
     else:
-        evidence.reasons.append("the runtime was not looked at")
+        evidence.reasons.append("the runtime was not checked")
     return evidence
 
 

@@ -46,7 +46,7 @@ class Operation:
     """An operation that the outputs depend on, weights and their decompression left out."""
 
     name: str
-    kind: str
+    operation_type: str
     fingerprint: str
     sources: tuple[str, ...]
 
@@ -71,21 +71,21 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
     Codes → Convert f16 [→ Subtract zero point] → Multiply scale [→ Reshape] → Convert: NNCF's DQ format.
     """
     stored = storage(layer)
-    kind = stored.element_type
+    element_type = stored.element_type
     rows, columns, groups = layer.out_features, layer.in_features, layer.groups
     shape = (rows, groups, layer.group_size) if groups > 1 else (rows, columns)
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
-    chain = _converted(f"{kind} {shape}", "f16")
+    chain = _converted(f"{element_type} {shape}", "f16")
     if not stored.symmetric:
-        chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{kind} {grid}', 'f16')})"
+        chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{element_type} {grid}', 'f16')})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:
         chain = f"Reshape opset1 [('special_zero', False)] ({chain}, i64 (2,) [{rows}, {columns}])"
     return tuple(_converted(chain, result) for result in ("f32", "f16", "bf16"))
 
 
-def _converted(source: str, kind: str) -> str:
-    return f"Convert opset1 [('destination_type', '{kind}')] ({source})"
+def _converted(source: str, element_type: str) -> str:
+    return f"Convert opset1 [('destination_type', '{element_type}')] ({source})"
 
 
 def leaves_of_base(matrices: Mapping[str, Matrix], manifest: CheckpointManifest) -> dict[str, Leaf]:
@@ -153,7 +153,7 @@ class _Fingerprints:
             results = [self._known[end] for body in inside for end in body.ends]
             yield Operation(
                 name=friendly,
-                kind="Constant" if _constant_like(node) else node.get_type_name(),
+                operation_type="Constant" if _constant_like(node) else node.get_type_name(),
                 fingerprint=self._known[name],
                 sources=(*(self._known[source] for source in sources[name]), *results),
             )
@@ -181,9 +181,9 @@ def same_operations(ours: tuple[Operation, ...], theirs: tuple[Operation, ...], 
     constants = [
         f"{operation.name}, read by {readers.get(operation.fingerprint, 'nothing')}"
         for operation in changed
-        if operation.kind == "Constant"
+        if operation.operation_type == "Constant"
     ]
-    wiring = [operation.name for operation in changed if operation.kind != "Constant"]
+    wiring = [operation.name for operation in changed if operation.operation_type != "Constant"]
     if lost and not changed:
         wiring = [f"{operation.name} is missing" for operation in lost]
     return [
@@ -205,8 +205,10 @@ def _leaves_read(node: Any, leaves: Mapping[str, Leaf]) -> Iterator[tuple[int, L
 
 def _constant_like(node: Any) -> bool:
     """A Constant, or the ShapeOf of what has a known shape, which is as good as one."""
-    kind = node.get_type_name()
-    return kind == "Constant" or (kind == "ShapeOf" and bool(node.input_value(0).get_partial_shape().is_static))
+    operation_type = node.get_type_name()
+    return operation_type == "Constant" or (
+        operation_type == "ShapeOf" and bool(node.input_value(0).get_partial_shape().is_static)
+    )
 
 
 def _sources(node: Any, weights: Mapping[int, Leaf]) -> tuple[str, ...]:
@@ -224,10 +226,10 @@ def _content(
     Args:
         roles: of the parameters of a graph inside an operation; elsewhere parameters and results have names.
     """
-    kind = node.get_type_name()
+    operation_type = node.get_type_name()
     if _constant_like(node):
         element_type = type_name(node)
-        if kind == "Constant":
+        if operation_type == "Constant":
             return f"Constant {element_type} {tuple(node.get_output_shape(0))} {bytes_digest(raw(node))}"
         shape = np.array(node.input_value(0).get_shape(), {"i64": np.int64, "i32": np.int32}[element_type])
         return f"Constant {element_type} {shape.shape} {bytes_digest(shape)}"
@@ -238,15 +240,15 @@ def _content(
         for port, value in enumerate(node.input_values())
     ]
     attributes = dict(node.get_attributes())
-    if kind == "MatMul":
+    if operation_type == "MatMul":
         for port, name in enumerate(("transpose_a", "transpose_b")):
             if port in weights and weights[port].transposed:
                 attributes[name] = not attributes[name]
-    names = sorted(node.output(0).get_names()) if kind in ("Parameter", "Result") and roles is None else []
-    if kind == "Parameter" and roles is not None:
+    names = sorted(node.output(0).get_names()) if operation_type in ("Parameter", "Result") and roles is None else []
+    if operation_type == "Parameter" and roles is not None:
         names = [roles[node.get_name()]]
     version = node.get_type_info().version_id
-    return "\n".join((f"{kind} {version}", f"{sorted(attributes.items(), key=str)} {names}", *inputs))
+    return "\n".join((f"{operation_type} {version}", f"{sorted(attributes.items(), key=str)} {names}", *inputs))
 
 
 def _reached(nodes: list[Any], sources: Mapping[str, tuple[str, ...]]) -> set[str]:

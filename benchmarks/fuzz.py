@@ -4,8 +4,8 @@ python benchmarks/fuzz.py [--quick] [--json] [--save] [--seed N] [--kind KIND]
 
 Each case is a mutation of a valid recipe, command line, model, text or IR, given to the command line in a process that
 may compute for 30 seconds and use 12 GiB. It passes if the command ends with a documented exit code other than 1 and
-without a traceback. The generators are in tests/fuzzing.py and the modules beside it; the tests run a tenth of the
-cases.
+without a traceback. The generators are in tests/fuzzing.py and the modules beside it; the tests run a thirtieth
+of the cases.
 """
 
 import json

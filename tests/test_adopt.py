@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from command_line import ovexport, refused
 from conftest import COMMON, save_tiny_model
+from nncf.common.quantization.structs import QuantizationScheme
 from nncf_files import RANK, Example, differences, nncf_codes, nncf_model, our_codes, recomputed, stripped
 from transformers import GPT2Config, LlamaConfig
 
@@ -317,6 +319,34 @@ def test_a_pickle_that_does_something_is_refused_and_not_run(lora, spec, tmp_pat
     assert not touched.exists()
     torch.load(path, weights_only=False) if save is torch.save else pickle.loads(path.read_bytes())
     assert touched.exists(), "the file is not hostile, the test shows nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class ByGetattr:
+    """Pickles as `getattr(owner, name)`, which is how Python 3.11.2 pickles a member of an enumeration."""
+
+    owner: object
+    name: str
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_an_enumeration_that_python_3_11_2_pickled_is_read(lora: Path, tmp_path: Path) -> None:
+    content = read_file(lora)
+    former = tmp_path / "former.pth"
+    torch.save(content | {"model_state": {"mode": ByGetattr(QuantizationScheme, "ASYMMETRIC")}}, former)
+    assert read_file(former)["model_state"]["mode"] is QuantizationScheme.ASYMMETRIC
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(QuantizationScheme, "__class__"), (QuantizationScheme, "mro"), (torch.Tensor, "tolist")]
+)
+def test_no_other_attribute_is_read(lora: Path, tmp_path: Path, owner: object, name: str) -> None:
+    hostile = tmp_path / "hostile.pth"
+    torch.save(read_file(lora) | {"model_state": {"mode": ByGetattr(owner, name)}}, hostile)
+    with pytest.raises(ArtifactError, match="nothing of it was run"):
+        read_file(hostile)
 
 
 def test_a_damaged_file(lora: Path, spec: ModelSpec, tmp_path: Path) -> None:

@@ -138,9 +138,15 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     from nncf.common.quantization.structs import QuantizationScheme
 
+    def member(owner: Any, name: object) -> Any:
+        """What stands for `getattr`, which Python 3.11.2 writes for a member of an enumeration."""
+        if owner is not QuantizationScheme or name not in owner.__members__:
+            raise ValueError("GLOBAL getattr")
+        return owner[name]
+
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals([QuantizationScheme]):
+        with torch.serialization.safe_globals([QuantizationScheme, (member, "builtins.getattr")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes torch raise anything at all
         ours = exhausted(error, str(path))

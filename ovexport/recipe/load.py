@@ -123,16 +123,23 @@ _CURES = {
     "extra_forbidden": "no such key; remove it or correct its spelling",
     "missing": "missing; add it",
 }
+_LISTS = {
+    "tuple_type": "give a list",
+    "too_short": "empty; name at least one, or leave it out",
+}
+"""What is said of a value that should be a list; pydantic's words are about Python's tuples."""
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
     where = shortened(".".join(str(part) for part in problem["loc"])) or "recipe"
     if problem["type"] in _CURES:
         return f"{where}: {_CURES[problem['type']]}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = _LISTS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where != "recipe" else message
-    return f"{where}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"
+    given = problem["input"]
+    shown = repr(list(given) if isinstance(given, tuple) else given)
+    return f"{where}={shortened(shown)}: {message[:1].lower()}{message[1:]}"
 
 
 def _resolve(name: str | None, base: Path) -> str | None:

@@ -112,7 +112,7 @@ def test_every_order_comes_equally_often_whatever_a_session_takes_of_them() -> N
 def test_no_further_session_is_begun_once_the_ratios_are_known(finished_run, monkeypatch) -> None:
     monkeypatch.setattr(sessions, "FEWEST_BEFORE_STOPPING", 5)
     models = {name: finished_run.ir(name) for name in ("plain", "int4")}
-    wanted = SHORT.model_copy(update={"sessions": 6, "pairs": 6, "precision": 0.99})
+    wanted = SHORT.model_copy(update={"sessions": 6, "pairs": 6, "precision": 1e9})  # met however noisy the machine is
     coarse = bench(models, wanted, PROMPT)
     assert (coarse.conditions["sessions"], coarse.conditions["ended_by"]) == (5, {"SDPA": "precision"})
     assert len(coarse.models["int4"].time_to_first_token_ms.samples) == 5

@@ -44,6 +44,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
+        adapter=manifest.adapter,
         layers=manifest.layers,
         weight_digests=manifest.weight_digests,
         replaced_weights=manifest.replaced_weights,
@@ -118,7 +119,7 @@ def _weight(
     matrix = matrices.get(layer.name)
     if matrix is None:
         raise ArtifactError(
-            f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
+            f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model}"
         )
     if layer.name in replaced:
         own = replaced[layer.name]

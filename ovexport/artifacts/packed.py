@@ -13,7 +13,7 @@ class PackedManifest(Record):
     """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from.
 
     Attributes:
-        model_id, revision: the base model as the recipe named it.
+        model_id, revision, adapter: the base model as the recipe named it, and the LoRA adapter merged with it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
         replaced_weights, tuning_steps: the checkpoint's `replaced_weights` and `steps`.
     """
@@ -21,6 +21,7 @@ class PackedManifest(Record):
     format_version: Literal[2] = 2
     model_id: str
     revision: str | None
+    adapter: str | None = None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
     replaced_weights: tuple[str, ...] = ()

@@ -21,8 +21,9 @@ from ovexport.models.head import Head
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.recipe import ModelSpec
+from ovexport.weights.adapters import load_quantizer
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer, Quantizer, load_quantizer
+from ovexport.weights.quantizer import Quantizer, TunableQuantizer
 
 
 class Student:
@@ -52,7 +53,7 @@ class Student:
             fixed: names of quantizers' parameters that are not tuned.
         """
         self.network = network
-        self.quantizers: dict[str, FakeQuantizer] = {}
+        self.quantizers: dict[str, TunableQuantizer] = {}
         self.base_weights: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._views: dict[str, MatrixView] = {}
@@ -174,7 +175,7 @@ def stored_parameters(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, values in stored.items() for key, value in values.items()}
 
 
-def _trained_parameters(quantizers: Mapping[str, FakeQuantizer]) -> dict[str, nn.Parameter]:
+def _trained_parameters(quantizers: Mapping[str, TunableQuantizer]) -> dict[str, nn.Parameter]:
     parameters = {name: quantizer.named_parameters() for name, quantizer in quantizers.items()}
     pairs = ((f"{name}.{key}", value) for name, values in parameters.items() for key, value in values)
     return {key: value for key, value in pairs if value.requires_grad}

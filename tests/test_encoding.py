@@ -54,7 +54,7 @@ def test_packed_codes_are_read_back_by_openvino_and_take_the_bytes_predicted(enc
 
 
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int8_asym", "int8_sym"])
-def test_an_encoding_is_found_by_its_bits_and_symmetry(mode: str) -> None:
+def test_an_encoding_is_found_by_its_bits_and_symmetry(mode: Mode) -> None:
     assert encoding_of(bits=ENCODINGS[mode].bits, symmetric=ENCODINGS[mode].symmetric) is ENCODINGS[mode]
 
 

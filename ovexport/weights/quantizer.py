@@ -118,6 +118,14 @@ class TunableQuantizer(nn.Module, ABC):
             gradient: of the matrix that `dequantize_into` gives.
         """
 
+    def adapter_output(self, inputs: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output, (…, output), for inputs (…, input); differentiable.
+
+        Raises:
+            NotImplementedError: the adapter is no addend of the output, because it is rounded with the weight.
+        """
+        raise NotImplementedError(f"{self.layer.name}: its adapter is rounded with the weight")
+
     def forward(self, weight: Tensor) -> Tensor:
         """The matrix that the model computes with, (output, input) float32, differentiable in the parameters that are
         tuned (not in `weight`)."""

@@ -56,7 +56,7 @@ class QaLoraQuantizer(TunableQuantizer):
         return {"lora_A": self.lora_B.to(dtype).T @ shifted, "lora_B": shifted @ self.lora_A.to(dtype).T}
 
     def adapter_output(self, inputs: Tensor) -> Tensor:
-        """What the adapter adds to a layer's output, (…, output), for inputs (…, input)."""
+        """As TunableQuantizer, without the rounding of the zero points."""
         groups = inputs.reshape(*inputs.shape[:-1], self.layer.groups, self.layer.group_size).sum(-1)
         added: Tensor = groups @ self.lora_A.T @ self.lora_B.T * self.layer.adapter_factor
         return added

@@ -30,7 +30,7 @@ from ovexport.progress import silent
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.verify.codes import arithmetic
 from ovexport.versions import stack_versions
-from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.adapters import load_quantizer
 
 MODEL = REPOSITORY / "models" / "storyteller-4m"
 GROUP_SIZE, RANK = 32, 32

@@ -40,7 +40,7 @@ from ovexport.recipe import CompressSpec
 from ovexport.storage.digests import file_digest
 from ovexport.verify import verify
 from ovexport.versions import stack_versions
-from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.adapters import load_quantizer
 
 EXPECTED_CODES = (4, 7)
 FLIPS = {"codes": 400, "scale": 300, "zero_point": 300}

@@ -19,7 +19,7 @@ from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import write_tensors
 from ovexport.strip import strip
 from ovexport.trace.stage import trace
-from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.adapters import load_quantizer
 
 REPOSITORY = Path(__file__).parent.parent
 TOKENIZER = REPOSITORY / "models" / "storyteller-4m"

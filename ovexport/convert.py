@@ -137,8 +137,10 @@ def decompression(layer: LayerFormat, tensors: TensorFile, result_type: ov.Type)
     codes = _constant(tensors.require(f"{layer.name}.codes"), shape, code_type, layer.name)
     result = opset.convert(codes, "f16", name=f"{layer.name}/converted")
     if not encoding.symmetric:
-        zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, code_type, f"{layer.name}/zero_point")
-        zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
+        zero_type = getattr(ov.Type, encoding.zero_point_type)
+        zero_point = _constant(tensors.require(f"{layer.name}.zero_point"), grid, zero_type, f"{layer.name}/zero_point")
+        if zero_type != ov.Type.f16:
+            zero_point = opset.convert(zero_point, "f16", name=f"{layer.name}/zero_point/converted")
         result = opset.subtract(result, zero_point, name=f"{layer.name}/shifted")
     scale = _constant(tensors.require(f"{layer.name}.scale"), grid, ov.Type.f16, f"{layer.name}/scale")
     result = opset.multiply(result, scale, name=f"{layer.name}/scaled")

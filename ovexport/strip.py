@@ -20,10 +20,11 @@ from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import TensorFile, TensorWriter
+from ovexport.weights.adapters import load_quantizer
 from ovexport.weights.encoding import Encoding
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.nncf_quantizer import NncfQuantizer
-from ovexport.weights.quantizer import Codes, Quantizer, Rows, load_quantizer
+from ovexport.weights.quantizer import Codes, Quantizer, Rows
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
@@ -84,8 +85,10 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
         encoding, scales = layer.require_encoding(), layer.out_features * layer.groups
         layout[f"{layer.name}.codes"] = ("U8", (encoding.packed_bytes(layer.out_features * layer.in_features),))
         layout[f"{layer.name}.scale"] = ("F16", (layer.out_features, layer.groups, 1))
-        if not encoding.symmetric:
+        if encoding.zero_points == "codes":
             layout[f"{layer.name}.zero_point"] = ("U8", (encoding.packed_bytes(scales),))
+        elif encoding.zero_points == "float16":
+            layout[f"{layer.name}.zero_point"] = ("F16", (layer.out_features, layer.groups, 1))
     floats = [layer for layer in manifest.layers if layer.encoding is None and layer.name in manifest.replaced_weights]
     return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
 
@@ -95,7 +98,8 @@ def packed_tensors(codes: Codes, encoding: Encoding) -> dict[str, NDArray[np.gen
     tensors: dict[str, NDArray[np.generic]] = {"codes": encoding.pack(codes.codes.numpy())}
     tensors["scale"] = codes.scale.numpy()
     if codes.zero_point is not None:
-        tensors["zero_point"] = encoding.pack(codes.zero_point.numpy())
+        zero_point = codes.zero_point.numpy()
+        tensors["zero_point"] = zero_point if encoding.zero_points == "float16" else encoding.pack(zero_point)
     return tensors
 
 

@@ -28,7 +28,7 @@ from ovexport.strip import strip
 from ovexport.trace.stage import trace
 from ovexport.tune.trainer import make_trainer
 from ovexport.verify import verify
-from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.adapters import load_quantizer
 
 pytestmark = pytest.mark.families
 

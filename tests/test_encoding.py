@@ -53,9 +53,9 @@ def test_packed_codes_are_read_back_by_openvino_and_take_the_bytes_predicted(enc
     assert codes.max() == encoding.highest
 
 
-@encodings
-def test_an_encoding_is_found_by_its_bits_and_symmetry(encoding: Encoding) -> None:
-    assert encoding_of(bits=encoding.bits, symmetric=encoding.symmetric) is encoding
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int8_asym", "int8_sym"])
+def test_an_encoding_is_found_by_its_bits_and_symmetry(mode: Mode) -> None:
+    assert encoding_of(bits=ENCODINGS[mode].bits, symmetric=ENCODINGS[mode].symmetric) is ENCODINGS[mode]
 
 
 def test_no_encoding_has_three_bits() -> None:

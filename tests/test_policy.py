@@ -165,7 +165,11 @@ def changed(**values: object) -> Callable[[WeightMatrix], LayerFormat]:
         (changed(group_size=43), {"ignored": ("*embed*",)}, "has group_size=43, which does not suit in_features=64"),
         (changed(rank=65), {"ignored": ("*embed*",)}, "has rank=65, which is not from 0 to 64"),
         (changed(mode="int8_asym"), {}, "has mode int8_asym, which takes no group_size and no rank"),
-        (changed(mode="int8_sym"), {}, "has mode int8_sym; the modes are int4_asym, int4_sym, int8_asym, float"),
+        (
+            changed(mode="int8_sym"),
+            {},
+            "has mode int8_sym; the modes are int4_asym, int4_asym_f16zp, int4_sym, int8_asym, float",
+        ),
         (
             changed(),
             {"ignored": ("*embed*",), "format": "fq_lora_nls", "rank_space": (8, 4)},

@@ -35,7 +35,7 @@ def recomputed(layer: LayerFormat, weight: torch.Tensor, quantizer: FakeQuantize
     write_tensors(tensors, folder / "adapters.safetensors")
     adapters = TensorFile(folder / "adapters.safetensors")
     grid: ExpectedGrid = expected_grid(layer, adapters)
-    expected = ExpectedCodes(layer, grid, adapters)
+    expected = ExpectedCodes(layer, adapters)
     floats = weight.float().numpy()
     return grid, np.concatenate([expected.rows(floats[rows].copy(), rows) for rows in row_blocks(layer)])
 

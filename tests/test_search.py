@@ -22,7 +22,7 @@ from ovexport.search import search
 from ovexport.storage.records import read_record
 from ovexport.tune.trainer import Trainer, make_trainer
 from ovexport.verify import verify
-from ovexport.weights.quantizer import load_quantizer
+from ovexport.weights.adapters import load_quantizer
 
 pytestmark = pytest.mark.run
 

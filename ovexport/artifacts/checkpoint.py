@@ -110,8 +110,8 @@ class Checkpoint:
     still to be chosen.
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
-    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input), `NAME.lora_B` (output, rank), float32. A layer
-    with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
+    `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input; for QA-LoRA (rank, groups)), `NAME.lora_B` (output,
+    rank), float32. A layer with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
     reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
     (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
     """

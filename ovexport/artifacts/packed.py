@@ -34,8 +34,8 @@ class PackedWeights:
     """A folder with packed.json and packed.safetensors.
 
     Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
-    asymmetric, `NAME.zero_point` packed like the codes; `NAME` itself for a replaced
-    weight that stays in floating point.
+    asymmetric, `NAME.zero_point`, packed like the codes or float16; `NAME` itself for a replaced weight that stays in
+    floating point.
     """
 
     path: Path

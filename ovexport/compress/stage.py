@@ -21,9 +21,9 @@ from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import weight_digest
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
+from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.plan import plan_layers
-from ovexport.weights.quantizer import FakeQuantizer
 from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData | None, se
         spec=spec,
         layers=layers,
         weights={layer.name: architecture.matrix(layer.name).read() for layer in layers},
-        quantizers={layer.name: FakeQuantizer(layer) for layer in layers if layer.encoding},
+        quantizers={layer.name: make_quantizer(layer) for layer in layers if layer.encoding},
         generator=torch.Generator().manual_seed(seed),
         calibration=_calibration(points, data, spec),
     )

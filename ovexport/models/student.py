@@ -21,8 +21,9 @@ from ovexport.models.head import Head
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import MatrixView, matrix_view
 from ovexport.recipe import ModelSpec
+from ovexport.weights.adapters import load_quantizer
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer, Quantizer, load_quantizer
+from ovexport.weights.quantizer import Quantizer, TunableQuantizer
 
 
 class Student:
@@ -52,7 +53,7 @@ class Student:
             fixed: names of quantizers' parameters that are not tuned.
         """
         self.network = network
-        self.quantizers: dict[str, FakeQuantizer] = {}
+        self.quantizers: dict[str, TunableQuantizer] = {}
         self.base_weights: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._views: dict[str, MatrixView] = {}
@@ -109,7 +110,8 @@ class Student:
                 continue
             gradients = quantizer.gradients(self.base_weights[name], self._views[name].oriented(gradient))
             for key, parameter in quantizer.named_parameters():
-                parameter.grad = gradients[key] if parameter.requires_grad else None
+                if parameter.requires_grad:  # with dropout, the layer's output has given it a part of the gradient
+                    parameter.grad = gradients[key] if parameter.grad is None else gradients[key] + parameter.grad
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
@@ -127,6 +129,24 @@ class Student:
         """Set parameters that are trained; the weights follow with `quantize_weights`."""
         for key, value in values.items():
             self.trained[key].copy_(value)
+
+    def drop_adapter_inputs(self, share: float) -> None:
+        """Keep a share of the inputs from the adapters, as dropout does, wherever gradients are computed.
+
+        The weights hold the whole adapter, so what it adds for the inputs with dropout less those without is added to
+        the layer's output.
+        """
+
+        def add(quantizer: TunableQuantizer, inputs: Tensor, output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
+            kept = nn.functional.dropout(inputs, share)
+            return output + quantizer.adapter_output((kept - inputs).float()).to(output.dtype)
+
+        for name, quantizer in self.quantizers.items():
+            if quantizer.layer.rank:
+                module = self.network.get_submodule(name.rpartition(".")[0])
+                module.register_forward_hook(lambda _, inputs, output, own=quantizer: add(own, inputs[0], output))
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them.
@@ -174,7 +194,7 @@ def stored_parameters(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, values in stored.items() for key, value in values.items()}
 
 
-def _trained_parameters(quantizers: Mapping[str, FakeQuantizer]) -> dict[str, nn.Parameter]:
+def _trained_parameters(quantizers: Mapping[str, TunableQuantizer]) -> dict[str, nn.Parameter]:
     parameters = {name: quantizer.named_parameters() for name, quantizer in quantizers.items()}
     pairs = ((f"{name}.{key}", value) for name, values in parameters.items() for key, value in values)
     return {key: value for key, value in pairs if value.requires_grad}

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ovexport.recipe.spec import Positive, Spec
+from ovexport.recipe.spec import Positive, PositiveReal, Spec
 
-TunedMode = Literal["int4_asym", "int4_sym"]
+TunedMode = Literal["int4_asym", "int4_asym_f16zp", "int4_sym"]
 LayerMode = Literal[TunedMode, "int8_asym", "float"]
 """What a recipe can ask of a layer."""
 
@@ -36,8 +36,8 @@ class LayerRule(Spec):
     Attributes:
         pattern: a shell pattern of layers' names, such as "*.down_proj", or a list of patterns. The first table that
             matches a layer is used, so put the narrower pattern first.
-        mode: 4 bits with zero points ("int4_asym") or without ("int4_sym"), 8 bits ("int8_asym"; one scale per output
-            channel, not tuned), or floating point ("float"). `compress.mode` unless given.
+        mode: 4 bits with zero points ("int4_asym", "int4_asym_f16zp") or without ("int4_sym"), 8 bits ("int8_asym"; one
+            scale per output channel, not tuned), or floating point ("float"). `compress.mode` unless given.
         group_size: as `compress.group_size`, which is used unless given.
         rank: adapter rank of "fq_lora"; `compress.rank` unless given.
     """
@@ -61,12 +61,15 @@ class CompressSpec(Spec):
     """How the weights are quantized.
 
     Attributes:
-        mode: 4-bit codes with a zero point per group ("int4_asym") or without zero points ("int4_sym"). Embeddings and
-            head take 8 bits.
+        mode: 4-bit codes with a zero point per group ("int4_asym") or without zero points ("int4_sym"); with method =
+            "qalora" also with zero points in float16 ("int4_asym_f16zp"). Embeddings and head take 8 bits.
         group_size: input channels that share a scale: a power of two, or -1 for one scale per output channel.
-        format: "fq_lora" for adapters of one rank; "fq_lora_nls" for elastic adapters, whose ranks are searched within
-            `rank_space` after tuning.
-        rank: adapter rank of "fq_lora"; a layer with a smaller side takes that side.
+        method: what the adapters are added to: "fq_lora" to the weights before they are rounded, scales and zero points
+            tuned with them; "qalora" to the zero points of the groups (QA-LoRA), codes and scales frozen.
+        format: of method = "fq_lora": "fq_lora" for adapters of one rank; "fq_lora_nls" for elastic adapters, whose
+            ranks are searched within `rank_space` after tuning.
+        rank: adapter rank; a layer with a smaller side, or with fewer groups in "qalora", takes that.
+        alpha: with method = "qalora", the adapter's product is multiplied with alpha / rank; `rank` unless given.
         rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
         rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
         starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
@@ -88,8 +91,10 @@ class CompressSpec(Spec):
 
     mode: TunedMode = "int4_asym"
     group_size: GroupSize = 64
+    method: Literal["fq_lora", "qalora"] = "fq_lora"
     format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
     rank: Positive = 64
+    alpha: PositiveReal | None = None
     rank_space: tuple[Positive, ...] | None = None
     rank_by: Literal["block", "linear"] = "block"
     starting_point: Annotated[str, Field(min_length=1)] | None = None
@@ -109,6 +114,7 @@ class CompressSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_method()
         if (self.format == "fq_lora_nls") != (self.rank_space is not None):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
         if self.rank_space is not None and len(self.rank_space) == 0:
@@ -122,3 +128,22 @@ class CompressSpec(Spec):
                 "set one or the other"
             )
         return self
+
+    def _check_method(self) -> None:
+        """Refuse what does not go with the method."""
+        modes = {"mode": self.mode, **{f"layers.{i}.mode": rule.mode for i, rule in enumerate(self.layers)}}
+        if self.method == "qalora":
+            if self.format != "fq_lora":
+                raise ValueError(f'format="{self.format}" is of method = "fq_lora"; leave it out')
+            symmetric = [key for key, mode in modes.items() if mode == "int4_sym"]
+            if symmetric:
+                raise ValueError(
+                    f'{symmetric[0]}="int4_sym" has no zero points, which method = "qalora" adds its adapters to; use '
+                    '"int4_asym" or "int4_asym_f16zp"'
+                )
+            return
+        floats = [key for key, mode in modes.items() if mode == "int4_asym_f16zp"]
+        if floats:
+            raise ValueError(f'{floats[0]}="int4_asym_f16zp" goes with method = "qalora"; use "int4_asym"')
+        if self.alpha is not None:
+            raise ValueError(f'alpha={self.alpha:g} goes with method = "qalora"; leave it out')

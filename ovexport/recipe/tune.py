@@ -36,6 +36,8 @@ class TuneSpec(Spec):
         weight_decay: AdamW's weight decay of the adapters.
         schedule: how the learning rates fall after the warm-up.
         warmup_fraction: share of the steps over which the learning rates rise from 0.
+        adapter_dropout: share of the inputs that adapters do not see in a training step, drawn anew for each token
+            (PEFT's `lora_dropout`); not with compress.method = "fq_lora", whose adapters are part of the weights.
         max_gradient_norm: a gradient with a larger norm is scaled down to this norm.
         temperature: temperature of both distributions in the distillation.
         reverse_kl_share: share of KL(compressed ‖ uncompressed) in the divergence; the rest is
@@ -71,6 +73,7 @@ class TuneSpec(Spec):
     weight_decay: NotNegativeReal = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.05
+    adapter_dropout: Fraction = 0.0
     max_gradient_norm: PositiveReal = 1.0
     temperature: PositiveReal = 1.0
     reverse_kl_share: Share = 0.0

@@ -4,7 +4,8 @@ import torch
 
 from ovexport.artifacts import Checkpoint
 from ovexport.models.student import Student
-from ovexport.weights.quantizer import Codes, load_quantizer
+from ovexport.weights.adapters import load_quantizer
+from ovexport.weights.quantizer import Codes
 
 
 @torch.no_grad()

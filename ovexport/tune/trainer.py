@@ -97,10 +97,11 @@ class Trainer:
         microbatches = self.sampler.microbatches(index)
         weight = sum(map(self.objective.weight, microbatches))
         total = 0.0
-        for indices in microbatches:
-            loss = self.objective.loss(self.student.network, self._head, indices, weight)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        with self._seeded(index):
+            for indices in microbatches:
+                loss = self.objective.loss(self.student.network, self._head, indices, weight)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
         self.student.backward_through_quantizers()
         norm = self.optimizer.clip_gradients()
         taken = math.isfinite(total) and math.isfinite(norm)
@@ -142,6 +143,17 @@ class Trainer:
         """
         restore_tensors(tensors, updates, self.student, self.optimizer, self._averages)
         self._prepare_step(step)
+
+    @contextmanager
+    def _seeded(self, index: int) -> Iterator[None]:
+        """Within, what dropout draws follows from the seed and the step alone: a resumed tuning draws the same."""
+        if not self.spec.adapter_dropout:
+            yield
+            return
+        device = self.student.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.default_rng((self.spec.seed, index)).integers(2**63)))
+            yield
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -197,6 +209,8 @@ def make_trainer(
     )
     fixed = () if spec.zero_point_learning_rate else ("zero_point",)
     student = Student(base.network, start, base.own_weights, compute.dtype, fixed=fixed)
+    if spec.adapter_dropout:
+        student.drop_adapter_inputs(spec.adapter_dropout)
     if spec.gradient_checkpointing:
         student.checkpoint_gradients()
     return Trainer(student, objective, sampler, spec, start, measurable=measurable)

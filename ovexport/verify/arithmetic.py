@@ -21,14 +21,37 @@ _BLOCK_ELEMENTS = 2**17
 
 @dataclass(frozen=True, slots=True)
 class ExpectedGrid:
-    """Scale float16 and zero point uint8, (output, groups); the zero point None where symmetric."""
+    """Scale float16 and zero point, uint8 or float16, (output, groups); the zero point None where symmetric."""
 
     scale: NDArray[np.float16]
-    zero_point: NDArray[np.uint8] | None
+    zero_point: NDArray[np.uint8] | NDArray[np.float16] | None
 
 
 def expected_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
-    """The scales and zero points of a layer.
+    """The scales and zero points of a layer, as they ship.
+
+    QA-LoRA's adapter shifts each zero point by -D / scale, with D = factor · B·A summed in float64; the sum is rounded
+    to float32, and from there to float16 or to a code.
+
+    Raises:
+        ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
+    """
+    grid = base_grid(layer, adapters)
+    if grid.zero_point is None:
+        return grid
+    zero_point = grid.zero_point.astype(np.float64)
+    if layer.adapter == "qalora" and layer.rank:
+        down = stored_tensor(layer, adapters, "lora_A", (layer.rank, layer.groups)).astype(np.float64)
+        up = stored_tensor(layer, adapters, "lora_B", (layer.out_features, layer.rank)).astype(np.float64)
+        zero_point -= up @ down * layer.adapter_factor / grid.scale.astype(np.float64)
+    rounded = zero_point.astype(np.float32)
+    if storage(layer).zero_point_bits == 16:
+        return ExpectedGrid(grid.scale, np.clip(rounded, -_LARGEST, _LARGEST).astype(np.float16))
+    return ExpectedGrid(grid.scale, np.clip(np.rint(rounded), 0, storage(layer).highest).astype(np.uint8))
+
+
+def base_grid(layer: LayerFormat, adapters: TensorFile) -> ExpectedGrid:
+    """The scales and zero points that a layer's codes are rounded with.
 
     Raises:
         ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
@@ -49,11 +72,12 @@ class ExpectedCodes:
         ArtifactError: the checkpoint lacks a tensor of the layer, or holds one of another shape or not finite.
     """
 
-    def __init__(self, layer: LayerFormat, grid: ExpectedGrid, adapters: TensorFile) -> None:
+    def __init__(self, layer: LayerFormat, adapters: TensorFile) -> None:
         self._layer = layer
+        grid = base_grid(layer, adapters)
         self._scale = grid.scale.astype(np.float32)[..., None]
         self._zero_point = None if grid.zero_point is None else grid.zero_point.astype(np.float32)[..., None]
-        rank = layer.used_rank
+        rank = 0 if layer.adapter == "qalora" else layer.used_rank  # that adapter leaves the codes alone
         up, down = (layer.out_features, layer.rank), (layer.rank, layer.in_features)
         self._down = stored_tensor(layer, adapters, "lora_A", down)[:rank].astype(np.float64) if rank else None
         self._up = stored_tensor(layer, adapters, "lora_B", up)[:, :rank] if rank else None

@@ -156,7 +156,7 @@ def _compare(layer: LayerFormat, weight: Weight, read: Rows, adapters: TensorFil
             raise ValueError(f"{len(stored)} bytes of codes")
     except ValueError:
         return Mismatches(codes=layer.out_features * layer.in_features, detail="tensors of another shape or type")
-    expected = NncfCodes(layer, adapters) if by_nncf else ExpectedCodes(layer, grid, adapters)
+    expected = NncfCodes(layer, adapters) if by_nncf else ExpectedCodes(layer, adapters)
     count, places = 0, []
     for rows in row_blocks(layer):
         codes = expected.rows(read(rows), rows)
@@ -196,7 +196,11 @@ def _differing_grid(
         if (expected.zero_point is None) != (weight.zero_point is None):
             raise ValueError("a zero point where there should be none, or none where there should be one")
         return scales, np.zeros((1, 1), np.bool_)
-    return scales, unpacked(weight.zero_point).reshape(layer.out_features, layer.groups) != expected.zero_point
+    zero_point = unpacked(weight.zero_point).reshape(layer.out_features, layer.groups)
+    if zero_point.dtype != expected.zero_point.dtype:
+        raise ValueError(f"zero points of type {zero_point.dtype}")
+    bits = np.dtype(f"u{zero_point.itemsize}")
+    return scales, zero_point.view(bits) != expected.zero_point.view(bits)
 
 
 def _differing_codes(codes: NDArray[np.generic], stored: NDArray[np.uint8], weight: Weight) -> NDArray[np.intp]:

@@ -13,21 +13,28 @@ class Storage:
     Attributes:
         element_type: of the codes, as OpenVINO writes it.
         lowest, highest: codes.
-        symmetric: there is no zero point.
+        zero_point_bits: of each group's zero point: as many as a code's, or 16 where it is a float16; 0 where there is
+            none.
     """
 
     element_type: str
     bits: int
     lowest: int
     highest: int
-    symmetric: bool
+    zero_point_bits: int
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is no zero point."""
+        return self.zero_point_bits == 0
 
 
 STORAGE = {
-    "int4_asym": Storage("u4", 4, 0, 15, False),
-    "int4_sym": Storage("i4", 4, -8, 7, True),
-    "int8_asym": Storage("u8", 8, 0, 255, False),
-    "int8_sym": Storage("i8", 8, -128, 127, True),
+    "int4_asym": Storage("u4", 4, 0, 15, 4),
+    "int4_asym_f16zp": Storage("u4", 4, 0, 15, 16),
+    "int4_sym": Storage("i4", 4, -8, 7, 0),
+    "int8_asym": Storage("u8", 8, 0, 255, 8),
+    "int8_sym": Storage("i8", 8, -128, 127, 0),
 }
 
 
@@ -40,4 +47,4 @@ def predicted_bytes(layer: LayerFormat) -> int:
     """Bytes of a quantized layer's codes, float16 scales and zero points."""
     stored, scales = storage(layer), layer.out_features * layer.groups
     codes = (layer.out_features * layer.in_features * stored.bits + 7) // 8
-    return codes + 2 * scales + (0 if stored.symmetric else (scales * stored.bits + 7) // 8)
+    return codes + 2 * scales + (scales * stored.zero_point_bits + 7) // 8

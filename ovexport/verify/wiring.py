@@ -77,7 +77,9 @@ def expected_chains(layer: LayerFormat) -> tuple[str, ...]:
     grid = (rows, groups, 1) if groups > 1 else (rows, 1)
     chain = _converted(f"{element_type} {shape}", "f16")
     if not stored.symmetric:
-        chain = f"Subtract opset1 {_BROADCAST} ({chain}, {_converted(f'{element_type} {grid}', 'f16')})"
+        codes = stored.zero_point_bits == stored.bits
+        zero_point = _converted(f"{element_type} {grid}", "f16") if codes else f"f16 {grid}"
+        chain = f"Subtract opset1 {_BROADCAST} ({chain}, {zero_point})"
     chain = f"Multiply opset1 {_BROADCAST} ({chain}, f16 {grid})"
     if groups > 1:
         chain = f"Reshape opset1 [('special_zero', False)] ({chain}, i64 (2,) [{rows}, {columns}])"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Mode = Literal["int4_asym", "int4_sym", "int8_asym", "int8_sym", "float"]
+Mode = Literal["int4_asym", "int4_asym_f16zp", "int4_sym", "int8_asym", "int8_sym", "float"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,14 @@ class Encoding:
         mode: its name in recipes and manifests.
         bits: of a code.
         signed: codes are two's complement.
-        zero_points: "codes": one per group, stored as a code is; "none": 0 everywhere.
+        zero_points: "codes": one per group, stored as a code is; "float16": one per group, any float16 value, which is
+            how QA-LoRA's adapters are absorbed without rounding them to whole steps; "none": 0 everywhere.
     """
 
     mode: Mode
     bits: Literal[4, 8]
     signed: bool
-    zero_points: Literal["codes", "none"]
+    zero_points: Literal["codes", "float16", "none"]
 
     @property
     def symmetric(self) -> bool:
@@ -47,13 +48,18 @@ class Encoding:
         return self.lowest + (1 << self.bits) - 1
 
     @property
+    def zero_point_type(self) -> str:
+        """OpenVINO's name of the type of zero points; that of the codes where there are none."""
+        return "f16" if self.zero_points == "float16" else self.element_type
+
+    @property
     def element_type(self) -> str:
-        """OpenVINO's name of the type of codes and zero points: "u4", "i4", "u8" or "i8"."""
+        """OpenVINO's name of the type of codes: "u4", "i4", "u8" or "i8"."""
         return f"{'i' if self.signed else 'u'}{self.bits}"
 
     @property
     def code_dtype(self) -> Literal["int8", "uint8"]:
-        """The type of unpacked codes and zero points, by the name that NumPy and torch share."""
+        """The type of unpacked codes, and of zero points stored as such, by the name that NumPy and torch share."""
         return "int8" if self.signed else "uint8"
 
     def packed_bytes(self, count: int) -> int:
@@ -61,12 +67,13 @@ class Encoding:
         return -(-count * self.bits // 8)
 
     def layer_bytes(self, entries: int, groups: int) -> int:
-        """The bytes of a matrix in the IR: packed codes, float16 scales, packed zero points.
+        """The bytes of a matrix in the IR: packed codes, float16 scales, zero points.
 
         Args:
             groups: how many scales it has in all.
         """
-        return self.packed_bytes(entries) + 2 * groups + (0 if self.symmetric else self.packed_bytes(groups))
+        zero_points = {"codes": self.packed_bytes(groups), "float16": 2 * groups, "none": 0}[self.zero_points]
+        return self.packed_bytes(entries) + 2 * groups + zero_points
 
     def pack(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Codes or zero points as they lie in the IR: 8-bit ones a byte each, 4-bit ones two to a byte, the first in
@@ -91,6 +98,7 @@ ENCODINGS = {
     encoding.mode: encoding
     for encoding in (
         Encoding(mode="int4_asym", bits=4, signed=False, zero_points="codes"),
+        Encoding(mode="int4_asym_f16zp", bits=4, signed=False, zero_points="float16"),
         Encoding(mode="int4_sym", bits=4, signed=True, zero_points="none"),
         Encoding(mode="int8_asym", bits=8, signed=False, zero_points="codes"),
         Encoding(mode="int8_sym", bits=8, signed=True, zero_points="none"),
@@ -100,12 +108,12 @@ ENCODINGS = {
 
 
 def encoding_of(*, bits: int, symmetric: bool) -> Encoding:
-    """The encoding with so many bits, with zero points or without.
+    """The encoding with so many bits, with zero points that are stored as codes or without any.
 
     Raises:
         KeyError: there is none.
     """
     for encoding in ENCODINGS.values():
-        if (encoding.bits, encoding.symmetric) == (bits, symmetric):
+        if (encoding.bits, encoding.zero_points) == (bits, "none" if symmetric else "codes"):
             return encoding
     raise KeyError(f"no mode has {bits} bits")

@@ -1,5 +1,6 @@
 """One weight matrix: its shape, and the format it is stored in."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -20,6 +21,9 @@ class LayerFormat(Record):
         transposed: the PyTorch parameter is stored as (input, output), as GPT-2's Conv1D does.
         group_size: input channels per scale; in_features when there is one scale per output channel.
         rank: of its adapter; 0 without one.
+        adapter: what the adapter is added to: "lora" to the weight, before it is rounded (FQ_LORA); "qalora" to the
+            zero points of the groups, and codes stay what they are.
+        adapter_factor: what the product of the adapter's two matrices is multiplied with, such as alpha / rank.
         active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
             all of them when None.
         arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantizer`, "nncf" as in
@@ -35,6 +39,8 @@ class LayerFormat(Record):
     transposed: bool = False
     group_size: int
     rank: int = 0
+    adapter: Literal["lora", "qalora"] = "lora"
+    adapter_factor: float = 1.0
     active_rank: int | None = None
     arithmetic: Literal["ovexport", "nncf"] = "ovexport"
     note: str | None = None
@@ -45,6 +51,10 @@ class LayerFormat(Record):
             raise ValueError(f"group_size={self.group_size} does not divide in_features={self.in_features}")
         if self.active_rank is not None and not 0 <= self.active_rank <= self.rank:
             raise ValueError(f"active_rank={self.active_rank} is not within its adapter's rank={self.rank}")
+        if not math.isfinite(self.adapter_factor):
+            raise ValueError(f"adapter_factor={self.adapter_factor} is not finite")
+        if self.adapter == "qalora" and (self.encoding is None or self.encoding.symmetric):
+            raise ValueError(f"mode={self.mode} has no zero points, which QA-LoRA's adapter is added to")
         return self
 
     @property

@@ -5,7 +5,7 @@ The policy of a recipe asks its tables [[compress.layers]], the first that match
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ovexport.errors import OvexportError, RecipeError
 from ovexport.recipe import CompressSpec, LayerMode, LayerRule
@@ -74,12 +74,20 @@ class LayerRefused(OvexportError):
 
 
 def format_layer(
-    matrix: WeightMatrix, mode: LayerMode, *, group_size: int = -1, rank: int = 0, note: str | None = None
+    matrix: WeightMatrix,
+    mode: LayerMode,
+    *,
+    group_size: int = -1,
+    rank: int = 0,
+    adapter: Literal["lora", "qalora"] = "lora",
+    adapter_factor: float = 1.0,
+    note: str | None = None,
 ) -> LayerFormat:
     """The format of a matrix; of "int8_asym" and "float" leave out `group_size` and `rank`.
 
     Args:
         group_size: input channels per scale; -1 for one scale per output channel.
+        adapter, adapter_factor: as LayerFormat has them.
         note: why it is not as the recipe asks.
     """
     return LayerFormat(
@@ -91,6 +99,8 @@ def format_layer(
         transposed=matrix.transposed,
         group_size=matrix.in_features if group_size == -1 else group_size,
         rank=rank,
+        adapter=adapter,
+        adapter_factor=adapter_factor,
         note=note,
     )
 
@@ -188,14 +198,32 @@ class Defaults:
 
     def _with_rank(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
         spec = self._spec
+        if spec.method == "qalora":
+            return self._with_pooled_adapter(matrix, group_size, note)
         rank = max(spec.rank_space) if spec.rank_space else spec.rank
         largest = min(matrix.out_features, matrix.in_features)
         if rank > largest and spec.rank_space:
             above = f"{rank} is above the smaller side, {largest}"
             raise LayerRefused(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
-        if rank > largest:
-            note = "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
-        return format_layer(matrix, spec.mode, group_size=group_size, rank=min(rank, largest), note=note)
+        rank, note = _clamped(rank, largest, note)
+        return format_layer(matrix, spec.mode, group_size=group_size, rank=rank, note=note)
+
+    def _with_pooled_adapter(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
+        """A format whose adapter sees the means of the groups; PEFT multiplies them with alpha / rank and the number of
+        groups."""
+        spec = self._spec
+        size = matrix.in_features if group_size == -1 else group_size
+        groups = matrix.in_features // size
+        rank, note = _clamped(spec.rank, min(matrix.out_features, groups), note)
+        return format_layer(
+            matrix,
+            spec.mode,
+            group_size=group_size,
+            rank=rank,
+            adapter="qalora",
+            adapter_factor=(spec.alpha or spec.rank) / spec.rank * groups / size,
+            note=note,
+        )
 
     def _undivided(self, matrix: WeightMatrix, reason: str) -> LayerRefused:
         columns, size = matrix.in_features, self._spec.group_size
@@ -209,3 +237,10 @@ class Defaults:
         else:
             before, after = f"{key} does not divide in_features={columns} of ", f"; {cure}"
         return LayerRefused(note=reason, before=before, after=after)
+
+
+def _clamped(rank: int, largest: int, note: str | None) -> tuple[int, str | None]:
+    """The rank that a layer can have, and the note that says so where it is smaller than asked."""
+    if rank <= largest:
+        return rank, note
+    return largest, "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))

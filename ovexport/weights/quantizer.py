@@ -15,17 +15,15 @@ scale to float16 only on export; that is where its codes differ between training
 NNCF tuned keeps NNCF's arithmetic, which is in `nncf_quantizer`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ovexport.errors import ArtifactError
 from ovexport.storage.digests import bytes_digest
-from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, LayerFormat
 
 SMALLEST_STEP = 2.0**-24
@@ -47,7 +45,7 @@ class Codes:
     Attributes:
         codes: (output, input), uint8, or int8 where symmetric.
         scale: (output, groups, 1), float16.
-        zero_point: (output, groups, 1), uint8; None where symmetric.
+        zero_point: (output, groups, 1), uint8 or float16, as the encoding has it; None where symmetric.
     """
 
     codes: Tensor
@@ -74,18 +72,19 @@ class Quantizer(Protocol):
         """What a checkpoint holds of it, by name."""
 
 
-class FakeQuantizer(nn.Module):
-    """dequantize(quantize(W + B·A)) of one matrix, with gradients for A, B and the quantization range.
+class TunableQuantizer(nn.Module, ABC):
+    """A layer's grid, its adapter, and the codes that they give: what every way of tuning a quantized layer shares.
 
-    Parameters, all float32: `lora_A` (rank, input) and `lora_B` (output, rank) where the layer has an adapter;
-    `input_range` and `zero_point` (in steps), (output, groups, 1), or `scale` of that shape where symmetric. INT8
-    layers have no adapter and are not tuned.
+    Parameters, all float32: `input_range` and `zero_point` (in steps), (output, groups, 1), or `scale` of that shape
+    where symmetric; and `lora_A` and `lora_B` where the layer has an adapter. INT8 layers have none and are not tuned.
 
     Attributes:
         active_rank: how many rows of A and columns of B, from the first, are in use; they are sliced, not copied, and
             the others get no gradient.
+        tunes_grid: whether scales and zero points are tuned together with the adapter.
     """
 
+    tunes_grid: ClassVar[bool] = True
     scale: nn.Parameter
     input_range: nn.Parameter
     zero_point: nn.Parameter
@@ -99,12 +98,39 @@ class FakeQuantizer(nn.Module):
         self.encoding = layer.require_encoding()
         self.level_low, self.level_high = self.encoding.lowest, self.encoding.highest
         grid = (layer.out_features, layer.groups, 1)
-        tuned = layer.rank > 0
         for name in self.range_names:
-            setattr(self, name, nn.Parameter(torch.zeros(grid), requires_grad=tuned))
-        if tuned:
-            self.lora_A = nn.Parameter(torch.zeros(layer.rank, layer.in_features))
+            setattr(self, name, nn.Parameter(torch.zeros(grid), requires_grad=layer.rank > 0 and self.tunes_grid))
+        if layer.rank:
+            self.lora_A = nn.Parameter(torch.zeros(layer.rank, self.adapter_inputs(layer)))
             self.lora_B = nn.Parameter(torch.zeros(layer.out_features, layer.rank))
+
+    @staticmethod
+    def adapter_inputs(layer: LayerFormat) -> int:
+        """How many values of a token the layer's adapter sees."""
+        return layer.in_features
+
+    @abstractmethod
+    def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:
+        """Gradients of the parameters that are tuned, by name.
+
+        Args:
+            weight: (output, input).
+            gradient: of the matrix that `dequantize_into` gives.
+        """
+
+    def adapter_output(self, inputs: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output, (…, output), for inputs (…, input); differentiable.
+
+        Raises:
+            NotImplementedError: the adapter is no addend of the output, because it is rounded with the weight.
+        """
+        raise NotImplementedError(f"{self.layer.name}: its adapter is rounded with the weight")
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The matrix that the model computes with, (output, input) float32, differentiable in the parameters that are
+        tuned (not in `weight`)."""
+        result: Tensor = _Dequantized.apply(self, weight, *self.parameters())  # type: ignore[no-untyped-call]
+        return result
 
     @property
     def symmetric(self) -> bool:
@@ -125,7 +151,7 @@ class FakeQuantizer(nn.Module):
 
         Args:
             weight: (output, input).
-            generator: draws A, uniform within 1 / sqrt(input), as PEFT's LoRA does.
+            generator: draws A, uniform within 1 / sqrt(its inputs), as PEFT's LoRA does.
         """
         grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
         low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
@@ -134,7 +160,7 @@ class FakeQuantizer(nn.Module):
         else:
             self.set_grid((high - low) / self.level_high, low)
         if self.layer.rank:
-            bound = self.layer.in_features**-0.5
+            bound = self.adapter_inputs(self.layer) ** -0.5
             self.lora_A.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
@@ -177,31 +203,57 @@ class FakeQuantizer(nn.Module):
         step = _on_float16_grid(self.input_range.detach().abs() / self.level_high)
         return step, torch.round(self.zero_point.detach()).clamp(0, self.level_high)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The de-quantized matrix, (output, input) float32, differentiable in the parameters (not in `weight`)."""
-        parameters = [getattr(self, name) for name in self.range_names]
-        if self.layer.rank:
-            parameters += [self.lora_A, self.lora_B]
-        result: Tensor = _FakeQuantize.apply(self, weight, *parameters)  # type: ignore[no-untyped-call]
-        return result
+    def shipped_zero_point(self) -> Tensor:
+        """The zero point that the codes are de-quantized with, (output, groups, 1) float32: the grid's, unless the
+        adapter is added to it."""
+        return self.grid()[1]
 
     @torch.no_grad()
     def dequantize_into(self, weight: Rows, out: Tensor) -> None:
-        """Write the de-quantized matrix to `out`, (output, input) of any float type, a block of rows at a time."""
-        step, zero_point = self.grid()
-        for rows, adapted in self._adapted(weight, torch.float64):
-            codes = self._codes(adapted, step[rows], zero_point[rows])
+        """Write the matrix that the model computes with, (output, input), to `out`, of any float type, a block of rows
+        at a time."""
+        zero_point, (step, _) = self.shipped_zero_point(), self.grid()
+        for rows, codes in self._codes(weight):
             out[rows] = codes.sub_(zero_point[rows]).mul_(step[rows]).flatten(1)
 
     @torch.no_grad()
     def quantize(self, weight: Rows) -> Codes:
-        """The codes of W + B·A, as they ship; of `weight`, (output, input), a block of rows is read at a time."""
-        step, zero_point = self.grid()
+        """The codes as they ship; of `weight`, (output, input), a block of rows is read at a time."""
+        step, _ = self.grid()
         integer = getattr(torch, self.encoding.code_dtype)
         codes = torch.empty(self.layer.out_features, self.layer.in_features, dtype=integer, device=step.device)
-        for rows, adapted in self._adapted(weight, torch.float64):
-            codes[rows] = self._codes(adapted, step[rows], zero_point[rows]).flatten(1).to(integer)
-        return Codes(codes=codes, scale=step.half(), zero_point=None if self.symmetric else zero_point.to(integer))
+        for rows, block in self._codes(weight):
+            codes[rows] = block.flatten(1).to(integer)
+        zero_point = None
+        if not self.symmetric:
+            zero_point = self.shipped_zero_point().to(
+                torch.float16 if self.encoding.zero_points == "float16" else integer
+            )
+        return Codes(codes=codes, scale=step.half(), zero_point=zero_point)
+
+    def _codes(self, weight: Rows) -> Iterator[tuple[slice, Tensor]]:
+        """Codes by blocks of rows, each (rows, groups, group) float32."""
+        step, zero_point = self.grid()
+        for rows, values in self._rounded_values(weight, torch.float64):
+            codes = (torch.round(values / step[rows]) + zero_point[rows]).clamp(self.level_low, self.level_high)
+            yield rows, codes
+
+    def _rounded_values(self, weight: Rows, _dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """What is rounded to codes, by blocks of rows, each (rows, groups, group) float32: the weight, and an adapter
+        that is absorbed in the codes, whose product is summed in `dtype`."""
+        for rows in self._blocks():
+            yield rows, weight[rows].float().reshape(-1, self.layer.groups, self.layer.group_size)
+
+    def _blocks(self) -> Iterator[slice]:
+        height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
+        return (slice(begin, begin + height) for begin in range(0, self.layer.out_features, height))
+
+
+class FakeQuantizer(TunableQuantizer):
+    """dequantize(quantize(W + B·A)) of one matrix, with gradients for A, B and the quantization range.
+
+    `lora_A` is (rank, input), `lora_B` (output, rank).
+    """
 
     @torch.no_grad()
     def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:
@@ -216,7 +268,7 @@ class FakeQuantizer(nn.Module):
         lowest, highest = self.level_low - zero_point, self.level_high - zero_point
         result = {name: torch.zeros_like(value, dtype=dtype) for name, value in self.named_parameters()}
         rank = self.active_rank
-        for rows, adapted in self._adapted(weight, dtype):
+        for rows, adapted in self._rounded_values(weight, dtype):
             incoming = gradient[rows].to(dtype).reshape(adapted.shape)
             position = adapted.to(dtype).div_(step[rows])
             clamped = torch.minimum(torch.maximum(position, lowest[rows]), highest[rows])
@@ -239,50 +291,22 @@ class FakeQuantizer(nn.Module):
             result["input_range"].mul_(self.input_range.detach().sign())
         return result
 
-    def _adapted(self, weight: Rows, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """W + B·A by blocks of rows, each (rows, groups, group) float32; the product is summed in `dtype`."""
-        rank, grouped = self.active_rank, (-1, self.layer.groups, self.layer.group_size)
+    def _rounded_values(self, weight: Rows, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """W + B·A, as TunableQuantizer."""
+        rank = self.active_rank
         lora_a = self.lora_A[:rank].to(dtype) if rank else None
-        height = max(1, _BLOCK_ELEMENTS // self.layer.in_features)
-        for begin in range(0, self.layer.out_features, height):
-            rows = slice(begin, begin + height)
+        for rows in self._blocks():
             block = weight[rows].float()
             if lora_a is not None:
                 block = block + (self.lora_B[rows, :rank].to(dtype) @ lora_a).float()
-            yield rows, block.reshape(grouped)
-
-    def _codes(self, adapted: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
-        return (torch.round(adapted / step) + zero_point).clamp(self.level_low, self.level_high)
+            yield rows, block.reshape(-1, self.layer.groups, self.layer.group_size)
 
 
-def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> FakeQuantizer:
-    """The layer's fake quantizer with a checkpoint's parameters.
-
-    Raises:
-        ArtifactError: a parameter is missing, of another shape or not finite.
-    """
-    quantizer = FakeQuantizer(layer)
-    values = {}
-    for name, expected in quantizer.stored().items():
-        value = values[name] = torch.from_numpy(np.array(adapters.require(f"{layer.name}.{name}")))
-        if value.shape != expected.shape:
-            raise ArtifactError(
-                f"{layer.name}.{name}: shape {tuple(value.shape)} in the checkpoint, {tuple(expected.shape)} by "
-                "its manifest; the checkpoint is corrupt, tune again"
-            )
-        if not torch.isfinite(value).all():
-            raise ArtifactError(
-                f"{layer.name}.{name}: holds values that are not finite; the checkpoint is corrupt, tune again"
-            )
-    quantizer.load(values)
-    return quantizer
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """FakeQuantizer as an operation of autograd."""
+class _Dequantized(torch.autograd.Function):
+    """A quantizer as an operation of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, quantizer: FakeQuantizer, weight: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, quantizer: TunableQuantizer, weight: Tensor, *parameters: Tensor) -> Tensor:
         ctx.quantizer, ctx.weight = quantizer, weight
         result = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         quantizer.dequantize_into(weight, result)
@@ -291,7 +315,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         result = ctx.quantizer.gradients(ctx.weight, gradients[0])
-        return None, None, *(result[name] for name, _ in ctx.quantizer.named_parameters())
+        return None, None, *(result.get(name) for name, _ in ctx.quantizer.named_parameters())
 
 
 def _on_float16_grid(step: Tensor) -> Tensor:

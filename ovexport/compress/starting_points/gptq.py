@@ -21,7 +21,7 @@ from ovexport.compress.starting_points.starting_point import Start, StartingPoin
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer
+from ovexport.weights.quantizer import TunableQuantizer
 
 _DAMPING = 0.01
 _SHARE_KEPT = 0.5
@@ -58,7 +58,7 @@ class Gptq(StartingPoint):
 def gptq(
     network: PreTrainedModel,
     layers: Sequence[LayerFormat],
-    quantizers: Mapping[str, FakeQuantizer],
+    quantizers: Mapping[str, TunableQuantizer],
     calibration: Tensor,
 ) -> dict[str, Tensor]:
     """Weights that round to GPTQ's codes, by layer, (output, input) float32; the quantizers' scales stay.
@@ -83,7 +83,7 @@ def gptq(
     return replaced_weights
 
 
-def rounding_to_gptq(weight: Tensor, inputs: Tensor, quantizer: FakeQuantizer, name: str) -> Tensor:
+def rounding_to_gptq(weight: Tensor, inputs: Tensor, quantizer: TunableQuantizer, name: str) -> Tensor:
     """The weight whose plain rounding is GPTQ's, (output, input) float32.
 
     Args:

@@ -16,7 +16,7 @@ from ovexport.foreign import exhausted, said
 from ovexport.models.architecture import parameter_of_hook
 from ovexport.recipe import CompressSpec
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer
+from ovexport.weights.quantizer import TunableQuantizer
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _ranges(compressed: nn.Module, model_type: str) -> dict[str, dict[str, Tenso
     return ranges
 
 
-def _set_ranges(quantizer: FakeQuantizer, ranges: dict[str, Tensor]) -> None:
+def _set_ranges(quantizer: TunableQuantizer, ranges: dict[str, Tensor]) -> None:
     """Give a quantizer the ranges of NNCF's."""
     layer = quantizer.layer
     shape = (layer.out_features, layer.groups, 1)

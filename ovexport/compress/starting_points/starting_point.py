@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer
+from ovexport.weights.quantizer import TunableQuantizer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Start:
     spec: CompressSpec
     layers: Sequence[LayerFormat]
     weights: Mapping[str, Tensor]
-    quantizers: Mapping[str, FakeQuantizer]
+    quantizers: Mapping[str, TunableQuantizer]
     generator: torch.Generator
     calibration: Tensor
     replaced_weights: dict[str, Tensor] = field(default_factory=dict)

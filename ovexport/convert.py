@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import ADAPTER_FOLDER, IR, IR_MANIFEST, IRManifest, PackedManifest, PackedWeights, PeftAdapter
+from ovexport.artifacts import ADAPTER_FOLDER, IR, IR_MANIFEST, IRManifest, PackedWeights
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import read_graph, type_name
 from ovexport.openvino.matrices import Matrix, bfloat16_bits
@@ -26,13 +26,12 @@ from ovexport.versions import stack_versions
 from ovexport.weights.layer import LayerFormat
 
 
-def convert(base: IR, packed: PackedWeights, out: Path, adapter: PeftAdapter | None = None) -> IR:
+def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
     """Write the IR of the packed weights.
 
     Args:
         base: the traced IR of the uncompressed model, with its index of weights; its graph, tokenizers and
             configurations are taken over.
-        adapter: one for openvino-genai to add while the model runs; it is written into the IR's folder.
 
     Raises:
         ArtifactError: an input is missing or corrupt.
@@ -55,18 +54,19 @@ def convert(base: IR, packed: PackedWeights, out: Path, adapter: PeftAdapter | N
         else:
             _replace(matrix, layer, tensors)
     graph.validate_nodes_and_infer_types()
-    return _write(graph, base, manifest, out, adapter)
+    return _write(graph, base, packed, out)
 
 
-def _write(graph: ov.Model, base: IR, manifest: PackedManifest, out: Path, adapter: PeftAdapter | None) -> IR:
-    """Write the product: its graph, and what stands beside the base's."""
+def _write(graph: ov.Model, base: IR, packed: PackedWeights, out: Path) -> IR:
+    """Write the product: its graph, the adapter that goes with it, and what stands beside the base's."""
+    manifest = packed.manifest
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
         shutil.copytree(
             base.path, folder, ignore=shutil.ignore_patterns("openvino_model.*", IR_MANIFEST), dirs_exist_ok=True
         )
-        if adapter is not None:
-            adapter.write(folder / ADAPTER_FOLDER)
+        if packed.adapter is not None:
+            shutil.copytree(packed.adapter, folder / ADAPTER_FOLDER)
         record = IRManifest(
             model_id=manifest.model_id,
             revision=manifest.revision,

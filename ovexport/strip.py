@@ -12,7 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovexport.artifacts import IR, Checkpoint, CheckpointManifest, PackedManifest, PackedWeights
+from ovexport.artifacts import (
+    ADAPTER_FOLDER,
+    IR,
+    AdaptedLayer,
+    Checkpoint,
+    CheckpointManifest,
+    PackedManifest,
+    PackedWeights,
+    PeftAdapter,
+)
 from ovexport.errors import ArtifactError
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.matrices import Matrix
@@ -28,7 +37,8 @@ from ovexport.weights.quantizer import Codes, Quantizer, Rows
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
-    """Absorb the adapters: compute every layer's codes and pack them.
+    """Absorb the adapters: compute every layer's codes and pack them. Adapters that stay beside the codes are written
+    in PEFT's layout.
 
     Args:
         base: the traced IR of the model that the checkpoint was tuned on, with its index of weights.
@@ -52,7 +62,10 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         checkpoint_files=checkpoint.files,
         tuning_steps=manifest.steps,
     )
+    beside = _beside(manifest, adapters)
     with atomic_folder(out) as folder:
+        if beside is not None:
+            beside.write(folder / ADAPTER_FOLDER)
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
                 if layer.encoding is not None:
@@ -64,6 +77,22 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
                     writer.write(layer.name, replaced[layer.name])
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
+
+
+def _beside(manifest: CheckpointManifest, adapters: TensorFile) -> PeftAdapter | None:
+    """The adapters that no code absorbs, as one of PEFT's; None where there are none, or none that adds anything."""
+    layers = [
+        AdaptedLayer(
+            module=layer.name.removesuffix(".weight"),
+            lora_A=adapters.require(f"{layer.name}.lora_A"),
+            lora_B=adapters.require(f"{layer.name}.lora_B"),
+            factor=layer.adapter_factor,
+        )
+        for layer in manifest.packed
+        if layer.adapter == "beside" and layer.rank
+    ]
+    added = tuple(layer for layer in layers if layer.folded.lora_B.any())
+    return PeftAdapter(name="", base=manifest.model_id, layers=added) if added else None
 
 
 def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from ovexport import recipe
 from ovexport.artifacts import IR, Checkpoint, PeftAdapter
 from ovexport.errors import ArtifactError
+from ovexport.models.backbone import load_backbone
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import matrix_view
-from ovexport.models.student import Student
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import ACCURATE, LogitsRunner
 from ovexport.pipeline import services
@@ -280,15 +280,6 @@ def product(tiny_model: Path, adapter: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def compressed(model: Path, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The base model with the weights that the checkpoint's codes stand for."""
-    network = base_of(model)
-    own = {layer.name: matrix_view(network, layer.name).read().clone() for layer in checkpoint.manifest.layers}
-    student = Student(network, checkpoint, own, torch.float32)
-    student.in_float32()
-    return student.network
-
-
 def continued(model: torch.nn.Module, count: int) -> list[int]:
     tokens = TOKENS
     with torch.no_grad():
@@ -310,7 +301,7 @@ def generated(ir: Path, adapter: Path | None, count: int) -> list[int]:
 def test_openvino_genai_with_the_adapter_says_what_peft_says_with_the_adapter_on_the_codes(
     tiny_model: Path, adapter: Path, product: Path
 ) -> None:
-    network = compressed(tiny_model, Checkpoint(product / "kept" / "checkpoint"))
+    network = load_backbone(Checkpoint(product / "kept" / "checkpoint"), ModelSpec(id=str(tiny_model)))
     alone, count = continued(network, 24), 24
     expected = continued(PeftModel.from_pretrained(network, adapter), count)
     written = continued(PeftModel.from_pretrained(network, product / "out" / "adapter"), count)
@@ -341,13 +332,13 @@ def test_an_adapter_that_was_changed_after_convert_is_found(product: Path, tmp_p
 def test_an_adapter_that_was_never_trained_is_refused(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
     tensors(lambda held: held.update({name: 0 * value for name, value in held.items() if "lora_B" in name}))(copy)
     line = refused(ovexport("convert", copy, "--model", tiny_model, "--out", tmp_path / "out"), 5)
-    assert "changes nothing in what" in line
+    assert "every lora_B is 0, so it adds nothing" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_ranks_go_with_no_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     line = refused(ovexport("convert", adapter, "--model", tiny_model, "--out", tmp_path / "out", "--ranks", "4"), 2)
-    assert re.search(r"--ranks: .* is a LoRA adapter, which has its ranks in it", line)
+    assert re.search(r"--ranks: .* is a folder with adapter_config.json, which has its ranks in it", line)
 
 
 def test_plan_takes_an_adapter_with_a_model_only(adapter: Path) -> None:

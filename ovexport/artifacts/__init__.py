@@ -2,9 +2,9 @@
 
 from ovexport.artifacts.checkpoint import DRAWN_RANKS, Checkpoint, CheckpointManifest, DrawnRanks, DrawnStep, Validation
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
-from ovexport.artifacts.ir import ADAPTER_FOLDER, IR, IR_MANIFEST, IndexedConstant, IRManifest, WeightIndex
+from ovexport.artifacts.ir import IR, IR_MANIFEST, IndexedConstant, IRManifest, WeightIndex
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
-from ovexport.artifacts.peft_adapter import AdaptedLayer, PeftAdapter, is_peft_adapter
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, AdaptedLayer, PeftAdapter, is_peft_adapter
 from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
 
 __all__ = [

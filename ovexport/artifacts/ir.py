@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ovexport.artifacts.peft_adapter import ADAPTER_TENSORS
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, ADAPTER_TENSORS, is_peft_adapter
 from ovexport.errors import ArtifactError
 from ovexport.storage.records import Record, read_record
 from ovexport.wording import model_named
 
 IR_MANIFEST = "ovexport.json"
-ADAPTER_FOLDER = "adapter"
-"""Of an IR: a LoRA adapter in PEFT's layout, for openvino-genai to add while the model runs."""
 
 
 class IRManifest(Record):
@@ -85,8 +83,15 @@ class IR:
         return self.path / "openvino_model.bin"
 
     @property
+    def adapter(self) -> Path | None:
+        """The folder of a LoRA adapter in PEFT's layout, without which the model is not the one that was tuned; None
+        where every adapter is absorbed."""
+        folder = self.path / ADAPTER_FOLDER
+        return folder if is_peft_adapter(folder) else None
+
+    @property
     def adapter_tensors(self) -> Path:
-        """The runtime adapter that lies in the folder, where the IR has one, as openvino-genai takes it."""
+        """That adapter as openvino-genai takes it."""
         return self.path / ADAPTER_FOLDER / ADAPTER_TENSORS
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, is_peft_adapter
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import LayerFormat
@@ -31,7 +32,7 @@ class PackedManifest(Record):
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """A folder with packed.json and packed.safetensors.
+    """A folder with packed.json and packed.safetensors, and `adapter` where layers have adapters that are not absorbed.
 
     Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
     asymmetric, `NAME.zero_point`, packed like the codes or float16; `NAME` itself for a replaced weight that stays in
@@ -44,6 +45,12 @@ class PackedWeights:
     def manifest(self) -> PackedManifest:
         """packed.json, checked."""
         return read_record(self.path / "packed.json", PackedManifest)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of a LoRA adapter in PEFT's layout; None where every adapter is absorbed."""
+        folder = self.path / ADAPTER_FOLDER
+        return folder if is_peft_adapter(folder) else None
 
     @property
     def tensors(self) -> TensorFile:

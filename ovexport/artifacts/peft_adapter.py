@@ -25,6 +25,9 @@ from ovexport.storage.textfile import read_text
 from ovexport.wording import shortened
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FOLDER = "adapter"
+"""Where it lies beside an IR, for openvino-genai to add while the model runs."""
+
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of each module."""
 

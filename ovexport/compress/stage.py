@@ -29,11 +29,11 @@ from ovexport.weights.ranks import RankSpace
 logger = logging.getLogger(__name__)
 
 
-def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData | None, seed: int, out: Path) -> Checkpoint:
+def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
     """Decide the format of every layer and find its starting codes.
 
     Args:
-        data: calibrates starting points that need text; None where none does.
+        data: calibrates starting points that need text.
         seed: of the adapters' random side.
 
     Raises:
@@ -78,12 +78,10 @@ def _require_finite(network: PreTrainedModel) -> None:
             raise UnsupportedModelError(f"{name}: holds weights that are not finite; give a sound checkpoint")
 
 
-def _calibration(
-    points: Sequence[Registered[type[StartingPoint]]], data: PreparedData | None, spec: CompressSpec
-) -> Tensor:
+def _calibration(points: Sequence[Registered[type[StartingPoint]]], data: PreparedData, spec: CompressSpec) -> Tensor:
     """Sequences of the training text, evenly spread, (sequences, length) int64; none where no starting point needs
     text."""
-    if data is None or not any(registered.thing.needs_text for registered in points):
+    if not any(registered.thing.needs_text for registered in points):
         return torch.empty(0, 0, dtype=torch.int64)
     tokens: NDArray[np.int32] = data.tokens("train")
     count = min(spec.calibration_sequences, len(tokens))

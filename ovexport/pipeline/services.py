@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovexport import recipe as recipes
-from ovexport.artifacts import IR, Checkpoint, PreparedData, RunFolder
+from ovexport.artifacts import IR, PreparedData, RunFolder
 from ovexport.checking import Finding
 from ovexport.errors import ArtifactError, RecipeError
 from ovexport.pipeline import engine
@@ -14,7 +14,6 @@ from ovexport.pipeline.stages import STAGES, judge_and_report
 from ovexport.progress import Listener, silent
 from ovexport.recipe import (
     BenchSpec,
-    CompressSpec,
     ConvertSpec,
     DataSpec,
     EvaluateSpec,
@@ -29,7 +28,6 @@ from ovexport.storage.records import read_record, write_record
 from ovexport.storage.scratch import move_folder, scratch_folder
 
 if TYPE_CHECKING:
-    from ovexport.artifacts import PeftAdapter
     from ovexport.pipeline.plan import Plan
     from ovexport.tasks import HarnessTask
 
@@ -109,11 +107,10 @@ def convert_checkpoint(
 ) -> IR:
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
-    A folder of PEFT's holds no codes: the base model is compressed by rounding then, and the adapter lies in the IR's
-    folder, for openvino-genai to add while the model runs.
+    Adapters that no code absorbs, as PEFT's, lie in the IR's folder, for openvino-genai to add while the model runs.
 
     Args:
-        path: a checkpoint that one of the readers recognizes, or a folder with a LoRA adapter of PEFT's.
+        path: a checkpoint that one of the readers recognizes.
         ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
             ours already.
@@ -125,7 +122,6 @@ def convert_checkpoint(
         UnsupportedModelError: the model can't be traced, the runtime computes a group size wrongly, or openvino-genai
             does not apply the adapter.
     """
-    from ovexport.artifacts import is_peft_adapter
     from ovexport.convert import convert
     from ovexport.readers import read_checkpoint
     from ovexport.strip import strip
@@ -135,16 +131,11 @@ def convert_checkpoint(
     _require_free(out, keep)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
-        adapter = _fitting_adapter(path, model, ranks) if is_peft_adapter(path) else None
-        if adapter:
-            checkpoint = _rounded(model, kept / "checkpoint")
-        else:
-            checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
+        checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
-        product = convert(base, packed, scratch / "product", adapter)
-        if adapter:
-            _require_applied(product)
+        product = convert(base, packed, scratch / "product")
+        _require_applied(product)
         base.index_file.unlink()  # verify, for which `keep` is, does not read it
         for made, wanted in ((kept, keep), (product.path, out)):
             if wanted:
@@ -152,33 +143,13 @@ def convert_checkpoint(
     return IR(out)
 
 
-def _fitting_adapter(path: Path, model: ModelSpec, ranks: Sequence[int] | None) -> "PeftAdapter":
-    """A LoRA adapter of PEFT's, which is known to be of the model before it is traced."""
-    from ovexport.artifacts import PeftAdapter
-    from ovexport.models.adapted import require_fits
-    from ovexport.models.loading import skeleton
-
-    if ranks is not None:
-        raise RecipeError(f"--ranks: {path} is a LoRA adapter, which has its ranks in it; leave --ranks out")
-    adapter = PeftAdapter.read(path)
-    require_fits(adapter, skeleton(model), model.id)
-    return adapter
-
-
-def _rounded(model: ModelSpec, out: Path) -> Checkpoint:
-    """The model's codes as rounding to nearest gives them, with the compression that a recipe has by default."""
-    from ovexport.compress import compress
-
-    least = 1  # nothing is tuned, so the adapters that every checkpoint has are as small as they can be
-    return compress(model, CompressSpec(fallback="smaller_group", rank=least), None, 0, out)
-
-
 def _require_applied(product: IR) -> None:
-    """Refuse a product whose adapter openvino-genai would leave out."""
-    from ovexport.bench import RuntimeAdapter, require_applied
+    """Refuse a product with an adapter that openvino-genai would leave out."""
+    from ovexport.bench import own_adapter, require_applied
 
-    spec, prompt = BenchSpec(), range(_PROMPT_TOKENS)
-    require_applied(product, RuntimeAdapter(path=product.adapter_tensors, mode="dynamic"), spec, prompt)
+    adapter = own_adapter(product)
+    if adapter is not None:
+        require_applied(product, adapter, BenchSpec(), range(_PROMPT_TOKENS))
 
 
 def _require_free(out: Path, keep: Path | None) -> None:

@@ -15,12 +15,10 @@ from torch import Tensor
 from ovexport.artifacts import (
     ADAPTER_FOLDER,
     IR,
-    AdaptedLayer,
     Checkpoint,
     CheckpointManifest,
     PackedManifest,
     PackedWeights,
-    PeftAdapter,
 )
 from ovexport.errors import ArtifactError
 from ovexport.openvino.graph import read_graph
@@ -62,7 +60,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         checkpoint_files=checkpoint.files,
         tuning_steps=manifest.steps,
     )
-    beside = _beside(manifest, adapters)
+    beside = checkpoint.beside
     with atomic_folder(out) as folder:
         if beside is not None:
             beside.write(folder / ADAPTER_FOLDER)
@@ -77,22 +75,6 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
                     writer.write(layer.name, replaced[layer.name])
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
-
-
-def _beside(manifest: CheckpointManifest, adapters: TensorFile) -> PeftAdapter | None:
-    """The adapters that no code absorbs, as one of PEFT's; None where there are none, or none that adds anything."""
-    layers = [
-        AdaptedLayer(
-            module=layer.name.removesuffix(".weight"),
-            lora_A=adapters.require(f"{layer.name}.lora_A"),
-            lora_B=adapters.require(f"{layer.name}.lora_B"),
-            factor=layer.adapter_factor,
-        )
-        for layer in manifest.packed
-        if layer.adapter == "beside" and layer.rank
-    ]
-    added = tuple(layer for layer in layers if layer.folded.lora_B.any())
-    return PeftAdapter(name="", base=manifest.model_id, layers=added) if added else None
 
 
 def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:

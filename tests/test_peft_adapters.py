@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from ovexport import recipe
 from ovexport.artifacts import IR, Checkpoint, PeftAdapter
 from ovexport.errors import ArtifactError
-from ovexport.models.backbone import load_backbone
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import matrix_view
+from ovexport.models.peft_folder import load_backbone
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import ACCURATE, LogitsRunner
 from ovexport.pipeline import services

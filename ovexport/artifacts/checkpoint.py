@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from ovexport.artifacts.peft_adapter import AdaptedLayer, PeftAdapter
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import files_in
 from ovexport.storage.records import Record, read_record
@@ -127,6 +128,23 @@ class Checkpoint:
     def adapters(self) -> TensorFile:
         """Adapters and quantization parameters."""
         return TensorFile(self.path / "adapters.safetensors")
+
+    @property
+    def beside(self) -> PeftAdapter | None:
+        """The adapters that no code absorbs, as one of PEFT's; None where there are none, or none adds anything."""
+        manifest, tensors = self.manifest, self.adapters
+        layers = (
+            AdaptedLayer(
+                module=layer.name.removesuffix(".weight"),
+                lora_A=tensors.require(f"{layer.name}.lora_A"),
+                lora_B=tensors.require(f"{layer.name}.lora_B"),
+                factor=layer.adapter_factor,
+            )
+            for layer in manifest.packed
+            if layer.adapter == "beside" and layer.rank
+        )
+        added = tuple(layer for layer in layers if layer.folded.lora_B.any())
+        return PeftAdapter(name=str(self.path), base=manifest.model_id, layers=added) if added else None
 
     @property
     def weights(self) -> TensorFile:

@@ -1,11 +1,15 @@
 """`ovexport convert`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, set_up_logging, whole_numbers
+
+if TYPE_CHECKING:
+    from ovexport.recipe import ModelSpec
 
 CheckpointPath = Annotated[
     Path,
@@ -38,6 +42,13 @@ Keep = Annotated[
         show_default=False,
     ),
 ]
+Peft = Annotated[
+    bool,
+    typer.Option(
+        "--peft",
+        help="Write no IR but PEFT's LoftQ layout: a float model with the codes' values, its adapter in loftq_init.",
+    ),
+]
 
 
 @reports_errors
@@ -49,6 +60,7 @@ def convert(
     adapter: Adapter = None,
     ranks: Ranks = None,
     keep: Keep = None,
+    peft: Peft = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -60,17 +72,22 @@ def convert(
 
     Example: ovexport convert lora-folder --model Qwen/Qwen2.5-3B-Instruct --out int4
     """
+    import json
+
     from ovexport.pipeline import services
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
     spec = ModelSpec(id=model, revision=revision, adapter=adapter)
+    if peft:
+        _write_peft_folder(checkpoint, spec, out, given={"--ranks": ranks, "--keep": keep})
+        if as_json:
+            print_json(json.dumps({"folder": str(out)}))
+        return
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
     ir = services.convert_checkpoint(checkpoint, spec, ConvertSpec(), out, ranks=given, keep=keep)
-    beside = ir.adapter_tensors if ir.adapter_tensors.is_file() else None
+    beside = ir.adapter_tensors if ir.adapter else None
     if as_json:
-        import json
-
         print_json(
             json.dumps(
                 {
@@ -84,3 +101,13 @@ def convert(
         say(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
         if beside:
             say(f"{beside}: for openvino_genai.Adapter, with alpha = 1")
+
+
+def _write_peft_folder(checkpoint: Path, spec: "ModelSpec", out: Path, *, given: Mapping[str, object]) -> None:
+    from ovexport.errors import RecipeError
+    from ovexport.pipeline import services
+
+    for option, value in given.items():
+        if value is not None:
+            raise RecipeError(f"{option}: goes with an IR, and --peft writes none; leave one of them out")
+    services.write_peft_folder(checkpoint, spec, out)

@@ -143,6 +143,27 @@ def convert_checkpoint(
     return IR(out)
 
 
+def write_peft_folder(path: Path, model: ModelSpec, out: Path) -> None:
+    """Write a checkpoint in the layout of PEFT's LoftQ examples: a float model with the codes' values, its tokenizer,
+    and in `loftq_init` the adapter.
+
+    Args:
+        path: a checkpoint of ours whose adapters are not absorbed.
+
+    Raises:
+        ArtifactError: it is no checkpoint, is corrupt or of another base model, or `out` holds something.
+        RecipeError: its adapters are absorbed.
+    """
+    from ovexport.models.peft_folder import write_peft_folder
+    from ovexport.readers import read_checkpoint
+
+    _require_free(out.resolve(), None)
+    with scratch_folder(existing_parent(out.parent)) as scratch:
+        checkpoint = read_checkpoint(path, model, scratch / "checkpoint")
+        write_peft_folder(checkpoint, model, scratch / "folder")
+        move_folder(scratch / "folder", out.resolve())
+
+
 def _require_applied(product: IR) -> None:
     """Refuse a product with an adapter that openvino-genai would leave out."""
     from ovexport.bench import own_adapter, require_applied

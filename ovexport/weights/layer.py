@@ -81,6 +81,12 @@ class LayerFormat(Record):
         return self.rank if self.active_rank is None else self.active_rank
 
     @property
+    def adapter_size(self) -> int:
+        """Entries of the adapter's two matrices."""
+        inputs = self.groups if self.adapter == "qalora" else self.in_features
+        return self.rank * (self.out_features + inputs)
+
+    @property
     def groups(self) -> int:
         """Scales per output channel."""
         return self.in_features // self.group_size

@@ -1,17 +1,41 @@
-"""A checkpoint's model without its adapters: the float model whose weights are the codes' values."""
+"""A checkpoint in the layout of PEFT's LoftQ examples: a float model with the codes' values, the adapter beside it."""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint
-from ovexport.models.loading import load_model
+from ovexport.errors import RecipeError
+from ovexport.models.loading import load_model, load_own_tokenizer
 from ovexport.models.matrix_view import matrix_view
 from ovexport.models.student import base_weights
 from ovexport.recipe import ModelSpec
 from ovexport.weights.adapters import load_quantizer
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import Codes
+
+LOFTQ_FOLDER = "loftq_init"
+
+
+def write_peft_folder(checkpoint: Checkpoint, model: ModelSpec, out: Path) -> None:
+    """Write the folder. The model that it holds, with the adapter in its folder `loftq_init` loaded by PEFT, gives the
+    checkpoint's logits.
+
+    Raises:
+        RecipeError: every adapter of the checkpoint is absorbed, so that there is nothing beside its codes.
+        ArtifactError, UnsupportedModelError: as load_backbone.
+    """
+    adapter = checkpoint.beside
+    if adapter is None:
+        raise RecipeError(
+            f"--peft: {checkpoint.path} has no adapter beside its codes; give a checkpoint that was tuned with "
+            'compress.method = "lora"'
+        )
+    load_backbone(checkpoint, model).save_pretrained(out)
+    load_own_tokenizer(model).save_pretrained(out)
+    adapter.write(out / LOFTQ_FOLDER)
 
 
 @torch.no_grad()

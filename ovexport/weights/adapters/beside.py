@@ -23,10 +23,11 @@ class BesideQuantizer(TunableQuantizer):
     tunes_grid = False
 
     @torch.no_grad()
-    def base(self, weight: Tensor) -> Tensor:
+    def base(self, weight: Rows) -> Tensor:
         """What the codes of a weight, (output, input), stand for: a float32 matrix of that shape, without the
         adapter."""
-        result = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        shape = (self.layer.out_features, self.layer.in_features)
+        result = torch.empty(shape, dtype=torch.float32, device=self.grid()[0].device)
         super().dequantize_into(weight, result)
         return result
 
@@ -38,14 +39,7 @@ class BesideQuantizer(TunableQuantizer):
     @torch.no_grad()
     def dequantize_into(self, weight: Rows, out: Tensor) -> None:
         """As TunableQuantizer: the sum of both."""
-        if not self.layer.rank:
-            super().dequantize_into(weight, out)
-            return
-        zero_point, (step, _) = self.shipped_zero_point(), self.grid()
-        lora_a = self.lora_A.detach()
-        for rows, codes in self._codes(weight):
-            added = (self.lora_B[rows].detach() @ lora_a).mul_(self.layer.adapter_factor)
-            out[rows] = codes.sub_(zero_point[rows]).mul_(step[rows]).flatten(1).add_(added)
+        out.copy_(self.base(weight).add_(self.product()) if self.layer.rank else self.base(weight))
 
     @torch.no_grad()
     def gradients(self, weight: Rows, gradient: Tensor) -> dict[str, Tensor]:

@@ -84,6 +84,17 @@ def test_one_iteration_is_plain_rounding_and_the_decomposition_of_what_it_leaves
     assert torch.allclose(quantizer.product().double(), best, atol=1e-6)
 
 
+def test_a_tall_matrix_is_decomposed_as_a_wide_one_is_and_one_without_error_gives_no_adapter() -> None:
+    weight, layer = drawn(), layer_format()
+    tall = layer.model_copy(update={"out_features": INPUTS, "in_features": OUTPUTS})
+    assert error(tall, weight.T.contiguous(), 3) < error(tall, weight.T.contiguous(), 1)
+    on_the_grid = BesideQuantizer(layer)
+    on_the_grid.initialize(weight, torch.Generator())
+    quantizer, _ = begun(layer, on_the_grid.base(weight), 2)
+    assert quantizer.product().abs().max() < 1e-7
+    assert torch.isfinite(quantizer.lora_A).all()
+
+
 def test_alpha_changes_the_factors_and_not_their_product() -> None:
     one, other = (begun(layer_format(factor=factor), drawn(), 3)[0].product() for factor in (1.0, 0.25))
     assert torch.allclose(one, other, atol=1e-6)

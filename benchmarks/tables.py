@@ -271,6 +271,37 @@ def latency_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def forms_table(document: dict[str, Any]) -> str:
+    """What benchmarks/forms.py measured: a line per form of the adapter."""
+    latency, conditions = document["latency"], document["latency"]["conditions"]
+    lines = [
+        "| the adapter is | KL from beside, nats (95 %) | same likeliest token | time to first token, ms "
+        "| time per output token, ms | ratio absorbed / this (95 %) | weights, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in latency["models"].items():
+        apart = document["divergence"].get(name)
+        low, high = (apart and apart["kl_mean_ci95"]) or (float("nan"), float("nan"))
+        ratio = latency["ratios"].get(f"absorbed/{name}")
+        cells = [
+            name,
+            f"{apart['kl_mean_nats']:.5f} ({low:.5f}–{high:.5f})" if apart else "0",
+            f"{apart['same_top1']:.2%}" if apart else "100%",
+            *(f"{one[f'{figure}_ms']['median']:.2f}" for figure in ("time_to_first_token", "time_per_output_token")),
+            _spread(ratio and ratio["time_per_output_token"]),
+            f"{one['weight_bytes'] / 1e6:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    compress, steps = document["conditions"]["compress"]["beside"], document["conditions"]["steps"]
+    lines += [
+        "",
+        f"{conditions['device_name']}; rank {compress['rank']}, init {compress['init']}; {steps['beside']} steps of "
+        f"the adapter, {steps['absorbed']} of the absorbed form; {conditions['prompt_tokens']} prompt and "
+        f"{conditions['output_tokens']} output tokens, {conditions['pairs']} interleaved rounds.",
+    ]
+    return "\n".join(lines)
+
+
 def quality_table(document: dict[str, Any]) -> str:
     """What benchmarks/quality.py measured: the best first."""
     lines = [
@@ -409,6 +440,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "convert": convert_table,
     "verify": verify_table,
     "latency": latency_table,
+    "forms": forms_table,
     "divergence": divergence_table,
     "settings": settings_table,
     "quality": quality_table,

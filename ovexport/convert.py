@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as opset
 
-from ovexport.artifacts import IR, IR_MANIFEST, IRManifest, PackedManifest, PackedWeights
+from ovexport.artifacts import ADAPTER_FOLDER, IR, IR_MANIFEST, IRManifest, PackedWeights
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import read_graph, type_name
 from ovexport.openvino.matrices import Matrix, bfloat16_bits
@@ -54,19 +54,23 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
         else:
             _replace(matrix, layer, tensors)
     graph.validate_nodes_and_infer_types()
-    return _write(graph, base, manifest, out)
+    return _write(graph, base, packed, out)
 
 
-def _write(graph: ov.Model, base: IR, manifest: PackedManifest, out: Path) -> IR:
-    """Write the product: its graph, and what stands beside the base's."""
+def _write(graph: ov.Model, base: IR, packed: PackedWeights, out: Path) -> IR:
+    """Write the product: its graph, the adapter that goes with it, and what stands beside the base's."""
+    manifest = packed.manifest
     with atomic_folder(out) as folder:
         ov.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
         shutil.copytree(
             base.path, folder, ignore=shutil.ignore_patterns("openvino_model.*", IR_MANIFEST), dirs_exist_ok=True
         )
+        if packed.adapter is not None:
+            shutil.copytree(packed.adapter, folder / ADAPTER_FOLDER)
         record = IRManifest(
             model_id=manifest.model_id,
             revision=manifest.revision,
+            adapter=manifest.adapter,
             checkpoint_files=manifest.checkpoint_files,
             tuning_steps=manifest.tuning_steps,
             files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},

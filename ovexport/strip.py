@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovexport.artifacts import IR, Checkpoint, CheckpointManifest, PackedManifest, PackedWeights
+from ovexport.artifacts import (
+    ADAPTER_FOLDER,
+    IR,
+    Checkpoint,
+    CheckpointManifest,
+    PackedManifest,
+    PackedWeights,
+)
 from ovexport.errors import ArtifactError
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.matrices import Matrix
@@ -28,7 +35,8 @@ from ovexport.weights.quantizer import Codes, Quantizer, Rows
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
-    """Absorb the adapters: compute every layer's codes and pack them.
+    """Absorb the adapters: compute every layer's codes and pack them. Adapters that stay beside the codes are written
+    in PEFT's layout.
 
     Args:
         base: the traced IR of the model that the checkpoint was tuned on, with its index of weights.
@@ -45,13 +53,17 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
+        adapter=manifest.adapter,
         layers=manifest.layers,
         weight_digests=manifest.weight_digests,
         replaced_weights=manifest.replaced_weights,
         checkpoint_files=checkpoint.files,
         tuning_steps=manifest.steps,
     )
+    beside = checkpoint.beside
     with atomic_folder(out) as folder:
+        if beside is not None:
+            beside.write(folder / ADAPTER_FOLDER)
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
                 if layer.encoding is not None:
@@ -122,7 +134,7 @@ def _weight(
     matrix = matrices.get(layer.name)
     if matrix is None:
         raise ArtifactError(
-            f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model_id}"
+            f"{layer.name}: not the weights that the checkpoint was tuned on; give the base model {manifest.model}"
         )
     if layer.name in replaced:
         own = replaced[layer.name]

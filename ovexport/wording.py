@@ -39,6 +39,12 @@ def inert_markdown(text: str) -> str:
     return _TAG.sub("&lt;", printable(text)).replace("](", "]\\(").replace("|", "\\|")
 
 
+def model_named(model_id: str, revision: str | None, adapter: str | None) -> str:
+    """A model as a message names it: with its revision, and with the adapter that was merged with it."""
+    named = f"{model_id} at {revision}" if revision else model_id
+    return f"{named} with the adapter {adapter}" if adapter else named
+
+
 def shortened(text: str, most: int = 200) -> str:
     """The beginning of a text that is longer than a line has room for."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"

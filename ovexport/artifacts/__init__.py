@@ -4,15 +4,18 @@ from ovexport.artifacts.checkpoint import DRAWN_RANKS, Checkpoint, CheckpointMan
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
 from ovexport.artifacts.ir import IR, IR_MANIFEST, IndexedConstant, IRManifest, WeightIndex
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, AdaptedLayer, PeftAdapter, is_peft_adapter
 from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
 
 __all__ = [
+    "ADAPTER_FOLDER",
     "DRAWN_RANKS",
     "FORMAT_VERSION",
     "IR",
     "IR_MANIFEST",
     "MODELS",
     "RUN_FILES",
+    "AdaptedLayer",
     "Checkpoint",
     "CheckpointManifest",
     "DataManifest",
@@ -23,9 +26,11 @@ __all__ = [
     "IndexedConstant",
     "PackedManifest",
     "PackedWeights",
+    "PeftAdapter",
     "PreparedData",
     "RunFolder",
     "StageRecord",
     "Validation",
     "WeightIndex",
+    "is_peft_adapter",
 ]

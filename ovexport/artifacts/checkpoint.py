@@ -6,12 +6,14 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from ovexport.artifacts.peft_adapter import AdaptedLayer, PeftAdapter
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import files_in
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, LayerFormat
 from ovexport.weights.ranks import Configuration, RankSpace
+from ovexport.wording import model_named
 
 DRAWN_RANKS = "drawn_ranks.json"
 
@@ -33,7 +35,7 @@ class CheckpointManifest(Record):
     """checkpoint.json: what was compressed, from which weights, and the codes the last tuning step used.
 
     Attributes:
-        model_id, revision: the base model as the recipe named it.
+        model_id, revision, adapter: the base model as the recipe named it, and the LoRA adapter merged with it.
         weight_digests: SHA-256 of each compressed parameter's bytes in the base model, (output, input) order.
         replaced_weights: parameters whose weights the starting point replaced (AWQ, GPTQ); the new ones are in
             weights.safetensors.
@@ -48,6 +50,7 @@ class CheckpointManifest(Record):
     format_version: Literal[2] = 2
     model_id: str
     revision: str | None
+    adapter: str | None = None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
     replaced_weights: tuple[str, ...] = ()
@@ -57,6 +60,11 @@ class CheckpointManifest(Record):
     rank_space: tuple[int, ...] = ()
     rank_by: Literal["block", "linear"] = "block"
     versions: dict[str, str]
+
+    @property
+    def model(self) -> str:
+        """The base model, as a message names it."""
+        return model_named(self.model_id, self.revision, self.adapter)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -120,6 +128,23 @@ class Checkpoint:
     def adapters(self) -> TensorFile:
         """Adapters and quantization parameters."""
         return TensorFile(self.path / "adapters.safetensors")
+
+    @property
+    def beside(self) -> PeftAdapter | None:
+        """The adapters that no code absorbs, as one of PEFT's; None where there are none, or none adds anything."""
+        manifest, tensors = self.manifest, self.adapters
+        layers = (
+            AdaptedLayer(
+                module=layer.name.removesuffix(".weight"),
+                lora_A=tensors.require(f"{layer.name}.lora_A"),
+                lora_B=tensors.require(f"{layer.name}.lora_B"),
+                factor=layer.adapter_factor,
+            )
+            for layer in manifest.packed
+            if layer.adapter == "beside" and layer.rank
+        )
+        added = tuple(layer for layer in layers if layer.folded.lora_B.any())
+        return PeftAdapter(name=str(self.path), base=manifest.model_id, layers=added) if added else None
 
     @property
     def weights(self) -> TensorFile:

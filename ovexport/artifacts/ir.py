@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, ADAPTER_TENSORS, is_peft_adapter
 from ovexport.errors import ArtifactError
 from ovexport.storage.records import Record, read_record
+from ovexport.wording import model_named
 
 IR_MANIFEST = "ovexport.json"
 
@@ -14,7 +16,7 @@ class IRManifest(Record):
     """ovexport.json in a product's folder: what it was made from, and what it was when it was made.
 
     Attributes:
-        model_id, revision: the base model as the recipe named it.
+        model_id, revision, adapter: the base model as the recipe named it, and the LoRA adapter merged with it.
         checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
         files: SHA-256 of each other file of the folder.
         tuning_steps: of the parameters that were kept: 0 without tuning, None where it is not known.
@@ -23,10 +25,16 @@ class IRManifest(Record):
     format_version: Literal[1] = 1
     model_id: str
     revision: str | None
+    adapter: str | None = None
     checkpoint_files: dict[str, str]
     tuning_steps: int | None = None
     files: dict[str, str]
     versions: dict[str, str]
+
+    @property
+    def model(self) -> str:
+        """The base model, as a message names it."""
+        return model_named(self.model_id, self.revision, self.adapter)
 
 
 class IndexedConstant(Record):
@@ -73,6 +81,18 @@ class IR:
     def bin(self) -> Path:
         """The weights."""
         return self.path / "openvino_model.bin"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of a LoRA adapter in PEFT's layout, without which the model is not the one that was tuned; None
+        where every adapter is absorbed."""
+        folder = self.path / ADAPTER_FOLDER
+        return folder if is_peft_adapter(folder) else None
+
+    @property
+    def adapter_tensors(self) -> Path:
+        """That adapter as openvino-genai takes it."""
+        return self.path / ADAPTER_FOLDER / ADAPTER_TENSORS
 
     @property
     def weight_bytes(self) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, is_peft_adapter
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import LayerFormat
@@ -13,7 +14,7 @@ class PackedManifest(Record):
     """packed.json: the layers whose codes lie in packed.safetensors, and where their weights came from.
 
     Attributes:
-        model_id, revision: the base model as the recipe named it.
+        model_id, revision, adapter: the base model as the recipe named it, and the LoRA adapter merged with it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
         replaced_weights, tuning_steps: the checkpoint's `replaced_weights` and `steps`.
     """
@@ -21,6 +22,7 @@ class PackedManifest(Record):
     format_version: Literal[2] = 2
     model_id: str
     revision: str | None
+    adapter: str | None = None
     layers: tuple[LayerFormat, ...]
     weight_digests: dict[str, str]
     replaced_weights: tuple[str, ...] = ()
@@ -30,7 +32,7 @@ class PackedManifest(Record):
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """A folder with packed.json and packed.safetensors.
+    """A folder with packed.json and packed.safetensors, and `adapter` where layers have adapters that are not absorbed.
 
     Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
     asymmetric, `NAME.zero_point`, packed like the codes or float16; `NAME` itself for a replaced weight that stays in
@@ -43,6 +45,12 @@ class PackedWeights:
     def manifest(self) -> PackedManifest:
         """packed.json, checked."""
         return read_record(self.path / "packed.json", PackedManifest)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of a LoRA adapter in PEFT's layout; None where every adapter is absorbed."""
+        folder = self.path / ADAPTER_FOLDER
+        return folder if is_peft_adapter(folder) else None
 
     @property
     def tensors(self) -> TensorFile:

@@ -46,6 +46,11 @@ def save_adapter(checkpoint: Checkpoint, path: Path) -> Path:
     return path
 
 
+def own_adapter(ir: IR) -> RuntimeAdapter | None:
+    """The adapter that lies beside an IR, as evaluate and bench load it; None where every adapter is absorbed."""
+    return RuntimeAdapter(path=ir.adapter_tensors, mode="static") if ir.adapter is not None else None
+
+
 def require_applied(ir: IR, adapter: RuntimeAdapter, spec: BenchSpec, prompt: Sequence[int]) -> int:
     """Refuse an adapter that openvino-genai leaves out, wholly or in part.
 

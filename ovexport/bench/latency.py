@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 
 from ovexport.artifacts import IR
-from ovexport.bench.adapters import require_applied
+from ovexport.bench.adapters import own_adapter, require_applied
 from ovexport.bench.check import check_lengths
 from ovexport.bench.limits import Work, machine_limits, physical_limit, work_of
 from ovexport.bench.loading import RuntimeAdapter, device_settings
@@ -50,7 +50,8 @@ def bench(
 
     Args:
         prompt: token ids, at least the longest of `spec.prompt_tokens` of them.
-        adapters: by model, a LoRA adapter that it runs with; it is applied, or refused.
+        adapters: by model, a LoRA adapter that it runs with, in the place of the one that lies beside the IR; it is
+            applied, or refused.
 
     Raises:
         DataError: the prompt is too short.
@@ -63,7 +64,8 @@ def bench(
     check_device(spec.device)
     check_lengths(spec, readable_by_all(models.values()))
     deadline = time.monotonic() + spec.time_limit_s
-    adapters = adapters or {}
+    own = {name: adapter for name, ir in models.items() if (adapter := own_adapter(ir)) is not None}
+    adapters = own | dict(adapters or {})
     candidates = {name: Candidate(ir=ir, adapter=adapters.get(name)) for name, ir in models.items()}
     runtime = {name: read_back(ir, spec) for name, ir in models.items()}
     applied = {name: _applied(models[name], adapter, spec, prompt) for name, adapter in adapters.items()}

@@ -73,6 +73,11 @@ def search_settings(
         ArtifactError: the tokens are of another vocabulary, or the IR's file was changed after an earlier search.
         UnsupportedModelError: the IR can't be loaded, or nothing can be written into it.
     """
+    if ir.adapter is not None:
+        raise UnsupportedModelError(
+            f"{ir.path}: has an adapter beside it, with which no settings are searched; absorb the adapter "
+            '(compress.method = "fq_lora") first'
+        )
     with _as_converted(ir) as converted:
         text = read_xml_text(converted)
         with_settings(text, {}, precise=True)  # refuses at once what could not be written in the end

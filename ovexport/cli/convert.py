@@ -1,22 +1,33 @@
 """`ovexport convert`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, set_up_logging, whole_numbers
 
+if TYPE_CHECKING:
+    from ovexport.recipe import ModelSpec
+
 CheckpointPath = Annotated[
     Path,
     typer.Argument(
-        help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, or what a plug-in "
-        "reads."
+        help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, a folder with a "
+        "LoRA adapter that PEFT saved, or what a plug-in reads."
     ),
 ]
 Model = Annotated[str, typer.Option(help="The base model: a folder or a hub id.")]
 Out = Annotated[Path, typer.Option(help="Folder of the INT4 IR.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="A LoRA adapter of PEFT's that was merged with the base model before the checkpoint was tuned.",
+        show_default=False,
+    ),
+]
 Ranks = Annotated[
     str | None,
     typer.Option(
@@ -31,6 +42,13 @@ Keep = Annotated[
         show_default=False,
     ),
 ]
+Peft = Annotated[
+    bool,
+    typer.Option(
+        "--peft",
+        help="Write no IR but PEFT's LoftQ layout: a float model with the codes' values, its adapter in loftq_init.",
+    ),
+]
 
 
 @reports_errors
@@ -39,27 +57,57 @@ def convert(
     model: Model,
     out: Out,
     revision: Revision = None,
+    adapter: Adapter = None,
     ranks: Ranks = None,
     keep: Keep = None,
+    peft: Peft = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A tuned checkpoint to an INT4 IR, its adapters absorbed.
+    """A tuned checkpoint to an INT4 IR, its adapters absorbed; a LoRA adapter of PEFT's stays beside the IR.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
 
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
+
+    Example: ovexport convert lora-folder --model Qwen/Qwen2.5-3B-Instruct --out int4
     """
+    import json
+
     from ovexport.pipeline import services
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
-    spec = ModelSpec(id=model, revision=revision)
+    spec = ModelSpec(id=model, revision=revision, adapter=adapter)
+    if peft:
+        _write_peft_folder(checkpoint, spec, out, given={"--ranks": ranks, "--keep": keep})
+        if as_json:
+            print_json(json.dumps({"folder": str(out)}))
+        return
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
     ir = services.convert_checkpoint(checkpoint, spec, ConvertSpec(), out, ranks=given, keep=keep)
+    beside = ir.adapter_tensors if ir.adapter else None
     if as_json:
-        import json
-
-        print_json(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes}))
+        print_json(
+            json.dumps(
+                {
+                    "ir": str(ir.path),
+                    "weight_bytes": ir.weight_bytes,
+                    "adapter": None if beside is None else str(beside),
+                }
+            )
+        )
     elif not quiet:
         say(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
+        if beside:
+            say(f"{beside}: for openvino_genai.Adapter, with alpha = 1")
+
+
+def _write_peft_folder(checkpoint: Path, spec: "ModelSpec", out: Path, *, given: Mapping[str, object]) -> None:
+    from ovexport.errors import RecipeError
+    from ovexport.pipeline import services
+
+    for option, value in given.items():
+        if value is not None:
+            raise RecipeError(f"{option}: goes with an IR, and --peft writes none; leave one of them out")
+    services.write_peft_folder(checkpoint, spec, out)

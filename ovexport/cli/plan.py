@@ -26,6 +26,10 @@ def plan(
             help="Plan this model with the default compression; groups are smaller where their size does not fit."
         ),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="With --model: a LoRA adapter of PEFT's that is merged with it.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, to look at its disk.", show_default=False)] = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -42,12 +46,16 @@ def plan(
     set_up_logging(quiet=quiet or as_json)
     if (recipe is None) == (model is None):
         raise RecipeError("give either a recipe or --model")
+    if adapter is not None and model is None:
+        raise RecipeError("--adapter goes with --model; a recipe names its own, as model.adapter")
     if recipe is not None:
         planned = services.plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     else:
         from ovexport.pipeline.plan import plan_model
 
-        planned = plan_model(recipes.ModelSpec(id=str(model)), recipes.CompressSpec(fallback="smaller_group"))
+        planned = plan_model(
+            recipes.ModelSpec(id=str(model), adapter=adapter), recipes.CompressSpec(fallback="smaller_group")
+        )
     if as_json:
         print_json(planned.model_dump_json())
     elif not quiet:

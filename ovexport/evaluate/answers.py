@@ -11,6 +11,7 @@ from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate.similarity import Answers
 from ovexport.openvino.genai import apply_template, load_tokenizer, told
 from ovexport.openvino.runtime import ACCURATE
+from ovexport.openvino.runtime_adapter import adapter_settings
 from ovexport.progress import Listener, Progress
 
 _SETTINGS: Mapping[str, Any] = {"ATTENTION_BACKEND": "SDPA", **ACCURATE}
@@ -60,7 +61,7 @@ def generate(
         DataError: there is no answer to any prompt.
     """
     try:
-        pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", **_SETTINGS)
+        pipeline = openvino_genai.LLMPipeline(str(ir.path), "CPU", **_SETTINGS, **adapter_settings(ir))
     except RuntimeError as error:
         raise UnsupportedModelError(f"{ir.path}: openvino-genai can't load it ({told(error)})") from error
     tokenizer, config = pipeline.get_tokenizer(), _greedy(pipeline.get_generation_config(), max_new_tokens)

@@ -27,9 +27,9 @@ from ovexport.evaluate.prompts import Prompts, choose_prompts
 from ovexport.evaluate.similarity import Answers, Encoder, aggregate, compare_answers, worst
 from ovexport.evaluate.tasks import Loaded, ask_models, loaded
 from ovexport.models.positions import readable_by_all, require_readable
-from ovexport.openvino.graph import read_graph
 from ovexport.openvino.identity import identify
 from ovexport.openvino.runtime import LogitsRunner
+from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.progress import Listener, silent
 from ovexport.recipe import EvaluateSpec, ModelSpec
 from ovexport.reports import Comparison, EvaluationReport, Interval, IsolationStep, ModelEvaluation
@@ -249,7 +249,7 @@ def _diverge(
     models: Mapping[str, IR], reference: str, data: PreparedData, spec: EvaluateSpec, listener: Listener
 ) -> _Divergences:
     tokens = data.tokens("test")
-    runners = {name: LogitsRunner(read_graph(ir), str(ir.path)) for name, ir in models.items()}
+    runners = {name: LogitsRunner(running_graph(ir), str(ir.path)) for name, ir in models.items()}
     figures = divergence.compare(runners, reference, tokens, spec.batch_size, listener)
     runtime = {name: runner.properties for name, runner in runners.items()}
     del runners

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
 from ovexport.evaluate.divergence import Resampling, TokenFigures, compare, perplexity
-from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import ACCURATE, PIECE_TOKENS, LogitsRunner
+from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.progress import Listener
 from ovexport.reports import IsolationStep
 
@@ -73,7 +73,7 @@ def isolate(
     """
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     by_model: dict[str, list[IsolationStep]] = {name: [] for name in models if name != reference}
-    exact = KeptRunner(read_graph(models[reference]), reference)
+    exact = KeptRunner(running_graph(models[reference]), reference)
     for step in _STEPS:
         asked = {name: str(value) for name, value in step.settings.items()}
         if step.needs is not None and step.needs not in capabilities:
@@ -81,7 +81,7 @@ def isolate(
             for steps in by_model.values():
                 steps.append(IsolationStep(name=step.name, settings=asked, reason=reason))
             continue
-        approximate = {name: LogitsRunner(read_graph(ir), name, step.settings) for name, ir in models.items()}
+        approximate = {name: LogitsRunner(running_graph(ir), name, step.settings) for name, ir in models.items()}
         runners = {"": exact} | approximate
         figures = compare(runners, "", tokens, batch_size, listener, piece=PIECE_TOKENS, task=f"isolating {step.name}")
         for name, steps in by_model.items():

@@ -7,8 +7,8 @@ from typing import Any
 
 from ovexport.artifacts import IR
 from ovexport.models.loading import load_config, load_tokenizer
-from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
+from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.progress import Listener, silent
 from ovexport.recipe import ModelSpec
 from ovexport.storage.files import write_text
@@ -50,4 +50,4 @@ def ask_model(
 
 def loaded(ir: IR) -> Loaded:
     """What loads an IR, under settings where nothing but the weights is approximate."""
-    return lambda: LogitsRunner(read_graph(ir), str(ir.path))
+    return lambda: LogitsRunner(running_graph(ir), str(ir.path))

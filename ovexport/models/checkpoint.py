@@ -44,6 +44,7 @@ def write_checkpoint(
     manifest = CheckpointManifest(
         model_id=model.id,
         revision=model.revision,
+        adapter=model.adapter,
         layers=layers,
         weight_digests=digests,
         replaced_weights=tuple(sorted(replaced)),

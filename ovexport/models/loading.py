@@ -18,8 +18,10 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from ovexport.artifacts import PeftAdapter
 from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
 from ovexport.foreign import exhausted, said, translate
+from ovexport.models.adapted import merge
 from ovexport.models.files import check_configuration, check_weight_files
 from ovexport.recipe import ModelSpec
 
@@ -27,19 +29,23 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model in evaluation mode on the CPU, with every weight from the checkpoint.
+    """The model in evaluation mode on the CPU, with every weight from the checkpoint, and the adapter added if the spec
+    names one.
 
     Args:
         dtype: of the weights; the spec's when None.
 
     Raises:
-        ArtifactError: it is not there, can't be reached, or is corrupt.
-        UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
+        ArtifactError: it is not there, can't be reached, or is corrupt; or the adapter is, or is another model's.
+        UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights; or the adapter is no plain
+            LoRA.
     """
     check_weights(spec)
     with _translated(spec), _quiet():
         model, loading_info = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
     _require_whole(spec, loading_info)
+    if spec.adapter is not None:
+        merge(PeftAdapter.read(Path(spec.adapter)), model, spec.id)
     model.eval().requires_grad_(False)
     return model  # type: ignore[no-any-return]
 
@@ -233,7 +239,7 @@ def check_reachable(spec: ModelSpec) -> None:
         if (path / "adapter_config.json").exists():
             raise UnsupportedModelError(
                 f"{path}: holds an adapter_config.json, which names another model to load; give the folder of that "
-                "model, or merge the adapter with it first"
+                "model, and this one as model.adapter or --adapter"
             )
     elif path.exists():
         raise UnsupportedModelError(f"{path}: a file; give the folder of a transformers checkpoint")

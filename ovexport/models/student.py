@@ -59,7 +59,7 @@ class Student:
         self._views: dict[str, MatrixView] = {}
         self._sums: dict[str, Tensor] = {}
         adapters = start.adapters
-        for layer, base in _base_weights(start, own_weights):
+        for layer, base in base_weights(start, own_weights):
             view = matrix_view(network, layer.name)
             view.parameter.data = torch.empty_like(view.parameter.data, dtype=dtype)
             if layer.encoding is None:
@@ -200,8 +200,8 @@ def _trained_parameters(quantizers: Mapping[str, TunableQuantizer]) -> dict[str,
     return {key: value for key, value in pairs if value.requires_grad}
 
 
-def _base_weights(start: Checkpoint, own_weights: Mapping[str, Tensor]) -> Iterator[tuple[LayerFormat, Tensor]]:
-    """Each layer with the weight that its adapters are added to: the replaced one, else the model's own."""
+def base_weights(start: Checkpoint, own_weights: Mapping[str, Tensor]) -> Iterator[tuple[LayerFormat, Tensor]]:
+    """Each layer with the weight that its adapters or codes are made from: the replaced one, else the model's own."""
     manifest = start.manifest
     replaced = start.weights if manifest.replaced_weights else {}
     for layer in manifest.layers:

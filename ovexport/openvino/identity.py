@@ -13,7 +13,8 @@ _NAMES |= {"i8": "INT8", "u2": "INT2"}
 
 
 def identify(ir: IR) -> dict[str, Any]:
-    """What reports say of a model: `weights`, such as "BF16" or "INT4", and `tuning_steps`, where it is known.
+    """What reports say of a model: `weights`, such as "BF16" or "INT4", `tuning_steps`, where it is known, and
+    `adapter`, where one lies beside the weights.
 
     `tuning_steps` is 0 where no tuning is in the weights: none took place, or nothing validated better than the start.
 
@@ -23,6 +24,8 @@ def identify(ir: IR) -> dict[str, Any]:
     manifest = ir.manifest
     steps = manifest.tuning_steps if manifest else None
     identity = {"weights": weight_precision(read_graph(ir))}
+    if ir.adapter is not None:
+        identity["adapter"] = "beside the weights"
     return identity if steps is None else identity | {"tuning_steps": steps}
 
 

@@ -15,8 +15,12 @@ _TOLD_OF_A_MODEL = re.compile(r"(licen[cs]e|notice)(\.txt)?|.*\.(md|png|jpe?g|gi
 
 
 def model_files(recipe: Recipe) -> dict[str, str] | None:
-    """What a local model is loaded from: neither hidden files nor what is told of it."""
-    return _folder_digests(recipe.model.id, lambda file: not _TOLD_OF_A_MODEL.fullmatch(file.name))
+    """What a local model and its adapter are loaded from: neither hidden files nor what is told of them."""
+    own = _folder_digests(recipe.model.id, _is_loaded)
+    if recipe.model.adapter is None:
+        return own
+    added = _folder_digests(recipe.model.adapter, _is_loaded) or {}
+    return (own or {}) | {f"adapter: {name}": digest for name, digest in added.items()}
 
 
 def card_files(recipe: Recipe) -> dict[str, str] | None:
@@ -58,6 +62,10 @@ def objective_code(recipe: Recipe) -> str | None:
     from ovexport.objectives import objectives
 
     return objectives.identity(recipe.tune.objective)
+
+
+def _is_loaded(file: Path) -> bool:
+    return _TOLD_OF_A_MODEL.fullmatch(file.name) is None
 
 
 def _folder_digests(name: str, counts: Callable[[Path], bool]) -> dict[str, str] | None:

@@ -56,11 +56,12 @@ class Shape:
 
     @property
     def product_bytes(self) -> int:
-        """The weights of the INT4 IR."""
+        """The weights of the INT4 IR, and of an adapter beside it."""
         packed = [layer for layer in self.layers if layer.encoding]
         replaced = sum(layer.out_features * layer.in_features for layer in packed)
         rest = (self.parameters - replaced) * self.bytes_per_parameter
-        return rest + sum(layer.weight_bytes for layer in packed)
+        beside = sum(4 * layer.adapter_size for layer in packed if layer.adapter == "beside")
+        return rest + beside + sum(layer.weight_bytes for layer in packed)
 
     @property
     def tuned_weights(self) -> int:
@@ -72,9 +73,11 @@ class Shape:
         """Entries of adapters and quantization ranges."""
         tuned = [layer for layer in self.layers if layer.rank]
         ranges = sum(
-            layer.out_features * layer.groups * (1 if layer.require_encoding().symmetric else 2) for layer in tuned
+            layer.out_features * layer.groups * (1 if layer.require_encoding().symmetric else 2)
+            for layer in tuned
+            if layer.adapter == "lora"
         )
-        return ranges + sum(layer.rank * (layer.out_features + layer.in_features) for layer in tuned)
+        return ranges + sum(layer.adapter_size for layer in tuned)
 
     @property
     def tuning_memory_bytes(self) -> int:

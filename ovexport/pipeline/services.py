@@ -12,7 +12,16 @@ from ovexport.errors import ArtifactError, RecipeError
 from ovexport.pipeline import engine
 from ovexport.pipeline.stages import STAGES, judge_and_report
 from ovexport.progress import Listener, silent
-from ovexport.recipe import ConvertSpec, DataSpec, EvaluateSpec, ModelSpec, Recipe, SourceSpec, TaskSpec
+from ovexport.recipe import (
+    BenchSpec,
+    ConvertSpec,
+    DataSpec,
+    EvaluateSpec,
+    ModelSpec,
+    Recipe,
+    SourceSpec,
+    TaskSpec,
+)
 from ovexport.reports import EvaluationReport, GateReport
 from ovexport.storage.files import existing_parent, make_folder
 from ovexport.storage.records import read_record, write_record
@@ -21,6 +30,9 @@ from ovexport.storage.scratch import move_folder, scratch_folder
 if TYPE_CHECKING:
     from ovexport.pipeline.plan import Plan
     from ovexport.tasks import HarnessTask
+
+_PROMPT_TOKENS = 16
+"""Of the text that shows whether an adapter is applied; any will do."""
 
 
 def run(
@@ -95,6 +107,8 @@ def convert_checkpoint(
 ) -> IR:
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
 
+    Adapters that no code absorbs, as PEFT's, lie in the IR's folder, for openvino-genai to add while the model runs.
+
     Args:
         path: a checkpoint that one of the readers recognizes.
         ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
@@ -105,7 +119,8 @@ def convert_checkpoint(
         RecipeError, PlugInError: `ranks` does not suit it, `out` and `keep` lie in each other, or a reader fails.
         ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
             holds something.
-        UnsupportedModelError: the model can't be traced, or the runtime computes a group size wrongly.
+        UnsupportedModelError: the model can't be traced, the runtime computes a group size wrongly, or openvino-genai
+            does not apply the adapter.
     """
     from ovexport.convert import convert
     from ovexport.readers import read_checkpoint
@@ -120,11 +135,42 @@ def convert_checkpoint(
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")
+        _require_applied(product)
         base.index_file.unlink()  # verify, for which `keep` is, does not read it
         for made, wanted in ((kept, keep), (product.path, out)):
             if wanted:
                 move_folder(made, wanted)
     return IR(out)
+
+
+def write_peft_folder(path: Path, model: ModelSpec, out: Path) -> None:
+    """Write a checkpoint in the layout of PEFT's LoftQ examples: a float model with the codes' values, its tokenizer,
+    and in `loftq_init` the adapter.
+
+    Args:
+        path: a checkpoint of ours whose adapters are not absorbed.
+
+    Raises:
+        ArtifactError: it is no checkpoint, is corrupt or of another base model, or `out` holds something.
+        RecipeError: its adapters are absorbed.
+    """
+    from ovexport.models.peft_folder import write_peft_folder
+    from ovexport.readers import read_checkpoint
+
+    _require_free(out.resolve(), None)
+    with scratch_folder(existing_parent(out.parent)) as scratch:
+        checkpoint = read_checkpoint(path, model, scratch / "checkpoint")
+        write_peft_folder(checkpoint, model, scratch / "folder")
+        move_folder(scratch / "folder", out.resolve())
+
+
+def _require_applied(product: IR) -> None:
+    """Refuse a product with an adapter that openvino-genai would leave out."""
+    from ovexport.bench import own_adapter, require_applied
+
+    adapter = own_adapter(product)
+    if adapter is not None:
+        require_applied(product, adapter, BenchSpec(), range(_PROMPT_TOKENS))
 
 
 def _require_free(out: Path, keep: Path | None) -> None:

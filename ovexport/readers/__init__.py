@@ -2,6 +2,7 @@
 
 from ovexport.readers.nncf import NncfReader, adopt
 from ovexport.readers.own import OwnReader
+from ovexport.readers.peft import PeftReader
 from ovexport.readers.reader import BaseWeights, CheckpointReader, read_checkpoint, readers
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CheckpointReader",
     "NncfReader",
     "OwnReader",
+    "PeftReader",
     "adopt",
     "read_checkpoint",
     "readers",

@@ -65,11 +65,17 @@ class CompressSpec(Spec):
             "qalora" also with zero points in float16 ("int4_asym_f16zp"). Embeddings and head take 8 bits.
         group_size: input channels that share a scale: a power of two, or -1 for one scale per output channel.
         method: what the adapters are added to: "fq_lora" to the weights before they are rounded, scales and zero points
-            tuned with them; "qalora" to the zero points of the groups (QA-LoRA), codes and scales frozen.
+            tuned with them; "qalora" to the zero points of the groups (QA-LoRA), codes and scales frozen; "lora" to the
+            layers' outputs, codes frozen, and the adapter lies beside the IR for the runtime to add.
         format: of method = "fq_lora": "fq_lora" for adapters of one rank; "fq_lora_nls" for elastic adapters, whose
             ranks are searched within `rank_space` after tuning.
         rank: adapter rank; a layer with a smaller side, or with fewer groups in "qalora", takes that.
-        alpha: with method = "qalora", the adapter's product is multiplied with alpha / rank; `rank` unless given.
+        alpha: with method = "qalora" or "lora", the adapter's product is multiplied with alpha / rank; `rank` unless
+            given.
+        init: with method = "lora", what the adapters begin with: "zero" adds nothing; "loftq" what approximates the
+            uncompressed weights best together with the codes (LoftQ).
+        loftq_iterations: how often "loftq" rounds what the adapters leave, and fits the adapters to what rounding
+            leaves.
         rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
         rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
         starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
@@ -91,10 +97,12 @@ class CompressSpec(Spec):
 
     mode: TunedMode = "int4_asym"
     group_size: GroupSize = 64
-    method: Literal["fq_lora", "qalora"] = "fq_lora"
+    method: Literal["fq_lora", "qalora", "lora"] = "fq_lora"
     format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
     rank: Positive = 64
     alpha: PositiveReal | None = None
+    init: Literal["zero", "loftq"] = "zero"
+    loftq_iterations: Positive = 5
     rank_space: tuple[Positive, ...] | None = None
     rank_by: Literal["block", "linear"] = "block"
     starting_point: Annotated[str, Field(min_length=1)] | None = None
@@ -132,9 +140,10 @@ class CompressSpec(Spec):
     def _check_method(self) -> None:
         """Refuse what does not go with the method."""
         modes = {"mode": self.mode, **{f"layers.{i}.mode": rule.mode for i, rule in enumerate(self.layers)}}
+        if self.method != "fq_lora" and self.format != "fq_lora":
+            raise ValueError(f'format="{self.format}" is of method = "fq_lora"; leave it out')
+        self._check_init()
         if self.method == "qalora":
-            if self.format != "fq_lora":
-                raise ValueError(f'format="{self.format}" is of method = "fq_lora"; leave it out')
             symmetric = [key for key, mode in modes.items() if mode == "int4_sym"]
             if symmetric:
                 raise ValueError(
@@ -145,5 +154,19 @@ class CompressSpec(Spec):
         floats = [key for key, mode in modes.items() if mode == "int4_asym_f16zp"]
         if floats:
             raise ValueError(f'{floats[0]}="int4_asym_f16zp" goes with method = "qalora"; use "int4_asym"')
-        if self.alpha is not None:
-            raise ValueError(f'alpha={self.alpha:g} goes with method = "qalora"; leave it out')
+        if self.alpha is not None and self.method == "fq_lora":
+            raise ValueError(f'alpha={self.alpha:g} goes with method = "qalora" or "lora"; leave it out')
+
+    def _check_init(self) -> None:
+        """Refuse a beginning of the adapters that does not go with the other keys."""
+        if self.init != "loftq":
+            if "loftq_iterations" in self.model_fields_set and self.loftq_iterations != type(self)().loftq_iterations:
+                raise ValueError(f'loftq_iterations={self.loftq_iterations} goes with init = "loftq"; leave it out')
+            return
+        if self.method != "lora":
+            raise ValueError('init="loftq" goes with method = "lora", whose adapters are not rounded; set both')
+        others = {"awq": self.awq, "scale_estimation": self.scale_estimation, "gptq": self.gptq}
+        others["starting_point"] = self.starting_point not in (None, "rounding")
+        given = [name for name, value in others.items() if value]
+        if given:
+            raise ValueError(f'init="loftq" rounds the weights itself; leave {", ".join(given)} out')

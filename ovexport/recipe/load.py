@@ -167,7 +167,9 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     evaluate = recipe.evaluate
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"id": resolve(recipe.model.id)}),
+            "model": recipe.model.model_copy(
+                update={"id": resolve(recipe.model.id), "adapter": resolve(recipe.model.adapter)}
+            ),
             "data": data.model_copy(update=sources),
             "task": recipe.task and _resolve_task(recipe.task, base),
             "evaluate": evaluate.model_copy(

@@ -43,7 +43,7 @@ class Recipe(Spec):
         if self.compress.format == "fq_lora_nls" and self.tune.objective == "distillation":
             raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
         if self.tune.adapter_dropout and self.compress.method == "fq_lora":
-            raise ValueError('tune.adapter_dropout goes with compress.method = "qalora"; leave it out')
+            raise ValueError('tune.adapter_dropout goes with compress.method = "qalora" or "lora"; leave it out')
         if self.tune.objective == "task" and self.task is None:
             raise ValueError('tune.objective = "task" needs a section [task] with a name')
         if self.data.train is None and self.task is None:

@@ -17,7 +17,7 @@ from ovexport.report.table import Findings, comparison
 from ovexport.report.templating import environment
 from ovexport.reports import EvaluationReport, ModelEvaluation
 from ovexport.versions import stack_versions
-from ovexport.wording import inert_markdown
+from ovexport.wording import inert_markdown, model_named
 
 _TASK = "text-generation"
 _TAGS = ["openvino", "nncf", "int4", "ovexport"]
@@ -37,7 +37,8 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
     base = base_metadata(recipe.model)
     title, on_hub = Path(recipe.model.id).name, not Path(recipe.model.id).exists()
     models, rows = comparison(findings)
-    revision = f" at {recipe.model.revision}" if recipe.model.revision else ""
+    base_name = recipe.model.id if on_hub else f"the checkpoint in the folder {title}"
+    adapter = recipe.model.adapter and Path(recipe.model.adapter).name
     body = (
         environment(finalize=_inert)
         .get_template("card.md")
@@ -48,7 +49,7 @@ def model_card(recipe: Recipe, findings: Findings, digests: Mapping[str, str]) -
             models=models,
             rows=rows,
             digests=digests,
-            base=f"{recipe.model.id}{revision}" if on_hub else f"the checkpoint in the folder {title}",
+            base=model_named(base_name, recipe.model.revision if on_hub else None, adapter),
             license=base.values.get("license"),
             left_out=base.left_out,
             made_with=findings.verification.versions if findings.verification else stack_versions(),

@@ -22,6 +22,7 @@ from ovexport.report.verdict import headlines, verdict
 from ovexport.storage.files import write_text
 from ovexport.storage.textfile import read_text
 from ovexport.versions import stack_versions
+from ovexport.wording import model_named
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -60,7 +61,7 @@ def _values(folder: RunFolder, recipe: Recipe, findings: Findings) -> dict[str, 
     models, rows = comparison(findings)
     return {
         "title": Path(recipe.model.id).name,
-        "base": recipe.model.id + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
+        "base": model_named(recipe.model.id, recipe.model.revision, recipe.model.adapter),
         "recipe": recipe,
         "recipe_text": read_text(folder.recipe),
         "findings": findings,

@@ -4,9 +4,11 @@ converted."""
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ovexport.artifacts import PeftAdapter
 from ovexport.checking import Finding, raised
 from ovexport.errors import OvexportError
-from ovexport.models.loading import check_checkpoint
+from ovexport.models.adapted import require_fits
+from ovexport.models.loading import check_checkpoint, skeleton
 from ovexport.openvino.tokenizer import check_tokenizer
 from ovexport.recipe import ModelSpec
 
@@ -25,4 +27,11 @@ def check(
         yield problem
     if Path(model.id).is_dir():  # weights on the hub are not downloaded to plan
         yield from raised(check_checkpoint, model)
+    if model.adapter is not None and problem is None:
+        yield from raised(_check_adapter, model, Path(model.adapter))
     yield from raised(lambda: check_tokenizer(model, texts, templated=templated))
+
+
+def _check_adapter(model: ModelSpec, folder: Path) -> None:
+    """Look whether load_model can add the adapter, by names and shapes."""
+    require_fits(PeftAdapter.read(folder), skeleton(model), model.id)

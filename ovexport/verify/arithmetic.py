@@ -77,7 +77,7 @@ class ExpectedCodes:
         grid = base_grid(layer, adapters)
         self._scale = grid.scale.astype(np.float32)[..., None]
         self._zero_point = None if grid.zero_point is None else grid.zero_point.astype(np.float32)[..., None]
-        rank = 0 if layer.adapter == "qalora" else layer.used_rank  # that adapter leaves the codes alone
+        rank = layer.used_rank if layer.adapter == "lora" else 0  # others leave the codes alone
         up, down = (layer.out_features, layer.rank), (layer.rank, layer.in_features)
         self._down = stored_tensor(layer, adapters, "lora_A", down)[:rank].astype(np.float64) if rank else None
         self._up = stored_tensor(layer, adapters, "lora_B", up)[:, :rank] if rank else None

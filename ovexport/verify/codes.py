@@ -124,7 +124,7 @@ def _rows(
     if matrix is None:
         raise ArtifactError(
             f"{layer.name}: the base IR does not hold the weights this checkpoint was tuned on; "
-            f"give the IR of {manifest.model_id}"
+            f"give the IR of {manifest.model}"
         )
     if changed is not None and layer.name in manifest.replaced_weights:
         own = _changed(layer, changed)

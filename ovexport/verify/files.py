@@ -9,7 +9,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ovexport.artifacts import IR, IR_MANIFEST, RUN_FILES, Checkpoint, IRManifest
+from ovexport.artifacts import ADAPTER_FOLDER, IR, IR_MANIFEST, RUN_FILES, Checkpoint, IRManifest
 from ovexport.errors import ArtifactError
 from ovexport.openvino.runtime_settings import SETTINGS_FILE, converted_xml
 from ovexport.openvino.runtime_settings import changed_files as unlike
@@ -63,22 +63,17 @@ def as_made(ir: IR, checkpoint: Checkpoint | None, base: IR | None, twin: IR | N
         others = check_files(manifest.checkpoint_files, checkpoint.path)
         detail = f"{', '.join(others)}: not of the checkpoint that the IR was made from"
         checks.append(zero("made from this checkpoint", "files", len(others), detail))
-        of = (checkpoint.manifest.model_id, checkpoint.manifest.revision)
-        checks.append(_same_model(manifest, of, "checkpoint"))
+        checks.append(_same_model(manifest, checkpoint.manifest.model, "checkpoint"))
     for name, other in (("base IR", base), ("twin", twin)):
         if other is not None and (theirs := other.manifest) is not None:
-            checks.append(_same_model(manifest, (theirs.model_id, theirs.revision), name))
+            checks.append(_same_model(manifest, theirs.model, name))
     return checks
 
 
-def _same_model(manifest: IRManifest, of: tuple[str, str | None], other: str) -> Check:
+def _same_model(manifest: IRManifest, expected: str, other: str) -> Check:
     """ovexport.json names the model that something else was made from."""
-    named, expected = (
-        f"{model} at {revision}" if revision else model
-        for model, revision in ((manifest.model_id, manifest.revision), of)
-    )
-    detail = f"{IR_MANIFEST} says that the IR was made from {named}"
-    return equal(f"made from the {other}'s model", IR_MANIFEST, named, expected, detail)
+    detail = f"{IR_MANIFEST} says that the IR was made from {manifest.model}"
+    return equal(f"made from the {other}'s model", IR_MANIFEST, manifest.model, expected, detail)
 
 
 def symbolic_links(folder: Path) -> list[str]:
@@ -98,9 +93,14 @@ def companions(ir: IR, other: IR, name: str) -> Check:
     differing = [
         file
         for file in sorted({file for folder in (ir.path, other.path) for file in _names_in(folder)})
-        if file not in _NOT_COMPANIONS and _digest_or_none(ir.path / file) != _digest_or_none(other.path / file)
+        if not _is_of_the_product(file) and _digest_or_none(ir.path / file) != _digest_or_none(other.path / file)
     ]
     return zero(f"tokenizer and configurations as the {name}'s", "files", len(differing), ", ".join(differing))
+
+
+def _is_of_the_product(file: str) -> bool:
+    """Whether a file is no tokenizer, template or configuration that a product has from its base."""
+    return file in _NOT_COMPANIONS or file.startswith(f"{ADAPTER_FOLDER}/")
 
 
 def same_document(ir: IR, twin: IR) -> Check:

@@ -11,12 +11,14 @@ from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.openvino.graph import Weight, read_graph, weights
 from ovexport.openvino.matrices import layer_matrices
+from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.openvino.runtime_settings import told_settings
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import files_in
 from ovexport.verify.behaviour import behaviour
+from ovexport.verify.beside import adapter_checks
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
@@ -180,6 +182,7 @@ def _against_checkpoint(
     evidence.adapters = adapter_operations(graph, graph_weights, manifest)
     evidence.checks += structure(graph, graph_weights, manifest)
     evidence.checks += trained_codes(graph_weights, manifest)
+    evidence.checks += adapter_checks(ir, checkpoint, manifest)
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
@@ -227,7 +230,7 @@ def _executed(
     evidence.checks += [check, no_float_weights(nodes, graph_weights)]
     reference = checkpoint.reference if checkpoint else None
     if reference is not None:
-        evidence.checks += behaviour(graph, str(ir.path), graph_weights, reference)
+        evidence.checks += behaviour(running_graph(ir), str(ir.path), graph_weights, reference)
     elif checkpoint is not None:
         evidence.reasons.append("the checkpoint holds no reference logits: behaviour can't be compared")
 

@@ -9,6 +9,8 @@ from pydantic import model_validator
 from ovexport.storage.records import Record
 from ovexport.weights.encoding import ENCODINGS, Encoding, Mode
 
+AdapterKind = Literal["lora", "qalora", "beside"]
+
 
 class LayerFormat(Record):
     """The fate of one weight matrix.
@@ -22,7 +24,8 @@ class LayerFormat(Record):
         group_size: input channels per scale; in_features when there is one scale per output channel.
         rank: of its adapter; 0 without one.
         adapter: what the adapter is added to: "lora" to the weight, before it is rounded (FQ_LORA); "qalora" to the
-            zero points of the groups, and codes stay what they are.
+            zero points of the groups, and codes stay what they are; "beside" to the layer's output, and codes and zero
+            points stay what they are.
         adapter_factor: what the product of the adapter's two matrices is multiplied with, such as alpha / rank.
         active_rank: how many of the adapter's rows of A and columns of B, from the first, are in use (FQ_LORA_NLS);
             all of them when None.
@@ -39,7 +42,7 @@ class LayerFormat(Record):
     transposed: bool = False
     group_size: int
     rank: int = 0
-    adapter: Literal["lora", "qalora"] = "lora"
+    adapter: AdapterKind = "lora"
     adapter_factor: float = 1.0
     active_rank: int | None = None
     arithmetic: Literal["ovexport", "nncf"] = "ovexport"
@@ -76,6 +79,12 @@ class LayerFormat(Record):
     def used_rank(self) -> int:
         """Rank of the product B·A that is added to the weight."""
         return self.rank if self.active_rank is None else self.active_rank
+
+    @property
+    def adapter_size(self) -> int:
+        """Entries of the adapter's two matrices."""
+        inputs = self.groups if self.adapter == "qalora" else self.in_features
+        return self.rank * (self.out_features + inputs)
 
     @property
     def groups(self) -> int:

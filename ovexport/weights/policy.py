@@ -5,14 +5,14 @@ The policy of a recipe asks its tables [[compress.layers]], the first that match
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ovexport.errors import OvexportError, RecipeError
 from ovexport.recipe import CompressSpec, LayerMode, LayerRule
 from ovexport.registry import Registry
 from ovexport.weights.encoding import ENCODINGS
 from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
-from ovexport.weights.layer import LayerFormat, WeightMatrix
+from ovexport.weights.layer import AdapterKind, LayerFormat, WeightMatrix
 
 
 class LayerPolicy(Protocol):
@@ -79,7 +79,7 @@ def format_layer(
     *,
     group_size: int = -1,
     rank: int = 0,
-    adapter: Literal["lora", "qalora"] = "lora",
+    adapter: AdapterKind = "lora",
     adapter_factor: float = 1.0,
     note: str | None = None,
 ) -> LayerFormat:
@@ -206,7 +206,16 @@ class Defaults:
             above = f"{rank} is above the smaller side, {largest}"
             raise LayerRefused(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
         rank, note = _clamped(rank, largest, note)
-        return format_layer(matrix, spec.mode, group_size=group_size, rank=rank, note=note)
+        beside = spec.method == "lora"
+        return format_layer(
+            matrix,
+            spec.mode,
+            group_size=group_size,
+            rank=rank,
+            adapter="beside" if beside else "lora",
+            adapter_factor=(spec.alpha or spec.rank) / spec.rank if beside else 1.0,
+            note=note,
+        )
 
     def _with_pooled_adapter(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
         """A format whose adapter sees the means of the groups; PEFT multiplies them with alpha / rank and the number of

@@ -153,15 +153,20 @@ class TunableQuantizer(nn.Module, ABC):
             weight: (output, input).
             generator: draws A, uniform within 1 / sqrt(its inputs), as PEFT's LoRA does.
         """
+        self.fit_grid(weight)
+        if self.layer.rank:
+            bound = self.adapter_inputs(self.layer) ** -0.5
+            self.lora_A.uniform_(-bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def fit_grid(self, weight: Tensor) -> None:
+        """Set the smallest grid that holds each group of a weight, (output, input), and 0."""
         grouped = weight.float().reshape(self.layer.out_features, self.layer.groups, self.layer.group_size)
         low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
         if self.symmetric:
             self.set_scale(torch.where(-low >= high, -low, -high))
         else:
             self.set_grid((high - low) / self.level_high, low)
-        if self.layer.rank:
-            bound = self.adapter_inputs(self.layer) ** -0.5
-            self.lora_A.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
     def set_grid(self, step: Tensor, low: Tensor) -> None:

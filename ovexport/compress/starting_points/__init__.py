@@ -1,6 +1,7 @@
 """What tuning starts from: rounding to nearest, and what a recipe asks for on top of it."""
 
 from ovexport.compress.starting_points import gptq, nncf, rounding
+from ovexport.compress.starting_points.loftq import Loftq
 from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registered
@@ -29,4 +30,5 @@ def chosen(spec: CompressSpec) -> tuple[Registered[type[StartingPoint]], ...]:
         names.append(by_keys)
     if spec.gptq:
         names.append("gptq")
-    return tuple(starting_points.load(name, "compress.starting_point") for name in dict.fromkeys(names))
+    points = tuple(starting_points.load(name, "compress.starting_point") for name in dict.fromkeys(names))
+    return (*points, Registered(name="loftq", thing=Loftq)) if spec.init == "loftq" else points

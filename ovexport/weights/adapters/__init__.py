@@ -5,13 +5,18 @@ import torch
 
 from ovexport.errors import ArtifactError
 from ovexport.storage.tensorfile import TensorFile
+from ovexport.weights.adapters.beside import BesideQuantizer
 from ovexport.weights.adapters.qalora import QaLoraQuantizer
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import FakeQuantizer, TunableQuantizer
 
-__all__ = ["QaLoraQuantizer", "load_quantizer", "make_quantizer"]
+__all__ = ["BesideQuantizer", "QaLoraQuantizer", "load_quantizer", "make_quantizer"]
 
-_QUANTIZERS: dict[str, type[TunableQuantizer]] = {"lora": FakeQuantizer, "qalora": QaLoraQuantizer}
+_QUANTIZERS: dict[str, type[TunableQuantizer]] = {
+    "lora": FakeQuantizer,
+    "qalora": QaLoraQuantizer,
+    "beside": BesideQuantizer,
+}
 """By `LayerFormat.adapter`."""
 
 

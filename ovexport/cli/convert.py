@@ -11,10 +11,16 @@ CheckpointPath = Annotated[
     Path,
     typer.Argument(
         help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, or what a plug-in "
-        "reads."
+        "reads. Or a model's folder whose weights are 4-bit codes already (GPTQ, AWQ, AutoRound, compressed-tensors)."
     ),
 ]
-Model = Annotated[str, typer.Option(help="The base model: a folder or a hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="The base model: a folder or a hub id. Left out where the checkpoint is a model of its own.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the INT4 IR.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)]
 Ranks = Annotated[
@@ -36,25 +42,27 @@ Keep = Annotated[
 @reports_errors
 def convert(
     checkpoint: CheckpointPath,
-    model: Model,
     out: Out,
+    model: Model = None,
     revision: Revision = None,
     ranks: Ranks = None,
     keep: Keep = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A tuned checkpoint to an INT4 IR, its adapters absorbed.
+    """A tuned checkpoint to an INT4 IR, its adapters absorbed; or a model in 4 bits, with its own codes.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
 
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
+
+    Example: ovexport convert Qwen2.5-3B-Instruct-AWQ --out int4
     """
     from ovexport.pipeline import services
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
-    spec = ModelSpec(id=model, revision=revision)
+    spec = None if model is None else ModelSpec(id=model, revision=revision)
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
     ir = services.convert_checkpoint(checkpoint, spec, ConvertSpec(), out, ranks=given, keep=keep)
     if as_json:

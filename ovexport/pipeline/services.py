@@ -86,7 +86,7 @@ def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
 
 def convert_checkpoint(
     path: Path,
-    model: ModelSpec,
+    model: ModelSpec | None,
     spec: ConvertSpec,
     out: Path,
     *,
@@ -97,6 +97,7 @@ def convert_checkpoint(
 
     Args:
         path: a checkpoint that one of the readers recognizes.
+        model: the base model; None where the checkpoint is a model of its own.
         ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
             ours already.
@@ -108,12 +109,13 @@ def convert_checkpoint(
         UnsupportedModelError: the model can't be traced, or the runtime computes a group size wrongly.
     """
     from ovexport.convert import convert
-    from ovexport.readers import read_checkpoint
+    from ovexport.readers import base_model, read_checkpoint
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     _require_free(out, keep)
+    model = base_model(path, model)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
         checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)

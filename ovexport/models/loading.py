@@ -46,7 +46,7 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
     check_weights(spec)
     packed = open_packed(spec)
     with _translated(spec), _quiet():
-        wanted = dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
+        wanted: torch.dtype | Literal["auto"] = dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
         model, loading_info = _load(spec, dtype=wanted) if packed is None else _load_packed(spec, packed, wanted)
     _require_whole(spec, loading_info)
     model.eval().requires_grad_(False)
@@ -112,7 +112,7 @@ def _load_packed(
         grid = packed.grid(name)
         weight = grid.dequantized(packed.codes(name, grid.order)).to(stored)
         if not torch.isfinite(weight).all():
-            raise UnsupportedModelError(f"{spec.id}: {name} overflows {stored}; set model.dtype = \"float32\"")
+            raise UnsupportedModelError(f'{spec.id}: {name} overflows {stored}; set model.dtype = "float32"')
         state[name] = weight.T if packed.is_transposed(name) else weight
         if grid.order is not None:
             orders[name] = grid.order

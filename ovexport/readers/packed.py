@@ -1,4 +1,4 @@
-"""Models whose weights are 4-bit codes already, in the formats of ovexport.models.packed: the codes stay as they are."""
+"""Models whose weights are 4-bit codes already, in a format of ovexport.models.packed: the codes stay as they are."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -168,7 +168,9 @@ def base_model(path: Path, model: ModelSpec | None) -> ModelSpec:
     reader = _reader_of(path).thing()
     if not reader.is_model:
         if model is None:
-            raise RecipeError(f"--model: missing; {path} is {reader.takes}, so give the base model that it was tuned on")
+            raise RecipeError(
+                f"--model: missing; {path} is {reader.takes}, so give the base model that it was tuned on"
+            )
         return model
     if model is not None and Path(model.id).resolve() != path.resolve():
         raise RecipeError(f"--model: {path} is {reader.takes}, a model of its own; leave --model out")

@@ -151,7 +151,7 @@ def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> Laye
     """The format of a matrix that its checkpoint holds as codes: theirs, with the rank that the recipe gives it.
 
     Raises:
-        LayerRefused: the runtime computes its group size wrongly, or a rank of the rank space is above its smaller side.
+        LayerRefused: the runtime computes its group size wrongly, or the rank space is above its smaller side.
     """
     if not computed_rightly(own.group_size, matrix.in_features):
         after = f": its group size in the checkpoint is {own.group_size}, and {WRONG_GROUPS}; give another checkpoint"

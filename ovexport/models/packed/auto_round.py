@@ -15,7 +15,7 @@ from typing import Any
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.packed.awq import AwqLayout
 from ovexport.models.packed.format import Layout, packed_formats, require_absent, require_value, sizes_in
-from ovexport.models.packed.gptq import GptqLayout
+from ovexport.models.packed.gptq import GptqLayout, is_symmetric
 
 _OF_A_KERNEL = ("exllamav2", "tritonv2", "triton", "marlin", "cuda", "torch")
 """What older versions append to the name of the packing."""
@@ -41,11 +41,17 @@ class AutoRound:
             raise UnsupportedModelError(f"has act_bits={config['act_bits']!r:.60}, and activations can't be quantized")
         key = "packing_format" if config.get("packing_format") is not None else "backend"
         stated = config.get(key, "auto")
+        symmetric = is_symmetric(config, "extra_config")
         match [part for part in str(stated).split(":") if part not in _OF_A_KERNEL]:
             case ["auto_round", "auto_gptq" | "gptq"] | ["auto"]:
-                return GptqLayout(offset=1)
+                return GptqLayout(offset=1, symmetric=symmetric)
             case ["auto_round"] | ["auto_round", "gptqmodel"]:
-                return GptqLayout(offset=0)
+                if key == "backend" and not symmetric:
+                    raise UnsupportedModelError(
+                        f"has {key}={stated!r:.60} and no packing_format, as AutoRound's first versions write it, which "
+                        "stored zero points in two ways"
+                    )
+                return GptqLayout(offset=0, symmetric=symmetric)
             case ["auto_round", "auto_awq" | "awq"]:
                 return AwqLayout()
         raise UnsupportedModelError(

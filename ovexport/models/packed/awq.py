@@ -68,7 +68,7 @@ class Awq:
         """As PackedFormat."""
         key = "bits" if "bits" in config else "w_bit"
         require_value(config, key, 4)
-        key = next((key for key in ("version", "checkpoint_format", "format") if config.get(key) is not None), "version")
+        key = next((key for key in ("version", "checkpoint_format", "format") if config.get(key)), "version")
         version = config.get(key, "gemm")
         if str(version).lower() != "gemm":
             raise UnsupportedModelError(f"has {key}={version!r:.60}, and only 'gemm' can be read")

@@ -151,9 +151,10 @@ class PackedFolder:
         """
         grids = [self.grid(name) for name in self._places]
         sizes = Counter(self.group_size(name) for name in self._places)
-        symmetric = {grid.symmetric for grid in grids}
+        symmetric = sum(grid.symmetric for grid in grids)
         parts = [self.title, "4 bits", f"group size {' and '.join(str(size) for size, _ in sizes.most_common())}"]
-        parts.append({(True,): "symmetric", (False,): "asymmetric"}.get(tuple(symmetric), "symmetric and asymmetric"))
+        mixed = "symmetric and asymmetric"
+        parts.append({len(grids): "symmetric", 0: "asymmetric"}.get(symmetric, mixed))
         if any(grid.order is not None for grid in grids):
             parts.append("act-order")
         rounding = max(grid.rounding for grid in grids)
@@ -227,7 +228,8 @@ class PackedFolder:
     def _check_rest(self) -> None:
         """Refuse parts of a packed weight that belong to none."""
         known = {name for place in self._places.values() for name in place.tensors.values()}
-        parts = [f".{key}" for key in (*self._layout.required(8, 8, 1), *self._layout.optional(8, 8, 1)) if key != "bias"]
+        keys = (*self._layout.required(8, 8, 1), *self._layout.optional(8, 8, 1))
+        parts = [f".{key}" for key in keys if key != "bias"]
         for name in self._files:
             if name not in known and name.endswith(tuple(parts)):
                 raise ArtifactError(

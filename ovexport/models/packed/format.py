@@ -16,13 +16,11 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 class Layout(Protocol):
-    """How the tensors of a layer are laid out.
+    """How the tensors of a layer are laid out."""
 
-    Attributes:
-        codes_name: of the tensor with the codes, which a layer is known by.
-    """
-
-    codes_name: str
+    @property
+    def codes_name(self) -> str:
+        """The tensor with the codes, which a layer is known by."""
 
     def shape(self, codes: Shape) -> tuple[Shape, Shape]:
         """What shape of the whole matrix, (output, input), a tensor of codes is of, at least and at most."""

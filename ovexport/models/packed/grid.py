@@ -88,9 +88,7 @@ def make_grid(
         worst = given[(stored == 0) | ~np.isfinite(stored)][0]
         raise UnsupportedModelError(f"{name}: has a scale of {worst:.3g}, which float16 can't hold; quantize it again")
     rounding = float((np.abs(stored.astype(np.float64) - given) / np.abs(given)).max(initial=0.0))
-    grid = PackedGrid(
-        scale=stored, zero_point=np.ascontiguousarray(zero_point), order=order, rounding=rounding
-    )
+    grid = PackedGrid(scale=stored, zero_point=np.ascontiguousarray(zero_point), order=order, rounding=rounding)
     if not grid.symmetric and (stored < 0).any():
         raise UnsupportedModelError(
             f"{name}: has negative scales beside zero points, which can't be tuned; quantize it symmetrically"

@@ -48,8 +48,8 @@ class AutoRound:
             case ["auto_round"] | ["auto_round", "gptqmodel"]:
                 if key == "backend" and not symmetric:
                     raise UnsupportedModelError(
-                        f"has {key}={stated!r:.60} and no packing_format, as AutoRound's first versions write it, which "
-                        "stored zero points in two ways"
+                        f"has {key}={stated!r:.60} and no packing_format, as AutoRound's first versions write it, and "
+                        "these stored zero points in two ways"
                     )
                 return GptqLayout(offset=0, symmetric=symmetric)
             case ["auto_round", "auto_awq" | "awq"]:

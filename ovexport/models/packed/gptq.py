@@ -23,7 +23,6 @@ from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.models.packed.format import Shape, Tensors, packed_formats, require_absent, require_value, sizes_in
 from ovexport.models.packed.grid import PackedGrid, make_grid, order_of, unpacked_columns
 
-
 _MIDDLE = 8
 
 

@@ -16,6 +16,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+KINDS: dict[str, dict[str, Any]] = {
+    "GPTQ v1": {"kind": "gptq gptq"},
+    "GPTQ v1 asymmetric": {"kind": "gptq gptq", "symmetric": False},
+    "GPTQ v2 asymmetric": {"kind": "gptq gptq_v2", "symmetric": False, "group_size": -1},
+    "GPTQ act-order": {"kind": "gptq gptq", "act_order": True},
+    "AWQ": {"kind": "awq", "symmetric": False},
+    "AutoRound": {"kind": "auto-round auto_round:auto_gptq"},
+    "AutoRound plain": {"kind": "auto-round auto_round", "symmetric": False},
+    "AutoRound as AWQ": {"kind": "auto-round auto_round:auto_awq", "symmetric": False},
+    "compressed-tensors": {"kind": "compressed-tensors", "scale_dtype": torch.bfloat16, "group_size": 16},
+    "compressed-tensors asymmetric": {"kind": "compressed-tensors", "symmetric": False},
+    "compressed-tensors act-order": {"kind": "compressed-tensors", "symmetric": False, "act_order": True},
+    "compressed-tensors per channel": {"kind": "compressed-tensors", "group_size": -1},
+}
+LAYER = "model.layers.0.mlp.down_proj"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +210,32 @@ def write_packed(
     config["quantization_config"] = configuration(kind, group_size, symmetric=symmetric, act_order=act_order)
     (out / "config.json").write_text(json.dumps(config))
     return Written(path=out, layers=layers)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Path:
+    """The folder with a change of its tensors and its config.json."""
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    change(tensors, config)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def configured(**values: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda _, config: config["quantization_config"].update(values)
+
+
+def with_tensor(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
+    return lambda tensors, _: tensors.update({f"{LAYER}.{key}": change(tensors[f"{LAYER}.{key}"])})
+
+
+def without(key: str) -> Callable[..., None]:
+    return lambda tensors, _: tensors.pop(f"{LAYER}.{key}")
+
+
+def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def fill(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[0, 0] = value
+        return tensor
+
+    return fill

@@ -43,8 +43,8 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         ArtifactError: it is not there, can't be reached, or is corrupt.
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights.
     """
-    check_weights(spec)
     packed = open_packed(spec)
+    check_weights(spec)
     with _translated(spec), _quiet():
         wanted: torch.dtype | Literal["auto"] = dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
         model, loading_info = _load(spec, dtype=wanted) if packed is None else _load_packed(spec, packed, wanted)
@@ -57,16 +57,18 @@ def open_packed(spec: ModelSpec) -> PackedFolder | None:
     """The model's files, where they hold weights as 4-bit codes of a known format; None where they don't.
 
     Raises:
-        ArtifactError: as check_weights; or the codes, scales or zero points are incomplete or damaged.
+        ArtifactError: there are no safetensors files, or codes, scales or zero points are incomplete or damaged.
         UnsupportedModelError: it is a variant that can't be read.
     """
     config = quantization_config(spec)
     registered = recognized(config)
     if config is None or registered is None:
         return None
-    check_weights(spec)
     matrices = Architecture(skeleton(spec)).all_matrices()
-    return PackedFolder(spec.id, config, registered, weight_files(spec), matrices)
+    files = weight_files(spec)
+    if not files:
+        check_weight_files(spec, ())
+    return PackedFolder(spec.id, config, registered, files, matrices)
 
 
 def check_checkpoint(spec: ModelSpec) -> None:
@@ -76,12 +78,15 @@ def check_checkpoint(spec: ModelSpec) -> None:
         ArtifactError: as check_weights.
         UnsupportedModelError: as check_weights; or a weight has another name or shape.
     """
+    packed = open_packed(spec)
     check_weights(spec)
-    if open_packed(spec) is not None:
-        return  # its layers are checked one by one, and look_at reads their scales
     loading_info: Mapping[str, Any] = {}
     with suppress(Exception), _quiet():  # what transformers can't load without its values, load_model judges
-        _, loading_info = _load(spec, device_map="meta")
+        if packed is None:
+            _, loading_info = _load(spec, device_map="meta")
+        else:
+            state = {name: torch.empty(shape, device="meta") for name, shape in packed.shapes().items()}
+            _, loading_info = _from_state(spec, state, device_map="meta")
     _require_whole(spec, loading_info)
 
 
@@ -116,10 +121,21 @@ def _load_packed(
         state[name] = weight.T if packed.is_transposed(name) else weight
         if grid.order is not None:
             orders[name] = grid.order
-    model, loading_info = type(skeleton(spec)).from_pretrained(
-        None, config=config, state_dict=state, dtype=stored, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    model, loading_info = _from_state(spec, state, dtype=stored)
     reorder_inputs(model, orders)
+    return model, loading_info
+
+
+def _from_state(spec: ModelSpec, state: Mapping[str, torch.Tensor], **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """As _load, from tensors by name."""
+    model, loading_info = type(skeleton(spec)).from_pretrained(
+        None,
+        config=load_config(spec),
+        state_dict=dict(state),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
     return model, loading_info
 
 

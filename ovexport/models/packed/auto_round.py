@@ -37,8 +37,7 @@ class AutoRound:
         require_value(config, "bits", 4)
         require_value(config, "data_type", "int", default="int")
         require_absent(config, "rotation_config", "transform_config", "super_bits", "static_kv_dtype")
-        if (config.get("act_bits") or 16) < 16:
-            raise UnsupportedModelError(f"has act_bits={config['act_bits']!r:.60}, and activations can't be quantized")
+        require_value(config, "act_bits", 16, default=16)
         key = "packing_format" if config.get("packing_format") is not None else "backend"
         stated = config.get(key, "auto")
         symmetric = is_symmetric(config, "extra_config")

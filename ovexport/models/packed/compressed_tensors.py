@@ -38,7 +38,7 @@ class PackQuantizedLayout:
 
     def groups(self, tensors: Tensors) -> int:
         """As Layout."""
-        return int(tensors["weight_scale"].shape[1])
+        return int(tensors["weight_scale"].shape[-1])
 
     def required(self, outputs: int, inputs: int, groups: int) -> dict[str, Shape]:
         """As Layout."""

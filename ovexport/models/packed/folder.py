@@ -17,8 +17,9 @@ from ovexport.storage.digests import bytes_digest
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, OwnFormat, WeightMatrix
 
-_FLOATS = ("float16", "float32", "float64")
-_INTEGERS = ("int32", "int64")
+_FLOATS = ("float16", "float32")
+_INDICES = ("int32", "int64")
+_WORDS = ("int32",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,12 @@ class PackedFolder:
         parts = {tensor for place in self._places.values() for key, tensor in place.tensors.items() if key != "bias"}
         return ((name, file[name]) for name, file in self._files.items() if name not in parts)
 
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the model's tensors that the folder holds, packed or not, by their names."""
+        packed = {name: _shape(place.matrix) for name, place in self._places.items()}
+        turned = {name: shape[::-1] for name, shape in packed.items() if self.is_transposed(name)}
+        return packed | turned | {name: values.shape for name, values in self.floats()}
+
     def describe(self) -> str:
         """What the folder is, in a line: "GPTQ, 4 bits, group size 128, symmetric, act-order: 210 of 211 layers".
 
@@ -254,7 +261,7 @@ def _check_tensor(where: str, values: NDArray[Any], expected: Shape | None, titl
             f"{where}: a layer of {title} has no such tensor that could be converted; give a plain 4-bit checkpoint"
         )
     key = where.rpartition(".")[2]
-    types = _FLOATS if "scale" in key or key == "bias" else _INTEGERS
+    types = _FLOATS if "scale" in key or key == "bias" else _INDICES if key.endswith(("idx", "shape")) else _WORDS
     if values.shape != expected or values.dtype.name not in types:
         raise ArtifactError(
             f"{where}: is {values.dtype} {values.shape}, and has to be {types[0]} {expected}; the checkpoint is "

@@ -131,10 +131,18 @@ def test_a_model_in_shards_and_its_plan_are_read(written, tmp_path: Path) -> Non
 
 def test_tuning_starts_from_the_codes_of_the_folder(written, tmp_path: Path) -> None:
     folder = written("compressed-tensors act-order", left=["layers.1.mlp.up_proj"])
+    for split, count in (("train", 24), ("validation", 12), ("test", 6)):
+        rows = [
+            {"query": f"In the {split} story {n} is", "choices": ["a cat", "two frogs"], "gold": 0}
+            for n in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sections = tiny_values(folder.path)
     sections["compress"] |= {"mode": "int4_sym", "group_size": 64}
-    sections["tune"] |= {"learning_rate": 1e-3, "validate_every": 1}
-    run = services.run(recipe.parse(sections, base=REPOSITORY, origin="packed"), tmp_path / "run", until="verify")
+    sections["data"] = {"sequence_length": 32, "validation_sequences": 1, "test_sequences": 2}
+    sections["task"] = {"name": "mine", **{split: f"{split}.jsonl" for split in ("train", "validation", "test")}}
+    sections["tune"] |= {"objective": "task", "steps": 6, "learning_rate": 2e-2, "scale_learning_rate": 1e-2}
+    run = services.run(recipe.parse(sections, base=tmp_path, origin="packed"), tmp_path / "run", until="verify")
 
     assert verify(run.ir("plain"), packed=folder.path).passed
     layers = {layer.name.removesuffix(".weight"): layer for layer in run.checkpoint.manifest.layers}
@@ -144,7 +152,15 @@ def test_tuning_starts_from_the_codes_of_the_folder(written, tmp_path: Path) -> 
     assert run.checkpoint.manifest.steps > 0
     tuned = verify(run.ir("int4"), packed=folder.path)
     assert not tuned.passed
+    assert tuned.summary.code_mismatches > 0
     assert tuned.summary.scale_mismatches > 0
+
+
+def test_a_teacher_that_is_the_student_is_told_of_before_tuning(written, tmp_path: Path) -> None:
+    sections = tiny_values(written().path)
+    planned = services.plan(recipe.parse(sections, base=REPOSITORY, origin="packed"), tmp_path / "run")
+    assert planned.exit_code == 0
+    assert any("the teacher is the 4-bit model itself" in warning for warning in planned.warnings)
 
 
 @pytest.mark.parametrize("key", ["awq", "scale_estimation", "gptq"])

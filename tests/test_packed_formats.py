@@ -115,7 +115,7 @@ def test_a_model_in_shards_and_its_plan_are_read(written, tmp_path: Path) -> Non
     tensors = load_file(folder.path / "model.safetensors")
     (folder.path / "model.safetensors").unlink()
     names = sorted(tensors)
-    index = {}
+    index: dict[str, str] = {}
     for number, own in enumerate((names[::2], names[1::2])):
         save_file({name: tensors[name] for name in own}, folder.path / f"part-{number}.safetensors")
         index |= dict.fromkeys(own, f"part-{number}.safetensors")

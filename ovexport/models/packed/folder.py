@@ -146,9 +146,11 @@ class PackedFolder:
 
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the model's tensors that the folder holds, packed or not, by their names."""
-        packed = {name: _shape(place.matrix) for name, place in self._places.items()}
-        turned = {name: shape[::-1] for name, shape in packed.items() if self.is_transposed(name)}
-        return packed | turned | {name: values.shape for name, values in self.floats()}
+        shapes: dict[str, Shape] = {name: values.shape for name, values in self.floats()}
+        for name, place in self._places.items():
+            shape = _shape(place.matrix)
+            shapes[name] = shape[::-1] if place.matrix.transposed else shape
+        return shapes
 
     def describe(self) -> str:
         """What the folder is, in a line: "GPTQ, 4 bits, group size 128, symmetric, act-order: 210 of 211 layers".

@@ -6,8 +6,8 @@ Both sides have the same random model and the same 32 sequences of 256 tokens at
 bfloat16, rank 64, and a constant learning rate of 1e-4 (a tenth of it for scales). Each side has processes of its own,
 in turn; on a GPU one process of more steps. The first step is dropped: NNCF compiles its extension in it, and the
 caches warm up. Peak memory is the process's resident memory with libraries; on a GPU it is the memory allocated there.
-Both sides compute the teacher's hidden states before the steps. NNCF begins from the singular vectors of a random matrix
-for each adapter, which takes minutes at this size; on a GPU it is given the first of them only, which it keeps.
+Both sides compute the teacher's hidden states before the steps. NNCF's adapters begin from the singular vectors of a
+random matrix each, which takes minutes at this size; on a GPU a randomized SVD gives it those that it keeps.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def _theirs(folder: Path, device: str) -> dict[str, Any]:
     from nncf_loop import NncfLoop, Settings
 
     if device == "cuda":
-        torch.linalg.svd = _first_singular_vectors
+        torch.linalg.svd = _FirstSingularVectors(torch.linalg.svd)
     tokens = torch.from_numpy(_tokens(folder)).long().to(device)
     settings = Settings(group_size=GROUP_SIZE, rank=RANK, batch_size=SEQUENCES, microbatch_size=MICROBATCH)
     loop = NncfLoop(folder / "model", tokens, tokens[:1], settings)
@@ -149,13 +149,21 @@ def _theirs(folder: Path, device: str) -> dict[str, Any]:
     return _timed(lambda index: next(steps), device)
 
 
-def _first_singular_vectors(matrix: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
-    """U, S and Vh of a matrix as far as a rank goes, in place of torch.linalg.svd."""
-    import torch
+class _FirstSingularVectors:
+    """U, S and Vh of a matrix as far as a rank goes, in place of torch.linalg.svd.
 
-    assert not full_matrices
-    left, values, right = torch.svd_lowrank(matrix, q=RANK)
-    return left, values, right.T
+    Source: Halko, Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4 without power iterations.
+    """
+
+    def __init__(self, svd: Any) -> None:
+        self._svd = svd
+
+    def __call__(self, matrix: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
+        import torch
+
+        basis, _ = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], RANK, device=matrix.device))
+        left, values, right = self._svd(basis.T @ matrix, full_matrices=full_matrices)
+        return basis @ left, values, right
 
 
 def _timed(step: Any, device: str) -> dict[str, Any]:

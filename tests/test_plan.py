@@ -90,7 +90,7 @@ def test_a_model_with_few_positions_is_told_of_all_that_it_can_not_read(values: 
 
 def quantized(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     (model / "config.json").write_text(json.dumps(config))
 
 
@@ -129,7 +129,7 @@ def without_weights(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (quantized, "is quantized already (quantization_config of config.json, quant_method gptq)"),
+        (quantized, "is quantized already (quantization_config of config.json, quant_method hqq)"),
         (without_a_shard, "lacks 1 of its 2 files of weights, such as model-00002-of-00002.safetensors"),
         (cut_short, "corrupt weights"),
         (without_weights, "model.safetensors: not there"),

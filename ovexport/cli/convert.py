@@ -15,10 +15,17 @@ CheckpointPath = Annotated[
     Path,
     typer.Argument(
         help="A tuned checkpoint: a folder with checkpoint.json, a file that NNCF's examples saved, a folder with a "
-        "LoRA adapter that PEFT saved, or what a plug-in reads."
+        "LoRA adapter that PEFT saved, or what a plug-in reads. Or a model's folder whose weights are 4-bit codes "
+        "already (GPTQ, AWQ, AutoRound, compressed-tensors)."
     ),
 ]
-Model = Annotated[str, typer.Option(help="The base model: a folder or a hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="The base model: a folder or a hub id. Left out where the checkpoint is a model of its own.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the INT4 IR.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)]
 Adapter = Annotated[
@@ -54,8 +61,8 @@ Peft = Annotated[
 @reports_errors
 def convert(
     checkpoint: CheckpointPath,
-    model: Model,
     out: Out,
+    model: Model = None,
     revision: Revision = None,
     adapter: Adapter = None,
     ranks: Ranks = None,
@@ -64,13 +71,17 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A tuned checkpoint to an INT4 IR, its adapters absorbed; a LoRA adapter of PEFT's stays beside the IR.
+    """A tuned checkpoint, or a model in 4 bits, to an INT4 IR: adapters absorbed, codes kept.
+
+    A LoRA adapter of PEFT's stays beside the IR, for the runtime to add.
 
     Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-int4
 
     Example: ovexport convert nncf_checkpoint.pth --model Qwen/Qwen2.5-3B-Instruct --out int4 --ranks 24 --keep proof
 
     Example: ovexport convert lora-folder --model Qwen/Qwen2.5-3B-Instruct --out int4
+
+    Example: ovexport convert Qwen2.5-3B-Instruct-AWQ --out int4
     """
     import json
 
@@ -78,7 +89,7 @@ def convert(
     from ovexport.recipe import ConvertSpec, ModelSpec
 
     set_up_logging(quiet=quiet or as_json)
-    spec = ModelSpec(id=model, revision=revision, adapter=adapter)
+    spec = None if model is None else ModelSpec(id=model, revision=revision, adapter=adapter)
     if peft:
         _write_peft_folder(checkpoint, spec, out, given={"--ranks": ranks, "--keep": keep})
         if as_json:
@@ -103,7 +114,7 @@ def convert(
             say(f"{beside}: for openvino_genai.Adapter, with alpha = 1")
 
 
-def _write_peft_folder(checkpoint: Path, spec: "ModelSpec", out: Path, *, given: Mapping[str, object]) -> None:
+def _write_peft_folder(checkpoint: Path, spec: "ModelSpec | None", out: Path, *, given: Mapping[str, object]) -> None:
     from ovexport.errors import RecipeError
     from ovexport.pipeline import services
 

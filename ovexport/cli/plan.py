@@ -78,6 +78,8 @@ def _show_model(planned: "Plan") -> None:
         header, [_row(alike, unsuitable=alike[0].name in planned.unsuitable) for alike in _folded(planned.layers)]
     )
     tuned = 0 if planned.tuning_steps == 0 else planned.tuned_parameters
+    if planned.packed:
+        say(f"checkpoint         {planned.packed}")
     say(f"parameters         {planned.parameters:,}, tuned {tuned:,}")
     say(f"weights            {byte_size(planned.baseline_bytes)} before, {byte_size(planned.product_bytes)} in INT4")
     say(f"tuning memory      {byte_size(planned.tuning_memory_bytes)} and the activations")

@@ -18,7 +18,12 @@ _MOST_NOTES = 3
 
 Ir = Annotated[Path, typer.Argument(help="Folder of the IR to prove.")]
 CheckpointFolder = Annotated[
-    Path | None, typer.Option("--checkpoint", help="Folder of the checkpoint that was tuned.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder of the checkpoint that was tuned, or of the model in 4 bits that was converted.",
+        show_default=False,
+    ),
 ]
 Base = Annotated[
     Path | None,
@@ -72,8 +77,11 @@ def _prove(
 ) -> "VerificationReport":
     """The proof, with what lies beside the checkpoint where no baseline and no plain IR are given."""
     from ovexport.artifacts import IR, Checkpoint
+    from ovexport.verify import is_packed_folder
     from ovexport.verify import verify as prove
 
+    packed = checkpoint if checkpoint is not None and is_packed_folder(checkpoint) else None
+    checkpoint = None if packed else checkpoint
     if checkpoint is not None:
         base, twin = base or _beside(checkpoint, "bf16", ir), twin or _beside(checkpoint, "plain", ir)
     with progress(quiet=quiet) as listener:
@@ -82,6 +90,7 @@ def _prove(
             checkpoint=Checkpoint(checkpoint) if checkpoint else None,
             base=IR(base) if base else None,
             twin=IR(twin) if twin else None,
+            packed=packed,
             runtime=runtime,
             listener=listener,
         )

@@ -17,7 +17,7 @@ from ovexport.compress.starting_points import Start, StartingPoint, chosen
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
-from ovexport.models.loading import load_model
+from ovexport.models.loading import load_model, open_packed
 from ovexport.models.matrix_view import weight_digest
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
@@ -44,7 +44,9 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     """
     network = load_model(model)
     architecture = Architecture(network)
-    layers = plan_layers(architecture.matrices(), spec)
+    packed = open_packed(model)
+    matrices = architecture.matrices()
+    layers = plan_layers(packed.marked(matrices) if packed else matrices, spec)
     _tell(layers)
     _require_finite(network)
     points = chosen(spec)
@@ -56,13 +58,17 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
         quantizers={layer.name: make_quantizer(layer) for layer in layers if layer.encoding},
         generator=torch.Generator().manual_seed(seed),
         calibration=_calibration(points, data, spec),
+        own_grids={name: packed.grid(name) for name in packed.layers} if packed else {},
     )
     digests = {name: weight_digest(weight) for name, weight in start.weights.items()}
     for registered in points:
         _apply(registered, start, digests)
     ranks = RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks
     made = (digests, start.weights, start.quantizers, start.replaced_weights)
-    return write_checkpoint(out, model, layers, *made, rank_space=ranks, rank_by=spec.rank_by)
+    checkpoint = write_checkpoint(out, model, layers, *made, rank_space=ranks, rank_by=spec.rank_by)
+    if packed:
+        packed.require_codes(checkpoint.manifest.digests)
+    return checkpoint
 
 
 def _tell(layers: tuple[LayerFormat, ...]) -> None:

@@ -39,6 +39,10 @@ _WITHOUT_END = "time_step_limit"
 """Mamba's bounds of a time step, of which the upper one is infinite in the checkpoints of many."""
 
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
+_CODES_IN_WORDS = (".qweight", ".weight_packed")
+"""Names of tensors that hold eight 4-bit codes in an entry."""
+
+_PICKLES = {".bin", ".pt", ".pth"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -114,6 +118,16 @@ def weight_files(spec: ModelSpec) -> list[Path]:
     return [path for path in files.values() if path is not None]
 
 
+def quantization_config(spec: ModelSpec) -> Mapping[str, Any] | None:
+    """What config.json says of codes that the weights are stored as; None where they are not.
+
+    Raises:
+        ArtifactError: it can't be read.
+    """
+    config = (_read(spec, "config.json") or {}).get("quantization_config")
+    return config if isinstance(config, dict) else None
+
+
 def check_weight_files(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> None:
     """Refuse files of weights that hold fewer numbers than the model's configuration asks for, so that nothing is
     allocated for those that are not there.
@@ -127,19 +141,26 @@ def check_weight_files(spec: ModelSpec, shapes: Iterable[tuple[int, ...]]) -> No
     """
     files = weight_files(spec)
     if not files and Path(spec.id).is_dir():
+        pickles = sorted(file.name for file in Path(spec.id).iterdir() if file.suffix in _PICKLES)
+        instead = f" ({pickles[0]} is a pickle, which can run code)" if pickles else ""
         raise ArtifactError(
-            f"{Path(spec.id) / _SINGLE}: not there, and weights are read from safetensors files alone; download or "
-            "copy the model again"
+            f"{Path(spec.id) / _SINGLE}: not there, and weights are read from safetensors files alone{instead}; "
+            "download or copy the model again"
         )
     needed, held = sum(map(math.prod, shapes)), 0
     for path in files:
         with translated(f"{spec.id}: {path.name}"), safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
-            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            held += sum(math.prod(file.get_slice(name).get_shape()) * _values_in(name) for name in file.keys())  # noqa: SIM118
     if files and needed > held:
         raise UnsupportedModelError(
             f"{spec.id}: config.json describes {needed:,} weights, and its files hold {held:,}; give the folder of the "
             "whole model, not quantized"
         )
+
+
+def _values_in(name: str) -> int:
+    """How many weights an entry of a tensor holds."""
+    return 8 if name.endswith(_CODES_IN_WORDS) else 1
 
 
 def _in_folder(name: object) -> bool:

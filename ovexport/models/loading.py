@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -22,7 +23,10 @@ from ovexport.artifacts import PeftAdapter
 from ovexport.errors import ArtifactError, OvexportError, UnsupportedModelError
 from ovexport.foreign import exhausted, said, translate
 from ovexport.models.adapted import merge
-from ovexport.models.files import check_configuration, check_weight_files
+from ovexport.models.architecture import Architecture
+from ovexport.models.files import check_configuration, check_weight_files, quantization_config, weight_files
+from ovexport.models.packed import PackedFolder, packed_formats, recognized
+from ovexport.models.reordering import reorder_inputs
 from ovexport.recipe import ModelSpec
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -32,6 +36,9 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
     """The model in evaluation mode on the CPU, with every weight from the checkpoint, and the adapter added if the spec
     names one.
 
+    Weights that the checkpoint holds as 4-bit codes are what the codes stand for, in the model's type. Where its
+    act-order has their inputs in another order, the layer reads them in that order, and its weight is stored so.
+
     Args:
         dtype: of the weights; the spec's when None.
 
@@ -40,14 +47,34 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype | None = None) -> PreTrain
         UnsupportedModelError: it is no causal LM that transformers knows, or lacks weights; or the adapter is no plain
             LoRA.
     """
+    packed = open_packed(spec)
     check_weights(spec)
     with _translated(spec), _quiet():
-        model, loading_info = _load(spec, dtype=dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype]))
+        wanted: torch.dtype | Literal["auto"] = dtype or ("auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
+        model, loading_info = _load(spec, dtype=wanted) if packed is None else _load_packed(spec, packed, wanted)
     _require_whole(spec, loading_info)
     if spec.adapter is not None:
         merge(PeftAdapter.read(Path(spec.adapter)), model, spec.id)
     model.eval().requires_grad_(False)
     return model  # type: ignore[no-any-return]
+
+
+def open_packed(spec: ModelSpec) -> PackedFolder | None:
+    """The model's files, where they hold weights as 4-bit codes of a known format; None where they don't.
+
+    Raises:
+        ArtifactError: there are no safetensors files, or codes, scales or zero points are incomplete or damaged.
+        UnsupportedModelError: it is a variant that can't be read.
+    """
+    config = quantization_config(spec)
+    registered = recognized(config)
+    if config is None or registered is None:
+        return None
+    matrices = Architecture(skeleton(spec)).all_matrices()
+    files = weight_files(spec)
+    if not files:
+        check_weight_files(spec, ())
+    return PackedFolder(spec.id, config, registered, files, matrices)
 
 
 def check_checkpoint(spec: ModelSpec) -> None:
@@ -57,10 +84,15 @@ def check_checkpoint(spec: ModelSpec) -> None:
         ArtifactError: as check_weights.
         UnsupportedModelError: as check_weights; or a weight has another name or shape.
     """
+    packed = open_packed(spec)
     check_weights(spec)
     loading_info: Mapping[str, Any] = {}
     with suppress(Exception), _quiet():  # what transformers can't load without its values, load_model judges
-        _, loading_info = _load(spec, device_map="meta")
+        if packed is None:
+            _, loading_info = _load(spec, device_map="meta")
+        else:
+            state = {name: torch.empty(shape, device="meta") for name, shape in packed.shapes().items()}
+            _, loading_info = _from_state(spec, state, device_map="meta")
     _require_whole(spec, loading_info)
 
 
@@ -73,6 +105,41 @@ def _load(spec: ModelSpec, **options: Any) -> tuple[Any, Mapping[str, Any]]:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused by name
         use_safetensors=True,  # a pickle is never loaded
+        **options,
+    )
+    return model, loading_info
+
+
+def _load_packed(
+    spec: ModelSpec, packed: PackedFolder, dtype: torch.dtype | Literal["auto"]
+) -> tuple[Any, Mapping[str, Any]]:
+    """As _load, of a checkpoint with 4-bit codes."""
+    config = load_config(spec)
+    stored = config.dtype if dtype == "auto" else dtype
+    stored = stored if isinstance(stored, torch.dtype) else torch.float16
+    state = {name: torch.from_numpy(np.array(values)) for name, values in packed.floats()}
+    orders = {}
+    for name in packed.layers:
+        grid = packed.grid(name)
+        weight = grid.dequantized(packed.codes(name, grid.order)).to(stored)
+        if not torch.isfinite(weight).all():
+            raise UnsupportedModelError(f'{spec.id}: {name} overflows {stored}; set model.dtype = "float32"')
+        state[name] = weight.T if packed.is_transposed(name) else weight
+        if grid.order is not None:
+            orders[name] = grid.order
+    model, loading_info = _from_state(spec, state, dtype=stored)
+    reorder_inputs(model, orders)
+    return model, loading_info
+
+
+def _from_state(spec: ModelSpec, state: Mapping[str, torch.Tensor], **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """As _load, from tensors by name."""
+    model, loading_info = type(skeleton(spec)).from_pretrained(
+        None,
+        config=load_config(spec),
+        state_dict=dict(state),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
         **options,
     )
     return model, loading_info
@@ -126,6 +193,8 @@ def load_config(spec: ModelSpec) -> Any:
     with _translated(spec):
         check_configuration(spec)
         config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        if recognized(quantization_config(spec)):
+            del config.quantization_config  # what is loaded has floating-point weights
         vocabulary = config.get_text_config().vocab_size
     if type(vocabulary) is not int or vocabulary < 1:
         raise UnsupportedModelError(f"{spec.id}: config.json has vocab_size={vocabulary!r}; give a causal LM")
@@ -133,7 +202,7 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def require_unquantized(spec: ModelSpec, config: Any) -> None:
-    """Refuse a checkpoint whose weights are codes already.
+    """Refuse a checkpoint whose weights are codes already, in a format that is not read.
 
     Raises:
         UnsupportedModelError: its configuration has a quantization_config.
@@ -143,9 +212,10 @@ def require_unquantized(spec: ModelSpec, config: Any) -> None:
         return
     values = quantization if isinstance(quantization, dict) else vars(quantization)
     method = values.get("quant_method", "not named")
+    readable = ", ".join(registered.thing.title for registered in packed_formats.all())
     raise UnsupportedModelError(
-        f"{spec.id}: is quantized already (quantization_config of config.json, quant_method {method}); give the "
-        "checkpoint that it was made from"
+        f"{spec.id}: is quantized already (quantization_config of config.json, quant_method {method}), and not in a "
+        f"4-bit format that can be read ({readable}); give the checkpoint that it was made from"
     )
 
 

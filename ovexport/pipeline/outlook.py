@@ -15,7 +15,7 @@ from ovexport.compress import replaces_weights
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.evaluate import choose_prompts
 from ovexport.models.architecture import Architecture
-from ovexport.models.loading import DTYPES, load_config, load_own_tokenizer, skeleton
+from ovexport.models.loading import DTYPES, load_config, load_own_tokenizer, open_packed, skeleton
 from ovexport.models.positions import readable_tokens
 from ovexport.pipeline.stage import Stage
 from ovexport.prepare import Survey, missing_files, survey
@@ -33,6 +33,7 @@ class Shape:
 
     Attributes:
         replaces_weights: the starting point has weights of its own, in float32.
+        packed: what the checkpoint is, where its weights are 4-bit codes already.
         positions: how many tokens the model can read; None if it has no limit, or if that is not known.
         problem: why nothing is known.
     """
@@ -41,6 +42,7 @@ class Shape:
     parameters: int = 0
     bytes_per_parameter: int = 2
     replaces_weights: bool = False
+    packed: str | None = None
     positions: int | None = None
     problem: OvexportError | None = None
 
@@ -97,8 +99,11 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
     try:
         network = skeleton(model)
         config = load_config(model)
+        packed = open_packed(model)
+        matrices = Architecture(network).all_matrices()
         return Shape(
-            plan=examine_layers(Architecture(network).all_matrices(), spec),
+            plan=examine_layers(packed.marked(matrices) if packed else matrices, spec),
+            packed=packed.describe() if packed else None,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
             replaces_weights=replaces_weights(spec),

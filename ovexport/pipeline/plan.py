@@ -19,6 +19,7 @@ class Plan(Record):
     """The plan of a run.
 
     Attributes:
+        packed: what the model's checkpoint is, where its weights are 4-bit codes already.
         baseline_bytes, product_bytes: weights of the BF16 and the INT4 IR.
         tuned_parameters: entries of adapters and quantization ranges.
         tuning_memory_bytes: weights, gradients, adapters and optimizer; activations come on top.
@@ -32,6 +33,7 @@ class Plan(Record):
     """
 
     model: str
+    packed: str | None
     layers: tuple[LayerFormat, ...]
     unsuitable: tuple[str, ...]
     parameters: int
@@ -67,6 +69,7 @@ def _plan(
     problems = sorted_problems(findings)
     return Plan(
         model=model.id,
+        packed=shape.packed,
         layers=shape.layers,
         unsuitable=tuple(layer.name for layer in shape.layers if layer.name in shape.plan.unsuitable),
         parameters=shape.parameters,

@@ -98,7 +98,7 @@ def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
 
 def convert_checkpoint(
     path: Path,
-    model: ModelSpec,
+    model: ModelSpec | None,
     spec: ConvertSpec,
     out: Path,
     *,
@@ -111,6 +111,7 @@ def convert_checkpoint(
 
     Args:
         path: a checkpoint that one of the readers recognizes.
+        model: the base model; None where the checkpoint is a model of its own.
         ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
             ours already.
@@ -123,12 +124,13 @@ def convert_checkpoint(
             does not apply the adapter.
     """
     from ovexport.convert import convert
-    from ovexport.readers import read_checkpoint
+    from ovexport.readers import base_model, read_checkpoint
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
 
     out, keep = out.resolve(), keep.resolve() if keep else None
     _require_free(out, keep)
+    model = base_model(path, model)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
         checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
@@ -143,7 +145,7 @@ def convert_checkpoint(
     return IR(out)
 
 
-def write_peft_folder(path: Path, model: ModelSpec, out: Path) -> None:
+def write_peft_folder(path: Path, model: ModelSpec | None, out: Path) -> None:
     """Write a checkpoint in the layout of PEFT's LoftQ examples: a float model with the codes' values, its tokenizer,
     and in `loftq_init` the adapter.
 
@@ -152,12 +154,13 @@ def write_peft_folder(path: Path, model: ModelSpec, out: Path) -> None:
 
     Raises:
         ArtifactError: it is no checkpoint, is corrupt or of another base model, or `out` holds something.
-        RecipeError: its adapters are absorbed.
+        RecipeError: its adapters are absorbed, or no base model is given.
     """
     from ovexport.models.peft_folder import write_peft_folder
-    from ovexport.readers import read_checkpoint
+    from ovexport.readers import base_model, read_checkpoint
 
     _require_free(out.resolve(), None)
+    model = base_model(path, model)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         checkpoint = read_checkpoint(path, model, scratch / "checkpoint")
         write_peft_folder(checkpoint, model, scratch / "folder")

@@ -203,7 +203,7 @@ def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.tune import check
 
-    return check(outlook.recipe.tune)
+    return check(outlook.recipe.tune, packed=outlook.shape.packed is not None)
 
 
 def _check_search(outlook: "Outlook") -> Iterator[Finding]:

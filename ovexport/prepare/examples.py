@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ovexport.errors import DataError
-from ovexport.tasks.asked import AskedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,8 @@ def examples(task: TaskData, tokenizer: PreTrainedTokenizerBase, longest: int) -
     Raises:
         DataError: an answer is longer than `longest` tokens.
     """
+    from ovexport.tasks.asked import AskedModel  # of an extra
+
     encode = AskedModel(tokenizer).encode
     ending = [tokenizer.eos_token_id] if task.generates and tokenizer.eos_token_id is not None else []
     tensors: dict[str, NDArray[np.generic]] = {}

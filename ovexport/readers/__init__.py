@@ -2,16 +2,19 @@
 
 from ovexport.readers.nncf import NncfReader, adopt
 from ovexport.readers.own import OwnReader
+from ovexport.readers.packed import PackedReader
 from ovexport.readers.peft import PeftReader
-from ovexport.readers.reader import BaseWeights, CheckpointReader, read_checkpoint, readers
+from ovexport.readers.reader import BaseWeights, CheckpointReader, base_model, read_checkpoint, readers
 
 __all__ = [
     "BaseWeights",
     "CheckpointReader",
     "NncfReader",
     "OwnReader",
+    "PackedReader",
     "PeftReader",
     "adopt",
+    "base_model",
     "read_checkpoint",
     "readers",
 ]

@@ -97,10 +97,12 @@ class CheckpointReader(Protocol):
 
     Attributes:
         takes: what it reads, in a few words for messages, such as "a folder with checkpoint.json".
+        is_model: what it reads is a model of its own, so that no base model is given.
         has_ranks: its checkpoints may leave the ranks of elastic adapters open, which `--ranks` then chooses.
     """
 
     takes: str
+    is_model: bool = False
     has_ranks: bool = False
 
     @abstractmethod
@@ -154,6 +156,25 @@ def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[
         raise registered.failure(f"read {path} and returned a {type(checkpoint).__name__}, not a Checkpoint")
     check_group_sizes(checkpoint.manifest.layers, str(path))
     return checkpoint
+
+
+def base_model(path: Path, model: ModelSpec | None) -> ModelSpec:
+    """The base model of a checkpoint: the one that the user gives, or the checkpoint itself where it is a model.
+
+    Raises:
+        ArtifactError, PlugInError: as read_checkpoint.
+        RecipeError: none is given and one is needed, or another one than the checkpoint.
+    """
+    reader = _reader_of(path).thing()
+    if not reader.is_model:
+        if model is None:
+            raise RecipeError(
+                f"--model: missing; {path} is {reader.takes}, so give the base model that it was tuned on"
+            )
+        return model
+    if model is not None and Path(model.id).resolve() != path.resolve():
+        raise RecipeError(f"--model: {path} is {reader.takes}, a model of its own; leave --model out")
+    return model or ModelSpec(id=str(path))
 
 
 def _reader_of(path: Path) -> Registered[type[CheckpointReader]]:

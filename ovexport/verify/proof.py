@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openvino as ov
 
@@ -24,6 +25,8 @@ from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, cha
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
 from ovexport.verify.modes import predicted_bytes
+from ovexport.verify.packed import as_in_files
+from ovexport.verify.packed_files import PackedFiles
 from ovexport.verify.structure import adapter_operations, note, operators_beyond, packed_bytes, same_options, structure
 from ovexport.verify.weight_error import weight_errors
 from ovexport.verify.wiring import leaves_of_base, leaves_of_packed, leaves_of_product, operations, same_operations
@@ -51,6 +54,7 @@ def verify(
     checkpoint: Checkpoint | None = None,
     base: IR | None = None,
     twin: IR | None = None,
+    packed: Path | None = None,
     runtime: bool = True,
     listener: Listener = silent,
 ) -> VerificationReport:
@@ -60,6 +64,7 @@ def verify(
         checkpoint: what was tuned; without it only the graph and the runtime are looked at.
         base: the IR of the uncompressed model, which holds the weights that the adapters are added to.
         twin: the IR with the same compression and no tuning.
+        packed: the folder of the 4-bit model whose codes the IR is to have.
         runtime: compile the IR for the CPU, look at the graph that is executed, and run it on the reference.
 
     Returns:
@@ -70,13 +75,13 @@ def verify(
         ArtifactError: an input is missing, unreadable, or of another base model.
         UnsupportedModelError: it is no language model, or the runtime can't compile it.
     """
-    _check_arguments(ir, checkpoint, base, twin)
+    _check_arguments(ir, checkpoint, base, twin, packed)
     with _blaming_changed_files(ir, checkpoint, twin):
         graph = read_graph(ir)
         graph_weights = weights(graph)
         if not graph_weights:
             raise UnsupportedModelError(f"{ir.path}: no language model, no MatMul or Gather of it reads a weight")
-        evidence = _gathered(ir, graph, graph_weights, checkpoint, base, twin, runtime, listener)
+        evidence = _gathered(ir, graph, graph_weights, checkpoint, base, twin, packed, runtime, listener)
         files = {file.relative_to(ir.path).as_posix(): file_digest(file) for file in files_in(ir.path)}
     return _report(ir, graph_weights, evidence, files)
 
@@ -96,7 +101,14 @@ def _report(
     )
 
 
-def _check_arguments(ir: IR, checkpoint: Checkpoint | None, base: IR | None, twin: IR | None) -> None:
+def _check_arguments(
+    ir: IR, checkpoint: Checkpoint | None, base: IR | None, twin: IR | None, packed: Path | None
+) -> None:
+    if base and packed:
+        raise RecipeError(
+            f"--base: {packed} is a model in 4 bits, which is compared without one; leave it out, or give --checkpoint "
+            "the folder that ovexport convert --keep wrote"
+        )
     if base and not checkpoint:
         raise RecipeError("--base: is compared through a checkpoint; give --checkpoint too, or leave it out")
     for option, other in (("--base", base), ("--twin", twin)):
@@ -111,6 +123,7 @@ def _gathered(
     checkpoint: Checkpoint | None,
     base: IR | None,
     twin: IR | None,
+    packed: Path | None,
     runtime: bool,
     listener: Listener,
 ) -> _Evidence:
@@ -123,6 +136,8 @@ def _gathered(
     others = weights(other) if other else ()
     if checkpoint:
         _against_checkpoint(evidence, ir, graph, graph_weights, checkpoint, base, others, listener)
+    elif packed:
+        _against_packed(evidence, graph, graph_weights, packed, listener)
     else:
         evidence.adapters = adapter_operations(graph, graph_weights, None)
         evidence.reasons.append("no checkpoint is given: codes can't be compared with what was tuned")
@@ -200,6 +215,17 @@ def _against_checkpoint(
         evidence.twin_errors = weight_errors(others, manifest, matrices)
     evidence.checks.append(packed_bytes(graph_weights, manifest))
     evidence.predicted_bytes = sum(predicted_bytes(layer) for layer in manifest.packed)
+
+
+def _against_packed(
+    evidence: _Evidence, graph: ov.Model, graph_weights: tuple[Weight, ...], packed: Path, listener: Listener
+) -> None:
+    """Codes, scales, zero points and the order of inputs."""
+    checks, evidence.mismatches, layers = as_in_files(graph, graph_weights, PackedFiles(packed), listener)
+    evidence.checks += checks
+    evidence.adapters = adapter_operations(graph, graph_weights, None)
+    evidence.predicted_bytes = sum(map(predicted_bytes, layers))
+    evidence.reasons.append("the checkpoint is a model in 4 bits: codes were compared, wiring and behaviour not")
 
 
 def _against_twin(

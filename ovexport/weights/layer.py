@@ -108,11 +108,21 @@ class CodeDigest(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnFormat:
+    """The format that a checkpoint holds a matrix in already; see LayerFormat for the fields."""
+
+    mode: Literal["int4_asym", "int4_sym"]
+    group_size: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMatrix:
     """A weight matrix of a model, shape as (output, input); see LayerFormat for the fields.
 
     Attributes:
         problem: why it can't be compressed, None where it can.
+        own: the format that its codes have in the checkpoint; None where it holds floats.
     """
 
     name: str
@@ -121,3 +131,4 @@ class WeightMatrix:
     in_features: int
     transposed: bool = False
     problem: str | None = None
+    own: OwnFormat | None = None

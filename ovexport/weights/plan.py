@@ -8,7 +8,7 @@ from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec, LayerMode, TunedMode
 from ovexport.weights.group_sizes import computed_rightly
 from ovexport.weights.layer import LayerFormat, WeightMatrix
-from ovexport.weights.policy import LayerPolicy, LayerRefused, format_layer, layer_policies, name_matches
+from ovexport.weights.policy import LayerPolicy, LayerRefused, format_layer, layer_policies, name_matches, own_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
         policy = _policy(spec, matrices)
     except OvexportError as error:
         return LayerPlan(problems=(error,))
-    problems: dict[str, OvexportError] = {str(problem): problem for problem in _unmatched(matrices, spec)}
+    problems: dict[str, OvexportError] = {
+        str(problem): problem for problem in (*_unmatched(matrices, spec), *_other_codes(matrices, spec))
+    }
     refused: dict[tuple[object, ...], tuple[LayerRefused, list[WeightMatrix]]] = {}
     unsuitable: list[str] = []
     layers: list[LayerFormat] = []
@@ -80,7 +82,7 @@ def _format(matrix: WeightMatrix, spec: CompressSpec, policy: LayerPolicy) -> La
         raise LayerRefused(note=matrix.problem, after=f": {matrix.problem}", error=UnsupportedModelError)
     if any(name_matches(matrix.name, pattern) for pattern in spec.ignored):
         return format_layer(matrix, "float", note="left out by compress.ignored")
-    return policy(matrix)
+    return policy(matrix) if matrix.own is None else own_format(matrix, matrix.own, spec)
 
 
 def _policy(spec: CompressSpec, matrices: Sequence[WeightMatrix]) -> LayerPolicy:
@@ -148,6 +150,18 @@ def _unmatched(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> Iterator
     for key, pattern in patterns:
         if not any(name_matches(matrix.name, pattern) for matrix in matrices):
             yield RecipeError(f"{key}={pattern!r}: no layer has such a name; they read like {names}")
+
+
+def _other_codes(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> Iterator[OvexportError]:
+    """Starting points that would give a layer other codes than its checkpoint has."""
+    if not any(matrix.own for matrix in matrices):
+        return
+    for key in ("starting_point", "awq", "scale_estimation", "gptq"):
+        if value := getattr(spec, key):
+            yield RecipeError(
+                f"compress.{key}={value!r}: the model's weights are 4-bit codes already, which it would change; leave "
+                "it out, or give the model that they were made from"
+            )
 
 
 def _nothing_left(spec: CompressSpec) -> RecipeError:

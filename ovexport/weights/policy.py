@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from ovexport.errors import OvexportError, RecipeError
+from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec, LayerMode, LayerRule
 from ovexport.registry import Registry
 from ovexport.weights.encoding import ENCODINGS
 from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
-from ovexport.weights.layer import AdapterKind, LayerFormat, WeightMatrix
+from ovexport.weights.layer import AdapterKind, LayerFormat, OwnFormat, WeightMatrix
 
 
 class LayerPolicy(Protocol):
@@ -157,6 +157,60 @@ class PatternPolicy:
         return self._defaults(matrix)
 
 
+def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> LayerFormat:
+    """The format of a matrix that its checkpoint holds as codes: theirs, with the rank that the recipe gives it.
+
+    Raises:
+        LayerRefused: the runtime computes its group size wrongly, or the rank space is above its smaller side.
+    """
+    if not computed_rightly(own.group_size, matrix.in_features):
+        after = f": its group size in the checkpoint is {own.group_size}, and {WRONG_GROUPS}; give another checkpoint"
+        raise LayerRefused(note=f"group size {own.group_size}", after=after, error=UnsupportedModelError)
+    if matrix.kind != "linear":
+        return format_layer(matrix, own.mode, group_size=own.group_size, note=own.note)
+    ranks = [rule.rank for rule in spec.layers if any(name_matches(matrix.name, one) for one in rule.pattern)][:1]
+    given = {"rank": ranks[0]} if ranks and ranks[0] is not None else {}
+    return _with_rank(matrix, spec.model_copy(update={"mode": own.mode, **given}), own.group_size, own.note)
+
+
+def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:
+    if spec.method == "qalora":
+        return _with_pooled_adapter(matrix, spec, group_size, note)
+    rank = max(spec.rank_space) if spec.rank_space else spec.rank
+    largest = min(matrix.out_features, matrix.in_features)
+    if rank > largest and spec.rank_space:
+        above = f"{rank} is above the smaller side, {largest}"
+        raise LayerRefused(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
+    rank, note = _clamped(rank, largest, note)
+    beside = spec.method == "lora"
+    return format_layer(
+        matrix,
+        spec.mode,
+        group_size=group_size,
+        rank=rank,
+        adapter="beside" if beside else "lora",
+        adapter_factor=(spec.alpha or spec.rank) / spec.rank if beside else 1.0,
+        note=note,
+    )
+
+
+def _with_pooled_adapter(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:
+    """A format whose adapter sees the means of the groups; PEFT multiplies them with alpha / rank and the number of
+    groups."""
+    size = matrix.in_features if group_size == -1 else group_size
+    groups = matrix.in_features // size
+    rank, note = _clamped(spec.rank, min(matrix.out_features, groups), note)
+    return format_layer(
+        matrix,
+        spec.mode,
+        group_size=group_size,
+        rank=rank,
+        adapter="qalora",
+        adapter_factor=(spec.alpha or spec.rank) / spec.rank * groups / size,
+        note=note,
+    )
+
+
 class Defaults:
     """The keys of [compress]: Linear layers in its 4-bit mode, embeddings and the head in 8 bits.
 
@@ -197,42 +251,7 @@ class Defaults:
         raise self._undivided(matrix, reason)
 
     def _with_rank(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
-        spec = self._spec
-        if spec.method == "qalora":
-            return self._with_pooled_adapter(matrix, group_size, note)
-        rank = max(spec.rank_space) if spec.rank_space else spec.rank
-        largest = min(matrix.out_features, matrix.in_features)
-        if rank > largest and spec.rank_space:
-            above = f"{rank} is above the smaller side, {largest}"
-            raise LayerRefused(note=f"rank {above}", before=f"compress.rank_space: {above}, of ", after="; lower it")
-        rank, note = _clamped(rank, largest, note)
-        beside = spec.method == "lora"
-        return format_layer(
-            matrix,
-            spec.mode,
-            group_size=group_size,
-            rank=rank,
-            adapter="beside" if beside else "lora",
-            adapter_factor=(spec.alpha or spec.rank) / spec.rank if beside else 1.0,
-            note=note,
-        )
-
-    def _with_pooled_adapter(self, matrix: WeightMatrix, group_size: int, note: str | None) -> LayerFormat:
-        """A format whose adapter sees the means of the groups; PEFT multiplies them with alpha / rank and the number of
-        groups."""
-        spec = self._spec
-        size = matrix.in_features if group_size == -1 else group_size
-        groups = matrix.in_features // size
-        rank, note = _clamped(spec.rank, min(matrix.out_features, groups), note)
-        return format_layer(
-            matrix,
-            spec.mode,
-            group_size=group_size,
-            rank=rank,
-            adapter="qalora",
-            adapter_factor=(spec.alpha or spec.rank) / spec.rank * groups / size,
-            note=note,
-        )
+        return _with_rank(matrix, self._spec, group_size, note)
 
     def _undivided(self, matrix: WeightMatrix, reason: str) -> LayerRefused:
         columns, size = matrix.in_features, self._spec.group_size

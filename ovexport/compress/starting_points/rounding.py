@@ -7,7 +7,11 @@ from ovexport.weights.quantizer import LARGEST_STEP
 
 @starting_points.register("rounding")
 class Rounding(StartingPoint):
-    """The smallest grid that holds each group and 0, and adapters whose product is 0."""
+    """The smallest grid that holds each group and 0, and adapters whose product is 0.
+
+    A layer that the model's checkpoint holds as codes keeps the grid of these, on which they are what its weights round
+    to.
+    """
 
     def apply(self, start: Start) -> None:
         """As StartingPoint.
@@ -17,6 +21,9 @@ class Rounding(StartingPoint):
         """
         for name, quantizer in start.quantizers.items():
             quantizer.initialize(start.weight(name), start.generator)
+            if name in start.own_grids:
+                start.own_grids[name].set_on(quantizer)
+                continue
             if float(quantizer.grid()[0].abs().max()) >= LARGEST_STEP:
                 raise UnsupportedModelError(
                     f"{name}: holds weights up to {float(start.weight(name).abs().max()):.3g}, which float16 scales "

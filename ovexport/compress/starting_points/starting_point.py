@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ovexport.models.packed import PackedGrid
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registry
 from ovexport.weights.layer import LayerFormat
@@ -42,6 +43,7 @@ class Start:
         generator: the one source of random numbers; the recipe's seed sets it.
         calibration: token ids of training text, (sequences, length) int64; empty, (0, 0), unless a starting point of
             the recipe needs text.
+        own_grids: of the layers that the base model's checkpoint holds as codes, by name; rounding sets them.
     """
 
     network: PreTrainedModel
@@ -51,6 +53,7 @@ class Start:
     quantizers: Mapping[str, TunableQuantizer]
     generator: torch.Generator
     calibration: Tensor
+    own_grids: Mapping[str, PackedGrid] = field(default_factory=dict)
     replaced_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:

@@ -37,9 +37,9 @@ class PeftReader(CheckpointReader):
             UnsupportedModelError: it is no plain LoRA of Linear layers, or was never trained.
         """
         adapter = PeftAdapter.read(path)
-        if not any(np.any(layer.lora_B) for layer in adapter.layers):
+        if not any(np.any(layer.folded.lora_B) for layer in adapter.layers):
             raise UnsupportedModelError(
-                f"{path}: every lora_B is 0, so it adds nothing; give an adapter that was trained"
+                f"{path}: every lora_B times its factor is 0, so it adds nothing; give an adapter that was trained"
             )
         base = BaseWeights.load(model)
         require_fits(adapter, base.network, model.id)

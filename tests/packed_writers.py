@@ -72,12 +72,20 @@ class Written:
 
 
 def round_to_nearest(
-    weight: Tensor, group_size: int, dtype: torch.dtype, *, symmetric: bool, shuffled: np.random.Generator | None
+    weight: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    symmetric: bool,
+    negative: bool,
+    shuffled: np.random.Generator | None,
 ) -> Truth:
-    """A layer's codes. Symmetric scales are negative where the largest entry is positive, as AutoRound has them.
+    """A layer's codes.
 
     Args:
         dtype: that scales are stored in.
+        negative: symmetric scales are negative where the largest entry is positive, as AutoRound has them; GPTQ's are
+            not.
         shuffled: draws the group of each input; groups follow each other when None.
     """
     values = weight.double().numpy()
@@ -91,7 +99,7 @@ def round_to_nearest(
     for index in range(scale.shape[1]):
         low, high = values[:, group == index].min(1), values[:, group == index].max(1)
         if symmetric:
-            scale[:, index] = np.where(high > -low, -high, -low) / 8
+            scale[:, index] = np.where(high > -low, -high if negative else high, -low) / 8
         else:
             low, high = np.minimum(low, -1e-4), np.maximum(high, 1e-4)
             scale[:, index] = (high - low) / 15
@@ -185,6 +193,7 @@ def write_packed(
     group_size: int = 32,
     symmetric: bool = True,
     act_order: bool = False,
+    negative: bool = True,
     scale_dtype: torch.dtype = torch.float16,
     left: Sequence[str] = (),
 ) -> Written:
@@ -202,7 +211,9 @@ def write_packed(
     for name in [name for name in state if "_proj" in name and not any(part in name for part in left)]:
         weight = state.pop(name)
         module = name.removesuffix(".weight")
-        truth = round_to_nearest(weight, group_size, scale_dtype, symmetric=symmetric, shuffled=generators[act_order]())
+        truth = round_to_nearest(
+            weight, group_size, scale_dtype, symmetric=symmetric, negative=negative, shuffled=generators[act_order]()
+        )
         layers[module] = truth
         state |= {f"{module}.{key}": value.contiguous() for key, value in pack(truth).items()}
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})

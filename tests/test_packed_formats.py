@@ -183,7 +183,7 @@ def test_the_transposed_layers_of_gpt2_and_a_head_are_read(tmp_path: Path) -> No
     for name in ("transformer.h.0.mlp.c_fc", "lm_head"):
         weight = state.pop(f"{name}.weight")
         oriented = weight.T if name != "lm_head" else weight
-        truths[name] = round_to_nearest(oriented, 32, torch.float16, symmetric=False, shuffled=None)
+        truths[name] = round_to_nearest(oriented, 32, torch.float16, symmetric=False, negative=True, shuffled=None)
         state |= {f"{name}.{key}": value.contiguous() for key, value in gptq(truths[name], version=1).items()}
     save_file(state, folder / "model.safetensors")
     changed(folder, lambda _, values: values.update(quantization_config={"quant_method": "gptq"} | BITS))

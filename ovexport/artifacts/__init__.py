@@ -4,7 +4,7 @@ from ovexport.artifacts.checkpoint import DRAWN_RANKS, Checkpoint, CheckpointMan
 from ovexport.artifacts.data import DataManifest, Example, PreparedData
 from ovexport.artifacts.ir import IR, IR_MANIFEST, IndexedConstant, IRManifest, WeightIndex
 from ovexport.artifacts.packed import PackedManifest, PackedWeights
-from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, AdaptedLayer, PeftAdapter, is_peft_adapter
+from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, AdaptedLayer, PeftAdapter, is_peft_adapter, is_qalora
 from ovexport.artifacts.run import FORMAT_VERSION, MODELS, RUN_FILES, RunFolder, StageRecord
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "Validation",
     "WeightIndex",
     "is_peft_adapter",
+    "is_qalora",
 ]

@@ -37,7 +37,7 @@ _WITHOUT_EFFECT = frozenset(
     {
         *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "target_modules"),
         *("exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern"),
-        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
         *("megatron_core", "ensure_weight_tying"),
     }
 )
@@ -63,6 +63,7 @@ class PeftConfig(BaseModel):
         rank_pattern, alpha_pattern: others for the modules whose names end as a regular expression says.
         base_model_name_or_path: the model that it was trained on, as the trainer called it.
         init_lora_weights: what it began from; some beginnings change the base model too.
+        use_qalora, qalora_group_size: of QA-LoRA, whose adapters see the mean of so many inputs each.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -76,6 +77,8 @@ class PeftConfig(BaseModel):
     base_model_name_or_path: str | None = None
     bias: str = "none"
     init_lora_weights: bool | str | None = True
+    use_qalora: bool = False
+    qalora_group_size: Rank = 16
 
     @model_validator(mode="before")
     @classmethod
@@ -132,23 +135,45 @@ class PeftAdapter:
         name: the folder that it was read from, for messages.
         base: the model that it was trained on, as the trainer called it; None where that is not known.
         layers: by the modules' names, sorted.
+        pooled_inputs: of QA-LoRA, the inputs whose mean is one of the adapters' own; None where they see each input.
     """
 
     name: str
     base: str | None
     layers: tuple[AdaptedLayer, ...]
+    pooled_inputs: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a folder that PEFT saved.
+        """Read a plain LoRA that PEFT saved.
 
         Raises:
             ArtifactError: a file is missing or damaged, the tensors are a pickle, or they are not what the
                 configuration says.
             UnsupportedModelError: it is no plain LoRA of Linear layers.
         """
+        adapter = cls.read_any(folder)
+        if adapter.pooled_inputs is not None:
+            raise UnsupportedModelError(
+                f"{folder}: a QA-LoRA adapter, which changes the zero points of the 4-bit model that it was trained "
+                f"on; absorb it with ovexport convert {folder} --model that model"
+            )
+        return adapter
+
+    @classmethod
+    def read_any(cls, folder: Path) -> Self:
+        """Read a plain LoRA or a QA-LoRA that PEFT saved.
+
+        Raises:
+            ArtifactError, UnsupportedModelError: as `read`.
+        """
         config = read_config(folder)
-        return cls(name=str(folder), base=config.base_model_name_or_path, layers=_read_layers(folder, config))
+        return cls(
+            name=str(folder),
+            base=config.base_model_name_or_path,
+            layers=_read_layers(folder, config),
+            pooled_inputs=config.qalora_group_size if config.use_qalora else None,
+        )
 
     def write(self, folder: Path) -> None:
         """Write it so that PEFT and openvino-genai apply the same sum: each factor is folded into lora_B, PEFT's
@@ -164,6 +189,16 @@ class PeftAdapter:
 def is_peft_adapter(path: Path) -> bool:
     """Whether a path is a folder of PEFT's, by the name of a file in it."""
     return (path / ADAPTER_CONFIG).is_file()
+
+
+def is_qalora(path: Path) -> bool:
+    """Whether a path is a folder of PEFT's whose configuration says that it is a QA-LoRA."""
+    if not is_peft_adapter(path):
+        return False
+    try:
+        return bool(parse_json(read_text(path / ADAPTER_CONFIG, LARGEST_CONFIG_BYTES)).get("use_qalora"))
+    except (AttributeError, OSError, ValueError):
+        return False  # damaged: the reader of a plain LoRA says what is wrong with it
 
 
 def read_config(folder: Path) -> PeftConfig:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,6 +42,15 @@ Ranks = Annotated[
         show_default=False,
     ),
 ]
+ZeroPoints = Annotated[
+    Literal["float16", "codes"] | None,
+    typer.Option(
+        "--zero-points",
+        help="Of a QA-LoRA adapter: the type of the zero points that take it up. With codes the IR is like any other "
+        "INT4 model, and a part of the adapter is rounded away.  [default: float16]",
+        show_default=False,
+    ),
+]
 Keep = Annotated[
     Path | None,
     typer.Option(
@@ -66,6 +75,7 @@ def convert(
     revision: Revision = None,
     adapter: Adapter = None,
     ranks: Ranks = None,
+    zero_points: ZeroPoints = None,
     keep: Keep = None,
     peft: Peft = False,
     as_json: Json = False,
@@ -82,6 +92,8 @@ def convert(
     Example: ovexport convert lora-folder --model Qwen/Qwen2.5-3B-Instruct --out int4
 
     Example: ovexport convert Qwen2.5-3B-Instruct-AWQ --out int4
+
+    Example: ovexport convert qalora-folder --model Qwen2.5-3B-Instruct-GPTQ --out int4
     """
     import json
 
@@ -91,12 +103,16 @@ def convert(
     set_up_logging(quiet=quiet or as_json)
     spec = None if model is None else ModelSpec(id=model, revision=revision, adapter=adapter)
     if peft:
-        _write_peft_folder(checkpoint, spec, out, given={"--ranks": ranks, "--keep": keep})
+        _write_peft_folder(
+            checkpoint, spec, out, given={"--ranks": ranks, "--zero-points": zero_points, "--keep": keep}
+        )
         if as_json:
             print_json(json.dumps({"folder": str(out)}))
         return
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
-    ir = services.convert_checkpoint(checkpoint, spec, ConvertSpec(), out, ranks=given, keep=keep)
+    ir = services.convert_checkpoint(
+        checkpoint, spec, ConvertSpec(), out, ranks=given, zero_points=zero_points, keep=keep
+    )
     beside = ir.adapter_tensors if ir.adapter else None
     if as_json:
         print_json(

@@ -67,7 +67,7 @@ def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int
     made = (digests, start.weights, start.quantizers, start.replaced_weights)
     checkpoint = write_checkpoint(out, model, layers, *made, rank_space=ranks, rank_by=spec.rank_by)
     if packed:
-        packed.require_codes(checkpoint.manifest.digests)
+        packed.require_codes(checkpoint.manifest.layers, checkpoint.manifest.digests)
     return checkpoint
 
 

@@ -29,6 +29,7 @@ from ovexport.storage.scratch import move_folder, scratch_folder
 
 if TYPE_CHECKING:
     from ovexport.pipeline.plan import Plan
+    from ovexport.readers import ZeroPoints
     from ovexport.tasks import HarnessTask
 
 _PROMPT_TOKENS = 16
@@ -103,6 +104,7 @@ def convert_checkpoint(
     out: Path,
     *,
     ranks: Sequence[int] | None = None,
+    zero_points: "ZeroPoints | None" = None,
     keep: Path | None = None,
 ) -> IR:
     """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
@@ -113,11 +115,13 @@ def convert_checkpoint(
         path: a checkpoint that one of the readers recognizes.
         model: the base model; None where the checkpoint is a model of its own.
         ranks: of elastic adapters whose checkpoint leaves them open, as an FQ_LORA_NLS file of NNCF's does.
+        zero_points: their type, of a checkpoint that is absorbed into them; "float16" when None.
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
             ours already.
 
     Raises:
-        RecipeError, PlugInError: `ranks` does not suit it, `out` and `keep` lie in each other, or a reader fails.
+        RecipeError, PlugInError: `ranks` or `zero_points` does not suit it, `out` and `keep` lie in each other, or a
+            reader fails.
         ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
             holds something.
         UnsupportedModelError: the model can't be traced, the runtime computes a group size wrongly, or openvino-genai
@@ -133,7 +137,7 @@ def convert_checkpoint(
     model = base_model(path, model)
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
-        checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks)
+        checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks, zero_points=zero_points)
         base = trace(model, spec, kept / "bf16")
         packed = strip(checkpoint, base, scratch / "packed")
         product = convert(base, packed, scratch / "product")

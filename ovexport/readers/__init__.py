@@ -4,7 +4,8 @@ from ovexport.readers.nncf import NncfReader, adopt
 from ovexport.readers.own import OwnReader
 from ovexport.readers.packed import PackedReader
 from ovexport.readers.peft import PeftReader
-from ovexport.readers.reader import BaseWeights, CheckpointReader, base_model, read_checkpoint, readers
+from ovexport.readers.qalora import QaLoraReader
+from ovexport.readers.reader import BaseWeights, CheckpointReader, ZeroPoints, base_model, read_checkpoint, readers
 
 __all__ = [
     "BaseWeights",
@@ -13,6 +14,8 @@ __all__ = [
     "OwnReader",
     "PackedReader",
     "PeftReader",
+    "QaLoraReader",
+    "ZeroPoints",
     "adopt",
     "base_model",
     "read_checkpoint",

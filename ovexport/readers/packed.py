@@ -38,7 +38,7 @@ class PackedReader(CheckpointReader):
         for name, quantizer in quantizers.items():
             packed.grid(name).set_on(quantizer)
         checkpoint = base.write(out, layers, quantizers, {})
-        packed.require_codes(checkpoint.manifest.digests)
+        packed.require_codes(checkpoint.manifest.layers, checkpoint.manifest.digests)
         return checkpoint
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ovexport.artifacts import AdaptedLayer, Checkpoint, PeftAdapter, is_peft_adapter
+from ovexport.artifacts import AdaptedLayer, Checkpoint, PeftAdapter, is_peft_adapter, is_qalora
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.adapted import require_fits
 from ovexport.readers.reader import BaseWeights, CheckpointReader, readers
@@ -28,7 +28,7 @@ class PeftReader(CheckpointReader):
 
     def recognizes(self, path: Path) -> bool:
         """As CheckpointReader."""
-        return is_peft_adapter(path)
+        return is_peft_adapter(path) and not is_qalora(path)
 
     def read(self, path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None) -> Checkpoint:
         """As CheckpointReader.

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +20,9 @@ from ovexport.registry import Registered, Registry
 from ovexport.weights.group_sizes import check_group_sizes
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 from ovexport.weights.quantizer import Quantizer
+
+ZeroPoints = Literal["float16", "codes"]
+"""The type of zero points that take an adapter up: float16, or codes as any other model has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,15 @@ class CheckpointReader(Protocol):
         takes: what it reads, in a few words for messages, such as "a folder with checkpoint.json".
         is_model: what it reads is a model of its own, so that no base model is given.
         has_ranks: its checkpoints may leave the ranks of elastic adapters open, which `--ranks` then chooses.
+        has_zero_points: what it reads is absorbed into zero points, whose type `--zero-points` then chooses.
+        zero_points: that type.
     """
 
     takes: str
     is_model: bool = False
     has_ranks: bool = False
+    has_zero_points: bool = False
+    zero_points: ZeroPoints = "float16"
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -133,16 +140,24 @@ readers: Registry[type[CheckpointReader]] = Registry("ovexport.readers", "reader
 """Readers by name, in the order in which they are asked."""
 
 
-def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    model: ModelSpec,
+    out: Path,
+    *,
+    ranks: Sequence[int] | None = None,
+    zero_points: ZeroPoints | None = None,
+) -> Checkpoint:
     """Read whatever checkpoint there is at a path.
 
     Args:
         out: the folder for a checkpoint that is not one of ours already.
         ranks: of elastic adapters whose checkpoint leaves them open.
+        zero_points: of a checkpoint that is absorbed into them, their type; "float16" when None.
 
     Raises:
         ArtifactError: nothing is there, no reader recognizes it, or it is corrupt or of another base model.
-        RecipeError: `ranks` does not suit it.
+        RecipeError: `ranks` or `zero_points` does not suit it.
         PlugInError: a reader of a plug-in fails.
         UnsupportedModelError: it holds what can't be represented, or what the runtime computes wrongly.
     """
@@ -150,6 +165,12 @@ def read_checkpoint(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[
     reader = registered.thing()
     if ranks is not None and not reader.has_ranks:
         raise RecipeError(f"--ranks: {path} is {reader.takes}, which has its ranks in it; leave --ranks out")
+    if zero_points is not None:
+        if not reader.has_zero_points:
+            raise RecipeError(
+                f"--zero-points: {path} is {reader.takes}, and no adapter of it goes into zero points; leave it out"
+            )
+        reader.zero_points = zero_points
     with registered.guarded():
         checkpoint = reader.read(path, model, out, ranks=ranks)
     if registered.provider and not isinstance(checkpoint, Checkpoint):

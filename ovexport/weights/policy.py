@@ -160,6 +160,8 @@ class PatternPolicy:
 def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> LayerFormat:
     """The format of a matrix that its checkpoint holds as codes: theirs, with the rank that the recipe gives it.
 
+    QA-LoRA's adapters need zero points, which symmetric codes get: the middle of the codes, unsigned.
+
     Raises:
         LayerRefused: the runtime computes its group size wrongly, or the rank space is above its smaller side.
     """
@@ -170,7 +172,8 @@ def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> Laye
         return format_layer(matrix, own.mode, group_size=own.group_size, note=own.note)
     ranks = [rule.rank for rule in spec.layers if any(name_matches(matrix.name, one) for one in rule.pattern)][:1]
     given = {"rank": ranks[0]} if ranks and ranks[0] is not None else {}
-    return _with_rank(matrix, spec.model_copy(update={"mode": own.mode, **given}), own.group_size, own.note)
+    mode = spec.mode if spec.method == "qalora" else own.mode
+    return _with_rank(matrix, spec.model_copy(update={"mode": mode, **given}), own.group_size, own.note)
 
 
 def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:

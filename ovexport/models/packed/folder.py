@@ -15,7 +15,7 @@ from ovexport.models.packed.grid import PackedGrid
 from ovexport.registry import Registered
 from ovexport.storage.digests import bytes_digest
 from ovexport.storage.tensorfile import TensorFile
-from ovexport.weights.layer import CodeDigest, OwnFormat, WeightMatrix
+from ovexport.weights.layer import CodeDigest, LayerFormat, OwnFormat, WeightMatrix
 
 _FLOATS = ("float16", "float32")
 _INDICES = ("int32", "int64")
@@ -119,19 +119,22 @@ class PackedFolder:
         """
         return tuple(replace(each, own=self._own_format(each.name)) for each in matrices)
 
-    def require_codes(self, digests: Mapping[str, CodeDigest]) -> None:
+    def require_codes(self, layers: Iterable[LayerFormat], digests: Mapping[str, CodeDigest]) -> None:
         """Prove that codes which were computed from the weights are those of the file.
 
         Args:
-            digests: of the computed ones, by layer; layers without are left out.
+            layers: the formats of the matrices; those that the file does not hold as codes are left out.
+            digests: of the computed codes, by layer.
 
         Raises:
             ArtifactError: a layer has other codes.
         """
-        for name in self._places.keys() & digests.keys():
-            grid = self.grid(name)
-            codes: NDArray[Any] = self.codes(name, grid.order)
-            codes = codes.view(np.int8) - np.int8(8) if grid.symmetric else codes
+        for layer in layers:
+            name = layer.name
+            if name not in self._places or layer.encoding is None:
+                continue
+            codes: NDArray[Any] = self.codes(name, self.grid(name).order)
+            codes = codes.view(np.int8) - np.int8(8) if layer.encoding.signed else codes
             if bytes_digest(codes) != digests[name].codes:
                 raise ArtifactError(f"{self.origin}: {name} was given other codes than the file has; copy it again")
 

@@ -56,10 +56,20 @@ class PackedGrid:
         return grouped.sub_(zero_point).mul_(scale).flatten(1)
 
     def set_on(self, quantizer: TunableQuantizer) -> None:
-        """Give a quantizer of the layer's format this grid."""
+        """Give a quantizer of the layer's format this grid; one with zero points may have a symmetric one too, on which
+        they are the middle of the codes.
+
+        Raises:
+            UnsupportedModelError: a scale is negative, and the format has zero points.
+        """
         step, zero_point = (torch.from_numpy(values).float()[..., None] for values in (self.scale, self.zero_point))
         if quantizer.symmetric:
             quantizer.set_scale(step * _MIDDLE)
+        elif (step < 0).any():
+            raise UnsupportedModelError(
+                f"{quantizer.layer.name}: has negative scales, which a format with zero points can't have; quantize it "
+                "again"
+            )
         else:
             quantizer.set_grid(step, -zero_point * step)
 

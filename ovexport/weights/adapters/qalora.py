@@ -61,6 +61,14 @@ class QaLoraQuantizer(TunableQuantizer):
         added: Tensor = groups @ self.lora_A.T @ self.lora_B.T * self.layer.adapter_factor
         return added
 
+    @torch.no_grad()
+    def rounded_share(self) -> float:
+        """The error of rounding the zero points over what the adapter adds to them, both as root mean squares."""
+        exact = self._exact_zero_point()
+        error = (self.shipped_zero_point().double() - exact).square().mean().sqrt()
+        added = (exact - self.grid()[1].double()).square().mean().sqrt()
+        return float(error / added) if added else 0.0
+
     def _exact_zero_point(self) -> Tensor:
         """The zero point before it is rounded, (output, groups, 1) float64."""
         step, zero_point = (value.double() for value in self.grid())

@@ -183,6 +183,7 @@ def test_a_model_with_biases_and_a_packed_head_goes_the_whole_way(name: str, tmp
     folder = write_packed(model, tmp_path / "packed", packed=packed, **KINDS[name])
     converted_as_written(folder, tmp_path, floats=0)
     sections = tiny_values(folder.path)
+    sections["tune"]["steps"] = 2 if name == "AWQ" else 0  # tuning computes logits from the head's weight alone
     run = services.run(recipe.parse(sections, base=REPOSITORY, origin="packed"), tmp_path / "run", until="verify")
     assert verify(run.ir("plain"), packed=folder.path).passed
 

@@ -26,12 +26,11 @@ from ovexport.openvino.matrices import Matrix
 from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
-from ovexport.storage.tensorfile import TensorFile, TensorWriter
-from ovexport.weights.adapters import load_quantizer
+from ovexport.storage.tensorfile import TensorWriter
+from ovexport.weights.adapters import load_any_quantizer
 from ovexport.weights.encoding import Encoding
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.nncf_quantizer import NncfQuantizer
-from ovexport.weights.quantizer import Codes, Quantizer, Rows
+from ovexport.weights.quantizer import Codes, Rows
 
 
 def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
@@ -67,7 +66,7 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
             for layer in manifest.layers:
                 if layer.encoding is not None:
-                    codes = _quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
+                    codes = load_any_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
                     _require_tuned(codes, layer, checkpoint, manifest)
                     for part, value in packed_tensors(codes, layer.encoding).items():
                         writer.write(f"{layer.name}.{part}", value)
@@ -83,10 +82,6 @@ def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, man
             f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
             "the checkpoint was changed, tune again"
         )
-
-
-def _quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
-    return NncfQuantizer.load(layer, adapters) if layer.arithmetic == "nncf" else load_quantizer(layer, adapters)
 
 
 def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...]]]:

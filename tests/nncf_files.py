@@ -122,9 +122,13 @@ def stripped(model):
 
 def nncf_codes(path: Path, spec: ModelSpec, ranks: list[int] | None = None) -> Packed:
     """What NNCF packs of a file."""
+    return stripped_codes(nncf_model(path, spec, ranks))
+
+
+def stripped_codes(model) -> Packed:
+    """What NNCF packs of a tuned model, which is not one afterwards."""
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
-    model = nncf_model(path, spec, ranks)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     model = stripped(model)
     packed: Packed = {}

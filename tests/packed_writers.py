@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 KINDS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ class Written:
         state |= {f"{name}.weight": truth.weight for name, truth in self.layers.items()}
         config = json.loads((self.path / "config.json").read_text())
         del config["quantization_config"]
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**config | {"dtype": "float32"})).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config | {"dtype": "float32"})).eval()
         missing, _ = model.load_state_dict(state, strict=False)
         assert missing == (["lm_head.weight"] if config["tie_word_embeddings"] else [])
         with torch.no_grad():
@@ -195,9 +195,10 @@ def write_packed(
     act_order: bool = False,
     negative: bool = True,
     scale_dtype: torch.dtype = torch.float16,
+    packed: tuple[str, ...] = ("_proj.weight",),
     left: Sequence[str] = (),
 ) -> Written:
-    """A model's Linear layers packed to 4 bits, but for those whose name has a part of `left` in it.
+    """A model's weights packed to 4 bits whose names end in one of `packed` and have no part of `left` in them.
 
     Args:
         kind: the method and, after a space, its variant: "gptq gptq_v2", "awq", "auto-round auto_round:auto_gptq",
@@ -208,7 +209,7 @@ def write_packed(
     pack = packer(kind, symmetric=symmetric, act_order=act_order, dtype=scale_dtype)
     generators = {True: lambda: np.random.default_rng(0), False: lambda: None}
     layers = {}
-    for name in [name for name in state if "_proj" in name and not any(part in name for part in left)]:
+    for name in [name for name in state if name.endswith(packed) and not any(part in name for part in left)]:
         weight = state.pop(name)
         module = name.removesuffix(".weight")
         truth = round_to_nearest(

@@ -1,15 +1,27 @@
 """4-bit folders that are damaged, hostile or of another kind end in one line, and nothing of them is executed."""
 
 import os
+import random
 import re
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import ovexport, refused
 from packed_writers import KINDS, LAYER, Written, changed, configured, filled, with_tensor, without, write_packed
+
+from ovexport.errors import OvexportError
+from ovexport.models.loading import load_model, open_packed
+from ovexport.pipeline.plan import plan_model
+from ovexport.recipe import CompressSpec, ModelSpec
+from ovexport.verify.packed_files import PackedFiles
+
+pytestmark = pytest.mark.families
 
 
 @pytest.fixture
@@ -32,6 +44,8 @@ DAMAGED: dict[str, tuple[str, Callable[..., None], int, str]] = {
         "GPTQ act-order", with_tensor("g_idx", lambda index: index * 2), 4, r"names group \d+ of 4"),
     "a negative group": ("GPTQ act-order", with_tensor("g_idx", lambda index: index - 1), 4, "names group -1 of 4"),
     "groups of many sizes": ("GPTQ act-order", with_tensor("g_idx", lambda index: index // 2), 4, "of one size"),
+    "no act-order where there has to be one": ("GPTQ act-order", without("g_idx"), 4, "has no g_idx"),
+    "no order of a group": ("compressed-tensors act-order", without("weight_g_idx"), 4, "has no weight_g_idx"),
     "a scale of 0": ("AWQ", with_tensor("scales", filled(0.0)), 4, "has a scale of 0"),
     "a scale that is infinite": ("GPTQ v1", with_tensor("scales", filled(float("inf"))), 4, "not finite"),
     "a scale that float16 can't hold": (
@@ -96,3 +110,53 @@ def test_the_base_model_is_asked_for_where_it_is_needed_and_nowhere_else(written
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "checkpoint.json").write_text("{}")
     assert "--model: missing" in refused(ovexport("convert", tmp_path / "tuned", "--out", tmp_path / "int4"), 2)
+
+
+@pytest.mark.slow
+def test_random_damage_ends_in_a_line_or_in_the_codes_that_the_proof_reads_too(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    generator = random.Random(0)
+    outcomes: Counter[str] = Counter()
+    for number in range(60):
+        folder = tmp_path / str(number)
+        name = generator.choice(list(KINDS))
+        changed(write_packed(tiny_model, folder, **KINDS[name]).path, partial(damage_at_random, generator))
+        model = ModelSpec(id=str(folder))
+        planned = plan_model(model, CompressSpec(fallback="smaller_group"))
+        try:
+            load_model(model)
+            packed = open_packed(model)
+        except OvexportError:
+            outcomes["refused"] += 1
+            assert planned.problems
+            continue
+        outcomes["loaded"] += 1
+        assert not planned.problems
+        proof = PackedFiles(folder)
+        for layer in packed.layers:
+            own, grid = proof.layer(layer.removesuffix(".weight")), packed.grid(layer)
+            assert np.array_equal(packed.codes(layer), own.codes)
+            assert np.array_equal(grid.scale, own.scale)
+            assert np.array_equal(grid.zero_point, own.zero_point)
+    assert min(outcomes["refused"], outcomes["loaded"]) > 10
+
+
+def damage_at_random(generator: random.Random, tensors: dict[str, Any], config: dict[str, Any]) -> None:
+    """Another value of the configuration or another tensor of a layer."""
+    values = [None, 0, -1, 3, 8, 64, 1e30, "x", "gptq", "auto_round", [1], {"a": {"group_size": 2}}, True, False]
+    settings = config["quantization_config"]
+    if generator.random() < 0.5:
+        settings[generator.choice([*settings, "extra_config", "act_bits", "backend", "sparsity_config"])] = (
+            generator.choice(values)
+        )
+    name = generator.choice([name for name in tensors if LAYER in name])
+    own = tensors[name]
+    changes: list[Callable[[], Any]] = [
+        lambda: own.flatten()[: generator.randrange(own.numel())],
+        lambda: own[None],
+        lambda: own.to(generator.choice([torch.float32, torch.int64, torch.uint8, torch.bool])),
+        lambda: torch.full_like(own, generator.choice([0, -1, 1, 100])),
+        lambda: own.flip(0),
+    ]
+    tensors[name] = generator.choice(changes)()

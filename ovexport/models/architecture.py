@@ -116,6 +116,11 @@ def compute_in(network: PreTrainedModel, dtype: torch.dtype) -> None:
             module.register_forward_hook(lambda _module, _inputs, output: output.float())
 
 
+def hook_of_parameter(name: str) -> str:
+    """The hook of NNCF's that is on a parameter: "post_hooks.model:norm:weight__0.0" for model.norm.weight."""
+    return f"post_hooks.{name.replace('.', ':')}__0.0"
+
+
 def parameter_of_hook(hook: str) -> str:
     """The parameter that a hook of NNCF's is on: "post_hooks.model:norm:weight__0.0" is on model.norm.weight."""
     _, _, operation = hook.partition(".")

@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -25,7 +24,7 @@ from ovexport.foreign import exhausted, said, translate
 from ovexport.models.adapted import merge
 from ovexport.models.architecture import Architecture
 from ovexport.models.files import check_configuration, check_weight_files, quantization_config, weight_files
-from ovexport.models.packed import PackedFolder, packed_formats, recognized
+from ovexport.models.packed import PackedFolder, network_state, packed_formats, recognized
 from ovexport.models.reordering import reorder_inputs
 from ovexport.recipe import ModelSpec
 
@@ -114,19 +113,9 @@ def _load_packed(
     spec: ModelSpec, packed: PackedFolder, dtype: torch.dtype | Literal["auto"]
 ) -> tuple[Any, Mapping[str, Any]]:
     """As _load, of a checkpoint with 4-bit codes."""
-    config = load_config(spec)
-    stored = config.dtype if dtype == "auto" else dtype
+    stored = load_config(spec).dtype if dtype == "auto" else dtype
     stored = stored if isinstance(stored, torch.dtype) else torch.float16
-    state = {name: torch.from_numpy(np.array(values)) for name, values in packed.floats()}
-    orders = {}
-    for name in packed.layers:
-        grid = packed.grid(name)
-        weight = grid.dequantized(packed.codes(name, grid.order)).to(stored)
-        if not torch.isfinite(weight).all():
-            raise UnsupportedModelError(f'{spec.id}: {name} overflows {stored}; set model.dtype = "float32"')
-        state[name] = weight.T if packed.is_transposed(name) else weight
-        if grid.order is not None:
-            orders[name] = grid.order
+    state, orders = network_state(packed, stored)
     model, loading_info = _from_state(spec, state, dtype=stored)
     reorder_inputs(model, orders)
     return model, loading_info

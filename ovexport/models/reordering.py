@@ -21,7 +21,9 @@ class _Reordered:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values, *others = inputs
-        return (values.index_select(-1, self._order.to(values.device)), *others)
+        if self._order.device != values.device:
+            self._order = self._order.to(values.device)
+        return (values.index_select(-1, self._order), *others)
 
 
 def reorder_inputs(network: nn.Module, orders: Mapping[str, NDArray[np.int64]]) -> None:

@@ -23,7 +23,7 @@ from ovexport.recipe import (
     TaskSpec,
 )
 from ovexport.reports import EvaluationReport, GateReport
-from ovexport.storage.files import existing_parent, make_folder
+from ovexport.storage.files import existing_parent, make_folder, require_free
 from ovexport.storage.records import read_record, write_record
 from ovexport.storage.scratch import move_folder, scratch_folder
 
@@ -185,8 +185,8 @@ def _require_free(out: Path, keep: Path | None) -> None:
     if keep and (out == keep or out in keep.parents or keep in out.parents):
         raise RecipeError(f"--keep {keep}: --out and --keep lie in each other; give two folders side by side")
     for option, folder in (("--out", out), ("--keep", keep)):
-        if folder and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-            raise ArtifactError(f"{folder}: holds something already; choose another {option}")
+        if folder:
+            require_free(folder, option)
 
 
 def ask_with_ranks(folder: RunFolder, ranks: Sequence[int], listener: Listener = silent) -> dict[str, dict[str, Any]]:

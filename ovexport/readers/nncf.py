@@ -29,7 +29,7 @@ from ovexport.weights.nncf_quantizer import NncfQuantizer, tuned_adapter
 
 logger = logging.getLogger(__name__)
 
-_HOOKS_IN_MODEL_STATE = "__nncf_hooks."
+HOOKS_IN_MODEL_STATE = "__nncf_hooks."
 _LARGEST_DEVIATION = 0.01
 _ARCHIVE = b"PK"
 """The first bytes of what torch.save writes."""
@@ -70,21 +70,42 @@ def adopt(path: Path, model: ModelSpec, out: Path, *, ranks: Sequence[int] | Non
         UnsupportedModelError: the base model can't be loaded, or the file holds what can't be represented, or what the
             runtime computes wrongly.
     """
-    content = read_file(path)
-    stored = stored_quantizers(path, content)
-    active = _active_ranks(path, stored, ranks)
-    base = BaseWeights.load(model)
-    by_layer = _by_layer(path, stored, base.network, base.matrices, model)
-    layers = tuple(_layer(each, by_layer.get(each.name), active, path, model) for each in base.matrices)
-    check_group_sizes(layers, str(path))
-    replaced = _replaced_weights(path, content.get("model_state"), base.network, layers, model)
-    quantizers = {layer.name: _quantizer(path, layer, by_layer[layer.name]) for layer in layers if layer.encoding}
+    content, origin = read_file(path), str(path)
+    stored = stored_quantizers(origin, content)
+    active = _active_ranks(origin, stored, ranks)
+    return write_adopted(origin, stored, content.get("model_state"), active, BaseWeights.load(model), out)
+
+
+def write_adopted(
+    origin: str,
+    stored: Sequence[StoredQuantizer],
+    state: Any,
+    active: Mapping[str, int],
+    base: BaseWeights,
+    out: Path,
+) -> Checkpoint:
+    """Write what NNCF tuned as a checkpoint of ours.
+
+    Args:
+        origin: where it is from, for messages.
+        state: the weights that the quantizers are on, by name; None where they are the base model's.
+        active: the ranks in use of elastic adapters, by parameter.
+
+    Raises:
+        ArtifactError, UnsupportedModelError: as `adopt`.
+    """
+    model = base.spec
+    by_layer = _by_layer(origin, stored, base.network, base.matrices, model)
+    layers = tuple(_layer(each, by_layer.get(each.name), active, origin, model) for each in base.matrices)
+    check_group_sizes(layers, origin)
+    replaced = _replaced_weights(origin, state, base.network, layers, model)
+    quantizers = {layer.name: _quantizer(origin, layer, by_layer[layer.name]) for layer in layers if layer.encoding}
     for name in quantizers:
-        _check_ranges(path, by_layer[name], replaced.get(name, base.weights[name]), model)
+        _check_ranges(origin, by_layer[name], replaced.get(name, base.weights[name]), model)
     return base.write(out, layers, quantizers, replaced)
 
 
-def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:
+def _active_ranks(origin: str, stored: Sequence[StoredQuantizer], ranks: Sequence[int] | None) -> dict[str, int]:
     """The ranks to use, by parameter as the file names it; empty when adapters are used whole.
 
     Raises:
@@ -92,12 +113,12 @@ def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence
     """
     elastic = [each for each in stored if each.quantizer_class.elastic]
     if not elastic and ranks is not None:
-        raise RecipeError(f"--ranks: {path} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
+        raise RecipeError(f"--ranks: {origin} is no FQ_LORA_NLS checkpoint, its adapters have one rank; leave it out")
     if elastic and ranks is None:
         logger.warning(
             "  %s: adapters are used with their largest rank, %d: an FQ_LORA_NLS file does not tell which ranks were "
             "chosen; --ranks does",
-            path,
+            origin,
             max(each.rank for each in elastic),
         )
     if not elastic or ranks is None:
@@ -105,8 +126,8 @@ def _active_ranks(path: Path, stored: Sequence[StoredQuantizer], ranks: Sequence
     blocks = sorted({_block(each.parameter) for each in elastic})
     if len(ranks) not in (1, len(blocks)):
         raise RecipeError(
-            f"--ranks: {len(ranks)} numbers, and {path} has adapters in {len(blocks)} blocks; give one number for all "
-            f"of them, or {len(blocks)}"
+            f"--ranks: {len(ranks)} numbers, and {origin} has adapters in {len(blocks)} blocks; give one number for "
+            f"all of them, or {len(blocks)}"
         )
     by_block = dict(zip(blocks, ranks if len(ranks) > 1 else [ranks[0]] * len(blocks), strict=True))
     active = {each.parameter: by_block[_block(each.parameter)] for each in elastic}
@@ -125,7 +146,7 @@ def _block(parameter: str) -> int:
 
 
 def _by_layer(
-    path: Path,
+    origin: str,
     stored: Sequence[StoredQuantizer],
     network: PreTrainedModel,
     matrices: Sequence[WeightMatrix],
@@ -142,14 +163,14 @@ def _by_layer(
         name = layer_of(each.parameter)
         if name is None:
             raise ArtifactError(
-                f"{path}: quantizes {each.parameter}, and {model.id} has no such weight matrix; "
+                f"{origin}: quantizes {each.parameter}, and {model.id} has no such weight matrix; "
                 "give the base model that was tuned"
             )
         first = by_layer.setdefault(name, each)
         if first.quantizer_class != each.quantizer_class or any(
             not torch.equal(first.tensors[key], each.tensors[key]) for key in each.tensors
         ):
-            raise ArtifactError(f"{path}: quantizes {name} in two ways; {CURE}")
+            raise ArtifactError(f"{origin}: quantizes {name} in two ways; {CURE}")
     return by_layer
 
 
@@ -161,7 +182,7 @@ def _layer_names(network: PreTrainedModel, layers: Sequence[str]) -> Callable[[s
 
 
 def _layer(
-    each: WeightMatrix, stored: StoredQuantizer | None, active: Mapping[str, int], path: Path, model: ModelSpec
+    each: WeightMatrix, stored: StoredQuantizer | None, active: Mapping[str, int], origin: str, model: ModelSpec
 ) -> LayerFormat:
     """The format of a layer as the file has it.
 
@@ -188,7 +209,7 @@ def _layer(
     grids = ((each.out_features, groups), (each.out_features, groups, 1))
     if columns != each.in_features or not groups or columns % groups or scales not in grids:
         raise ArtifactError(
-            f"{path}: the scales of {each.name} are {scales} for {columns} inputs, and in {model.id} it "
+            f"{origin}: the scales of {each.name} are {scales} for {columns} inputs, and in {model.id} it "
             f"is ({each.out_features}, {each.in_features}); give the base model that was tuned"
         )
     return untouched.model_copy(
@@ -202,7 +223,7 @@ def _layer(
     )
 
 
-def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQuantizer:
+def _quantizer(origin: str, layer: LayerFormat, stored: StoredQuantizer) -> NncfQuantizer:
     """The quantizer with the file's parameters.
 
     Raises:
@@ -214,8 +235,8 @@ def _quantizer(path: Path, layer: LayerFormat, stored: StoredQuantizer) -> NncfQ
     largest = tensors[stored.quantizer_class.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
     if not largest.half().isfinite():
         raise UnsupportedModelError(
-            f"{path}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate of "
-            "scales and tune again"
+            f"{origin}: a scale of {layer.name} is {largest:.3g}, more than float16 can hold; lower the learning rate "
+            "of scales and tune again"
         )
     if layer.rank:
         tensors |= tuned_adapter(layer, stored.tensors["lora_A"], stored.tensors["lora_B"])
@@ -245,7 +266,7 @@ def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
     return {"input_low": low, "input_range": width, "scale": scale}
 
 
-def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: ModelSpec) -> None:
+def _check_ranges(origin: str, stored: StoredQuantizer, weight: Tensor, model: ModelSpec) -> None:
     """Compare the ranges of an INT8 layer, which nobody tunes, with its weights.
 
     Raises:
@@ -260,13 +281,13 @@ def _check_ranges(path: Path, stored: StoredQuantizer, weight: Tensor, model: Mo
     deviation = ((actual - expected).abs() / expected)[used]
     if len(deviation) and deviation.median() > _LARGEST_DEVIATION:
         raise ArtifactError(
-            f"{path}: its INT8 ranges of {stored.parameter} are not those of the weights in {model.id}, half of them "
+            f"{origin}: its INT8 ranges of {stored.parameter} are not those of the weights in {model.id}, half of them "
             f"are more than {deviation.median():.1%} off; give the base model that was tuned"
         )
 
 
 def _replaced_weights(
-    path: Path, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
+    origin: str, state: Any, network: PreTrainedModel, layers: Sequence[LayerFormat], model: ModelSpec
 ) -> dict[str, Tensor]:
     """The matrices of `model_state` that are not the base model's, (output, input) float32 by layer.
 
@@ -278,30 +299,32 @@ def _replaced_weights(
         return {}
     given = {
         name: value
-        for name, value in dense_tensors(path, "model_state", state).items()
-        if not name.startswith(_HOOKS_IN_MODEL_STATE)
+        for name, value in dense_tensors(origin, "model_state", state).items()
+        if not name.startswith(HOOKS_IN_MODEL_STATE)
     }
     base = network.state_dict()
     strangers = sorted(given.keys() ^ base.keys())
     if strangers:
         place = "not in its model_state" if strangers[0] in base else f"not in {model.id}"
-        raise ArtifactError(f"{path}: {strangers[0]} is {place}; give the base model that was tuned")
+        raise ArtifactError(f"{origin}: {strangers[0]} is {place}; give the base model that was tuned")
     by_name = {layer.name: layer for layer in layers}
     layer_of = _layer_names(network, list(by_name))
     replaced = {}
     for name, value in given.items():
         if value.shape != base[name].shape:
             raise ArtifactError(
-                f"{path}: {name} is {tuple(value.shape)} in its model_state and {tuple(base[name].shape)} in "
+                f"{origin}: {name} is {tuple(value.shape)} in its model_state and {tuple(base[name].shape)} in "
                 f"{model.id}; give the base model that was tuned"
             )
         layer = by_name.get(layer_of(name) or "")
         if layer is None and not torch.equal(value, base[name].to(value.dtype)):
             raise UnsupportedModelError(
-                f"{name}: changed in {path}, and only weight matrices can be; tune without what changes it"
+                f"{name}: changed in {origin}, and only weight matrices can be; tune without what changes it"
             )
         if layer is not None and not torch.equal(value.float(), given[layer.name].float()):
-            raise ArtifactError(f"{path}: {name} and {layer.name} are one in {model.id} and differ in its model_state")
+            raise ArtifactError(
+                f"{origin}: {name} and {layer.name} are one in {model.id} and differ in its model_state"
+            )
         if layer is not None and not torch.equal(value.float(), base[name].float()):
             replaced[layer.name] = matrix_view(network, layer.name).oriented(value).float().contiguous()
     return replaced

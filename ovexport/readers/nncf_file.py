@@ -182,34 +182,34 @@ def _check_archive(path: Path) -> None:
         raise ArtifactError(f"{path}: damaged, the checksum of its {damaged} is wrong; copy it again")
 
 
-def stored_quantizers(path: Path, content: Mapping[str, Any]) -> tuple[StoredQuantizer, ...]:
+def stored_quantizers(origin: str, content: Mapping[str, Any]) -> tuple[StoredQuantizer, ...]:
     """Every quantizer of the file, checked, in its order.
 
     Raises:
         ArtifactError: one is of an unknown class, incomplete or inconsistent.
     """
-    config = _checked(path, "nncf_config", _Config, content["nncf_config"])
-    stored, left = [], dense_tensors(path, "nncf_state_dict", content["nncf_state_dict"])
+    config = _checked(origin, "nncf_config", _Config, content["nncf_config"])
+    stored, left = [], dense_tensors(origin, "nncf_state_dict", content["nncf_state_dict"])
     for command in config.compression_state:
         quantizer_class = _CLASSES.get(command.module_cls_name)
         if quantizer_class is None or command.module_path not in _MODULE_PATHS:
             raise ArtifactError(
-                f"{path}: holds a {command.module_path}.{command.module_cls_name} on "
+                f"{origin}: holds a {command.module_path}.{command.module_cls_name} on "
                 f"{', '.join(command.hook_names_in_model)}; only weight quantizers can be adopted: "
                 "tune without AWQ where it adds a multiplication, and without quantized activations"
             )
         for hook in command.hook_names_in_model:
             if not re.fullmatch(r"post_hooks\.[^.]+__0\.0", hook):
-                raise ArtifactError(f"{path}: quantizes {hook}, which is no weight; only weights can be adopted")
+                raise ArtifactError(f"{origin}: quantizes {hook}, which is no weight; only weights can be adopted")
             tensors = {name: left.pop(f"{hook}.{name}") for name in quantizer_class.tensors if f"{hook}.{name}" in left}
-            stored.append(_stored(path, parameter_of_hook(hook), quantizer_class, command.module_config, tensors))
+            stored.append(_stored(origin, parameter_of_hook(hook), quantizer_class, command.module_config, tensors))
     if left:
-        raise ArtifactError(f"{path}: holds a tensor {next(iter(left))} that its nncf_config does not have; {CURE}")
+        raise ArtifactError(f"{origin}: holds a tensor {next(iter(left))} that its nncf_config does not have; {CURE}")
     return tuple(stored)
 
 
 def _stored(
-    path: Path,
+    origin: str,
     parameter: str,
     quantizer_class: QuantizerClass,
     config: Mapping[str, Any],
@@ -218,9 +218,9 @@ def _stored(
     """A quantizer, once its tensors are those that its configuration tells of."""
     missing = [name for name in quantizer_class.tensors if name not in tensors]
     if missing:
-        raise ArtifactError(f"{path}: has no {missing[0]} of {parameter}; the file is incomplete, copy it again")
-    spec = _checked(path, parameter, _RangeSpec, config.get("qspec") if quantizer_class.adapter else config)
-    adapter = _checked(path, parameter, _AdapterSpec, config.get("lspec")) if quantizer_class.adapter else None
+        raise ArtifactError(f"{origin}: has no {missing[0]} of {parameter}; the file is incomplete, copy it again")
+    spec = _checked(origin, parameter, _RangeSpec, config.get("qspec") if quantizer_class.adapter else config)
+    adapter = _checked(origin, parameter, _AdapterSpec, config.get("lspec")) if quantizer_class.adapter else None
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(quantizer_class.ranges, spec.scale_shape)
     if adapter is not None:
         rows, columns = adapter.orig_weight_shape
@@ -229,13 +229,15 @@ def _stored(
     for name, tensor in tensors.items():
         shape = shapes.get(name, (1,))
         if tuple(tensor.shape) != shape:
-            raise ArtifactError(f"{path}: {name} of {parameter} has the shape {tuple(tensor.shape)}, not {shape}")
+            raise ArtifactError(f"{origin}: {name} of {parameter} has the shape {tuple(tensor.shape)}, not {shape}")
         if name in flags and tensor.item() != flags[name]:
-            raise ArtifactError(f"{path}: {name} of {parameter} is {tensor.item()}, and only {flags[name]} can be done")
+            raise ArtifactError(
+                f"{origin}: {name} of {parameter} is {tensor.item()}, and only {flags[name]} can be done"
+            )
     if spec.num_bits != quantizer_class.bits:
         adapter_words = "with" if quantizer_class.adapter else "without"
         raise ArtifactError(
-            f"{path}: {parameter} has {spec.num_bits} bits {adapter_words} an adapter; only 4 bits with one and 8 "
+            f"{origin}: {parameter} has {spec.num_bits} bits {adapter_words} an adapter; only 4 bits with one and 8 "
             "without can be adopted"
         )
     return StoredQuantizer(
@@ -246,28 +248,28 @@ def _stored(
     )
 
 
-def _checked(path: Path, what: str, record_type: type[AnyRecord], value: Any) -> AnyRecord:
+def _checked(origin: str, what: str, record_type: type[AnyRecord], value: Any) -> AnyRecord:
     try:
         return record_type.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (what, *first["loc"])))
-        raise ArtifactError(f"{path}: {place}: {first['msg']}, not {first['input']!r:.60}; {CURE}") from error
+        raise ArtifactError(f"{origin}: {place}: {first['msg']}, not {first['input']!r:.60}; {CURE}") from error
 
 
-def dense_tensors(path: Path, what: str, value: Any) -> dict[str, Tensor]:
+def dense_tensors(origin: str, what: str, value: Any) -> dict[str, Tensor]:
     """A state dict's dense, finite tensors by name."""
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: its {what} is a {type(value).__name__}, not tensors by name; {CURE}")
+        raise ArtifactError(f"{origin}: its {what} is a {type(value).__name__}, not tensors by name; {CURE}")
     for name, tensor in value.items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not dense or tensor.dtype not in _DTYPES:
-            raise ArtifactError(f"{path}: {name!r:.60} in its {what} is no dense tensor of numbers; {CURE}")
+            raise ArtifactError(f"{origin}: {name!r:.60} in its {what} is no dense tensor of numbers; {CURE}")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ArtifactError(
-                f"{path}: {name} has the shape {tuple(tensor.shape)} and {tensor.untyped_storage().nbytes()} bytes, "
+                f"{origin}: {name} has the shape {tuple(tensor.shape)} and {tensor.untyped_storage().nbytes()} bytes, "
                 f"which are too few for it; {CURE}"
             )
         if not torch.isfinite(tensor).all():
-            raise ArtifactError(f"{path}: {name} holds numbers that are not finite; give a sound checkpoint")
+            raise ArtifactError(f"{origin}: {name} holds numbers that are not finite; give a sound checkpoint")
     return dict(value)

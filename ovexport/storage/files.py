@@ -134,3 +134,16 @@ def leaves_folder(name: str) -> bool:
 def _fsync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def require_free(folder: Path, option: str) -> None:
+    """Refuse a folder to write to that holds something already.
+
+    Args:
+        option: where the user gave it, such as "--out".
+
+    Raises:
+        ArtifactError: it does.
+    """
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder}: holds something already; choose another {option}")

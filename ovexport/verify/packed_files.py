@@ -80,9 +80,10 @@ class PackedFiles:
         try:
             layer = self._read(own)
             outputs, inputs = layer.codes.shape
-            shapes = (layer.scale.shape, layer.zero_point.shape)
-            if shapes != ((outputs, layer.scale.shape[1]),) * 2 or layer.group_of_input.shape != (inputs,):
-                raise ValueError(f"{shapes} for codes {layer.codes.shape}")
+            groups = layer.scale.shape[1]
+            shapes = (layer.scale.shape, layer.zero_point.shape, layer.group_of_input.shape)
+            if shapes != ((outputs, groups), (outputs, groups), (inputs,)) or inputs % groups:
+                raise ValueError(f"scales, zero points and g_idx of {shapes} for codes of {layer.codes.shape}")
         except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             raise ArtifactError(
                 f"{self._folder}: {name} can't be unpacked ({type(error).__name__}: {error}); copy the checkpoint again"
@@ -143,7 +144,7 @@ def _layer(
     codes: NDArray[np.uint8], scale: NDArray[Any], zero_point: NDArray[np.uint8], index: NDArray[Any] | None
 ) -> FileLayer:
     inputs = codes.shape[1]
-    natural = np.arange(inputs) // (inputs // scale.shape[1])
+    natural = np.arange(inputs) // max(1, inputs // scale.shape[1])
     with np.errstate(over="ignore"):
         stored = scale.astype(np.float16)
     groups = natural if index is None else index.astype(np.int64)
@@ -152,6 +153,8 @@ def _layer(
 
 def _nibbles(words: NDArray[Any]) -> NDArray[np.uint8]:
     """The eight values of each word, from the lowest bits, in a dimension of their own at the end."""
+    if words.dtype.name != "int32":
+        raise TypeError(f"codes in {words.dtype}, not in int32")
     octets = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8).reshape(*words.shape, 4)
     return np.stack((octets % 16, octets // 16), axis=-1).reshape(*words.shape, 8)
 

@@ -31,7 +31,7 @@ class LayerFormat(Record):
             all of them when None.
         arithmetic: how codes follow from weight, adapters and ranges: "ovexport" as in `quantizer`, "nncf" as in
             `nncf_quantizer`, of a checkpoint that was tuned with NNCF.
-        note: why it is not as the recipe asked, None when it is.
+        note: why it is not as the recipe asked, such as where its codes are from; None when it is.
     """
 
     name: str

@@ -33,7 +33,7 @@ from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.quantizer import Codes, Rows
 
-_SMALLEST_STEP = 2.0**-23
+SMALLEST_STEP = 2.0**-23
 _SMALLEST_RANGE = 1e-17  # NNCF adds 1e-16 to each
 _BLOCK_ELEMENTS = 2**18
 
@@ -111,7 +111,7 @@ class NncfQuantizer:
         """Step and zero point, (output, groups, 1) float32."""
         lowest, highest, symmetric = self._encoding.lowest, self._encoding.highest, self._encoding.symmetric
         step = self._tensors["scale"] / -lowest if symmetric else self._tensors["input_range"] / highest
-        step = torch.where(step.abs() < _SMALLEST_STEP, _SMALLEST_STEP, step)
+        step = torch.where(step.abs() < SMALLEST_STEP, SMALLEST_STEP, step)
         if symmetric:
             return step, torch.zeros_like(step)
         return step, (-torch.round(self._tensors["input_low"] / step)).clamp(lowest, highest)

@@ -5,6 +5,7 @@ from ovexport.models.packed import auto_round, awq, compressed_tensors, gptq
 from ovexport.models.packed.folder import PackedFolder
 from ovexport.models.packed.format import Layout, PackedFormat, packed_formats, recognized
 from ovexport.models.packed.grid import PackedGrid
+from ovexport.models.packed.state import network_state
 
 __all__ = [
     "Layout",
@@ -15,6 +16,7 @@ __all__ = [
     "awq",
     "compressed_tensors",
     "gptq",
+    "network_state",
     "packed_formats",
     "recognized",
 ]

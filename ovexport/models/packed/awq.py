@@ -29,7 +29,7 @@ class AwqLayout:
 
     codes_name: str = "qweight"
 
-    def shape(self, codes: Shape) -> tuple[Shape, Shape]:
+    def matrix_shapes(self, codes: Shape) -> tuple[Shape, Shape]:
         """As Layout."""
         return (8 * codes[1], codes[0]), (8 * codes[1], codes[0])
 

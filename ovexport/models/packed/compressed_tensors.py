@@ -28,11 +28,16 @@ _PACKED = "pack-quantized"
 
 @dataclass(frozen=True, slots=True)
 class PackQuantizedLayout:
-    """The layout of "pack-quantized"."""
+    """The layout of "pack-quantized".
 
+    Attributes:
+        ordered: config.json has it that every layer has an act-order.
+    """
+
+    ordered: bool
     codes_name: str = "weight_packed"
 
-    def shape(self, codes: Shape) -> tuple[Shape, Shape]:
+    def matrix_shapes(self, codes: Shape) -> tuple[Shape, Shape]:
         """As Layout."""
         return (codes[0], 8 * codes[1] - 7), (codes[0], 8 * codes[1])
 
@@ -42,7 +47,13 @@ class PackQuantizedLayout:
 
     def required(self, outputs: int, inputs: int, groups: int) -> dict[str, Shape]:
         """As Layout."""
-        return {"weight_packed": (outputs, -(-inputs // 8)), "weight_scale": (outputs, groups), "weight_shape": (2,)}
+        order = {"weight_g_idx": (inputs,)} if self.ordered else {}
+        return {
+            "weight_packed": (outputs, -(-inputs // 8)),
+            "weight_scale": (outputs, groups),
+            "weight_shape": (2,),
+            **order,
+        }
 
     def optional(self, outputs: int, inputs: int, groups: int) -> dict[str, Shape]:
         """As Layout."""
@@ -90,7 +101,9 @@ class CompressedTensors:
             raise UnsupportedModelError("has no config_groups, which say what the codes are")
         for group in groups.values():
             self._check(group)
-        return PackQuantizedLayout()
+        return PackQuantizedLayout(
+            ordered=all(group["weights"].get("actorder") == "group" for group in groups.values())
+        )
 
     def _check(self, group: Any) -> None:
         if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):

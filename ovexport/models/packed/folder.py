@@ -63,8 +63,8 @@ class PackedFolder:
                 self._layout: Layout = packed_format.layout(config)
             except UnsupportedModelError as error:
                 raise UnsupportedModelError(
-                    f"{origin}: its quantization_config ({self.title}) {error}; give a checkpoint that has it, or the "
-                    "model that it was made from"
+                    f"{origin}: its quantization_config ({self.title}) {error}; give the model that it was made "
+                    "from, or another 4-bit checkpoint of it"
                 ) from None
             self._stated_sizes = packed_format.group_sizes(config)
         self._files = {name: file for file in map(TensorFile, files) for name in file}
@@ -212,7 +212,7 @@ class PackedFolder:
         """Refuse codes of another width, or of another matrix."""
         if len(codes) != 2:
             raise ArtifactError(f"{where}: its codes have the shape {codes}, and not two dimensions; copy it again")
-        least, most = self._layout.shape(codes)
+        least, most = self._layout.matrix_shapes(codes)
         if all(low <= length <= high for low, length, high in zip(least, shape, most, strict=True)):
             return
         bits = 4 * most[0] * most[1] / (shape[0] * shape[1])
@@ -270,5 +270,5 @@ def _check_tensor(where: str, values: NDArray[Any], expected: Shape | None, titl
     if values.shape != expected or values.dtype.name not in types:
         raise ArtifactError(
             f"{where}: is {values.dtype} {values.shape}, and has to be {types[0]} {expected}; the checkpoint is "
-            "damaged, copy it again"
+            f"damaged, or of a version of {title} that can't be read"
         )

@@ -22,8 +22,8 @@ class Layout(Protocol):
     def codes_name(self) -> str:
         """The tensor with the codes, which a layer is known by."""
 
-    def shape(self, codes: Shape) -> tuple[Shape, Shape]:
-        """What shape of the whole matrix, (output, input), a tensor of codes is of, at least and at most."""
+    def matrix_shapes(self, codes: Shape) -> tuple[Shape, Shape]:
+        """The smallest and the largest matrix, (output, input), whose codes are a tensor of this shape."""
 
     def groups(self, tensors: Tensors) -> int:
         """Groups of inputs that share a scale, by the scales' shape."""

@@ -33,13 +33,15 @@ class GptqLayout:
     Attributes:
         offset: what is added to a stored zero point: 1 in version 1, 0 in version 2.
         symmetric: config.json has it that every zero point is 8.
+        ordered: config.json has it that there is an act-order, so that no layer may lack its own.
     """
 
     offset: int
     symmetric: bool
+    ordered: bool = False
     codes_name: str = "qweight"
 
-    def shape(self, codes: Shape) -> tuple[Shape, Shape]:
+    def matrix_shapes(self, codes: Shape) -> tuple[Shape, Shape]:
         """As Layout."""
         return (codes[1], 8 * codes[0]), (codes[1], 8 * codes[0])
 
@@ -49,7 +51,13 @@ class GptqLayout:
 
     def required(self, outputs: int, inputs: int, groups: int) -> dict[str, Shape]:
         """As Layout."""
-        return {"qweight": (inputs // 8, outputs), "qzeros": (groups, outputs // 8), "scales": (groups, outputs)}
+        order = {"g_idx": (inputs,)} if self.ordered else {}
+        return {
+            "qweight": (inputs // 8, outputs),
+            "qzeros": (groups, outputs // 8),
+            "scales": (groups, outputs),
+            **order,
+        }
 
     def optional(self, outputs: int, inputs: int, groups: int) -> dict[str, Shape]:
         """As Layout."""
@@ -103,7 +111,10 @@ class Gptq:
         require_absent(config, "is_marlin_format", "adapter", "rotation")
         key = "checkpoint_format" if config.get("checkpoint_format") is not None else "format"
         version = require_value(config, key, "gptq", "gptq_v2", default="gptq")
-        return GptqLayout(offset=1 if version == "gptq" else 0, symmetric=is_symmetric(config, "dynamic"))
+        ordered = config.get("desc_act") is True
+        return GptqLayout(
+            offset=1 if version == "gptq" else 0, symmetric=is_symmetric(config, "dynamic"), ordered=ordered
+        )
 
     def group_sizes(self, config: Mapping[str, Any]) -> frozenset[int]:
         """As PackedFormat."""

@@ -8,9 +8,10 @@ from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.adapters.beside import BesideQuantizer
 from ovexport.weights.adapters.qalora import QaLoraQuantizer
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.quantizer import FakeQuantizer, TunableQuantizer
+from ovexport.weights.nncf_quantizer import NncfQuantizer
+from ovexport.weights.quantizer import FakeQuantizer, Quantizer, TunableQuantizer
 
-__all__ = ["BesideQuantizer", "QaLoraQuantizer", "load_quantizer", "make_quantizer"]
+__all__ = ["BesideQuantizer", "QaLoraQuantizer", "load_any_quantizer", "load_quantizer", "make_quantizer"]
 
 _QUANTIZERS: dict[str, type[TunableQuantizer]] = {
     "lora": FakeQuantizer,
@@ -23,6 +24,15 @@ _QUANTIZERS: dict[str, type[TunableQuantizer]] = {
 def make_quantizer(layer: LayerFormat) -> TunableQuantizer:
     """A quantizer for a layer's format, with parameters that are all zero."""
     return _QUANTIZERS[layer.adapter](layer)
+
+
+def load_any_quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
+    """What gives the layer its codes, in whosever arithmetic it was tuned.
+
+    Raises:
+        ArtifactError: as load_quantizer.
+    """
+    return NncfQuantizer.load(layer, adapters) if layer.arithmetic == "nncf" else load_quantizer(layer, adapters)
 
 
 def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> TunableQuantizer:

@@ -35,6 +35,16 @@ from ovexport.recipe import ConvertSpec, ModelSpec
 
 TOKENS = torch.tensor([[5, 17, 300, 42, 7, 99, 1200, 8]])
 PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+GPT2 = GPT2Config(
+    vocab_size=2048,
+    n_embd=64,
+    n_layer=2,
+    n_head=4,
+    n_positions=128,
+    initializer_range=0.1,
+    bos_token_id=0,
+    eos_token_id=1,
+)
 SCALINGS = {
     "alpha over rank": PLAIN,
     "rank-stabilized": PLAIN | {"use_rslora": True},
@@ -59,7 +69,7 @@ def save_adapter(model: Path, folder: Path, **config: object) -> Path:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -368,3 +378,27 @@ def test_the_codes_of_a_model_in_4_bits_stay_under_an_adapter_that_was_trained_o
         assert np.array_equal(held[f"{name}.weight"].reshape(truth.codes.shape), truth.codes)
     actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
     np.testing.assert_allclose(actual, logits(adapted), atol=1e-4)
+
+
+ELSEWHERE = {
+    "Conv1D": (GPT2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "a head of its own": (
+        LlamaConfig(**COMMON, tie_word_embeddings=False, initializer_range=0.1),
+        {"r": 4, "target_modules": ["q_proj", "lm_head"]},
+    ),
+}
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_the_runtime_adds_an_adapter_wherever_its_layer_is(kind: str, tmp_path: Path) -> None:
+    config, lora = ELSEWHERE[kind]
+    model = save_tiny_model(tmp_path / "model", config)
+    folder = save_adapter(model, tmp_path / "adapter", **lora)
+    spec, kept = ModelSpec(id=str(model)), tmp_path / "kept"
+    product = services.convert_checkpoint(folder, spec, ConvertSpec(), tmp_path / "int4", keep=kept)
+    backbone = load_backbone(Checkpoint(kept / "checkpoint"), spec)
+    together = PeftModel.from_pretrained(backbone, product.path / "adapter")
+    actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
+    np.testing.assert_allclose(actual, logits(together), atol=2e-4)
+    assert generated(product.path, product.adapter_tensors, 12) == continued(together, 12)

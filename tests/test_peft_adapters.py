@@ -1,6 +1,5 @@
-"""LoRA adapters that PEFT saved: read without PEFT, merged with a model, or left beside its INT4 IR."""
+"""LoRA adapters that PEFT saved: read without PEFT, merged with a model, or refused."""
 
-import json
 import pickle
 import re
 import shutil
@@ -8,43 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
-import openvino_genai
 import pytest
 import torch
 from command_line import ovexport, refused
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
-from packed_writers import KINDS, write_packed
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft_folders import GPT2, PLAIN, TOKENS, base_of, edit, logits, save_adapter
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig
 
 from ovexport import recipe
-from ovexport.artifacts import IR, Checkpoint, PeftAdapter
+from ovexport.artifacts import PeftAdapter
 from ovexport.errors import ArtifactError
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import matrix_view
-from ovexport.models.peft_folder import load_backbone
-from ovexport.openvino.graph import read_graph, unpacked, weights
-from ovexport.openvino.runtime import ACCURATE, LogitsRunner
-from ovexport.openvino.runtime_adapter import running_graph
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
 from ovexport.pipeline.inputs import model_files
-from ovexport.recipe import ConvertSpec, ModelSpec
+from ovexport.recipe import ModelSpec
 
-TOKENS = torch.tensor([[5, 17, 300, 42, 7, 99, 1200, 8]])
-PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
-GPT2 = GPT2Config(
-    vocab_size=2048,
-    n_embd=64,
-    n_layer=2,
-    n_head=4,
-    n_positions=128,
-    initializer_range=0.1,
-    bos_token_id=0,
-    eos_token_id=1,
-)
 SCALINGS = {
     "alpha over rank": PLAIN,
     "rank-stabilized": PLAIN | {"use_rslora": True},
@@ -58,37 +41,9 @@ SCALINGS = {
 }
 
 
-def base_of(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def save_adapter(model: Path, folder: Path, **config: object) -> Path:
-    """A LoRA of PEFT's that was tuned, as far as its weights tell."""
-    torch.manual_seed(1)
-    adapted = get_peft_model(base_of(model), LoraConfig(**config))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
-    return folder
-
-
-def logits(model: torch.nn.Module) -> np.ndarray:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits.float().numpy()
-
-
-def edit(folder: Path, **values: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"vocab_size": 2048, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.1}
-    return save_tiny_model(
-        tmp_path_factory.mktemp("tiny") / "gpt2", GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)
-    )
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "gpt2", GPT2)
 
 
 @pytest.fixture(scope="module")
@@ -281,74 +236,6 @@ def test_a_run_takes_the_merged_model_for_the_uncompressed_one(tiny_model: Path,
     assert f"with the adapter {adapter}" in folder.checkpoint.manifest.model
 
 
-@pytest.fixture(scope="module")
-def product(tiny_model: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with `out` and `kept`, of the tiny model with the adapter beside it; nobody may write to it."""
-    folder = tmp_path_factory.mktemp("product")
-    done = ovexport(
-        "convert", adapter, "--model", tiny_model, "--out", folder / "out", "--keep", folder / "kept", "--json"
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["adapter"] == str(folder / "out" / "adapter" / "adapter_model.safetensors")
-    return folder
-
-
-def continued(model: torch.nn.Module, count: int) -> list[int]:
-    tokens = TOKENS
-    with torch.no_grad():
-        for _ in range(count):
-            tokens = torch.cat([tokens, model(input_ids=tokens).logits[:, -1:].argmax(-1)], 1)
-    return tokens[0, TOKENS.shape[1] :].tolist()
-
-
-def generated(ir: Path, adapter: Path | None, count: int) -> list[int]:
-    added = {} if adapter is None else {"adapters": openvino_genai.AdapterConfig(openvino_genai.Adapter(str(adapter)))}
-    pipeline = openvino_genai.LLMPipeline(str(ir), "CPU", ATTENTION_BACKEND="SDPA", **ACCURATE, **added)
-    config = openvino_genai.GenerationConfig(max_new_tokens=count, min_new_tokens=count, ignore_eos=True)
-    config.do_sample = False
-    inputs = openvino_genai.TokenizedInputs(ov.Tensor(TOKENS.numpy()), ov.Tensor(np.ones_like(TOKENS.numpy())))
-    return list(pipeline.generate(inputs, config).tokens[0])
-
-
-@pytest.mark.cli
-def test_openvino_genai_with_the_adapter_says_what_peft_says_with_the_adapter_on_the_codes(
-    tiny_model: Path, adapter: Path, product: Path
-) -> None:
-    network = load_backbone(Checkpoint(product / "kept" / "checkpoint"), ModelSpec(id=str(tiny_model)))
-    alone, count = continued(network, 24), 24
-    expected = continued(PeftModel.from_pretrained(network, adapter), count)
-    written = continued(PeftModel.from_pretrained(network, product / "out" / "adapter"), count)
-    assert alone != expected == written
-    assert generated(product / "out", None, count) == alone
-    assert generated(product / "out", product / "out" / "adapter" / "adapter_model.safetensors", count) == expected
-
-
-@pytest.mark.cli
-def test_the_codes_beside_an_adapter_are_proven_as_ever(product: Path) -> None:
-    kept = product / "kept"
-    done = ovexport("verify", product / "out", "--checkpoint", kept / "checkpoint", "--base", kept / "bf16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 codes, 0 scales and 0 zero points differ" in done.stdout
-
-
-@pytest.mark.cli
-def test_an_adapter_that_was_changed_after_convert_is_found(product: Path, tmp_path: Path) -> None:
-    ir = IR(Path(shutil.copytree(product / "out", tmp_path / "ir")))
-    data = bytearray(ir.adapter_tensors.read_bytes())
-    data[-1] ^= 1
-    ir.adapter_tensors.write_bytes(data)
-    done = ovexport("verify", ir.path, "--json")
-    failed = [check for check in json.loads(done.stdout)["checks"] if not check["passed"]]
-    assert (done.returncode, [check["detail"] for check in failed]) == (7, ["adapter/adapter_model.safetensors"])
-
-
-def test_an_adapter_that_was_never_trained_is_refused(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
-    tensors(lambda held: held.update({name: 0 * value for name, value in held.items() if "lora_B" in name}))(copy)
-    line = refused(ovexport("convert", copy, "--model", tiny_model, "--out", tmp_path / "out"), 5)
-    assert "every lora_B times its factor is 0" in line
-    assert not (tmp_path / "out").exists()
-
-
 def test_ranks_go_with_no_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     line = refused(ovexport("convert", adapter, "--model", tiny_model, "--out", tmp_path / "out", "--ranks", "4"), 2)
     assert re.search(r"--ranks: .* is a folder with a LoRA adapter, which has its ranks in it", line)
@@ -357,48 +244,3 @@ def test_ranks_go_with_no_adapter(tiny_model: Path, adapter: Path, tmp_path: Pat
 def test_plan_takes_an_adapter_with_a_model_only(adapter: Path) -> None:
     recipe_file = REPOSITORY / "pipelines" / "demo.toml"
     assert "--adapter goes with --model" in refused(ovexport("plan", recipe_file, "--adapter", adapter), 2)
-
-
-@pytest.mark.families
-def test_the_codes_of_a_model_in_4_bits_stay_under_an_adapter_that_was_trained_on_it(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    base = write_packed(tiny_model, tmp_path / "gptq", **KINDS["GPTQ v1 asymmetric"], group_size=32)
-    network = load_model(ModelSpec(id=str(base.path), dtype="float32"))
-    adapted = get_peft_model(network, LoraConfig(**PLAIN))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(tmp_path / "adapter")
-    spec, kept = ModelSpec(id=str(base.path)), tmp_path / "kept"
-    product = services.convert_checkpoint(tmp_path / "adapter", spec, ConvertSpec(), tmp_path / "int4", keep=kept)
-    held = {one.name: unpacked(one.codes) for one in weights(read_graph(product)) if one.bits == 4}
-    assert len(held) == len(base.layers) == 14
-    for name, truth in base.layers.items():
-        assert np.array_equal(held[f"{name}.weight"].reshape(truth.codes.shape), truth.codes)
-    actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
-    np.testing.assert_allclose(actual, logits(adapted), atol=1e-4)
-
-
-ELSEWHERE = {
-    "Conv1D": (GPT2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "a head of its own": (
-        LlamaConfig(**COMMON, tie_word_embeddings=False, initializer_range=0.1),
-        {"r": 4, "target_modules": ["q_proj", "lm_head"]},
-    ),
-}
-
-
-@pytest.mark.families
-@pytest.mark.parametrize("kind", ELSEWHERE)
-def test_the_runtime_adds_an_adapter_wherever_its_layer_is(kind: str, tmp_path: Path) -> None:
-    config, lora = ELSEWHERE[kind]
-    model = save_tiny_model(tmp_path / "model", config)
-    folder = save_adapter(model, tmp_path / "adapter", **lora)
-    spec, kept = ModelSpec(id=str(model)), tmp_path / "kept"
-    product = services.convert_checkpoint(folder, spec, ConvertSpec(), tmp_path / "int4", keep=kept)
-    backbone = load_backbone(Checkpoint(kept / "checkpoint"), spec)
-    together = PeftModel.from_pretrained(backbone, product.path / "adapter")
-    actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
-    np.testing.assert_allclose(actual, logits(together), atol=2e-4)
-    assert generated(product.path, product.adapter_tensors, 12) == continued(together, 12)

@@ -69,7 +69,10 @@ def test_the_start_has_the_codes_that_nncf_compresses_and_strips(
 
     prepared = services.run(of(tiny_model), tmp_path / "run", until="prepare").data
     checkpoint = compress(spec.model, spec.compress, PreparedData(prepared.path), 0, tmp_path / "start")
-    assert differences(our_codes(checkpoint, ModelSpec(id=str(tiny_model))), stripped_codes(models[0].float())) == {}
+    for name, parameter in models[0].named_parameters():
+        if "__nncf_hooks" not in name:  # as NNCF's examples export: the model in float32, adapters in bfloat16
+            parameter.data = parameter.data.float()
+    assert differences(our_codes(checkpoint, ModelSpec(id=str(tiny_model))), stripped_codes(models[0])) == {}
 
 
 def test_ranks_are_searched_among_nncfs_adapters(nls_recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811

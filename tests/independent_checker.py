@@ -57,7 +57,7 @@ def by_nncf(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np
 def by_ovexport(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step, zero point (0 where symmetric) and codes of any other layer."""
     name, active, (_, low, high) = layer["name"], layer["active_rank"], CODES[layer["mode"]]
-    if layer["rank"] and active != 0:
+    if layer["rank"] and active != 0 and layer.get("adapter") != "beside":
         a, b = tensor(f"{name}.lora_A", file)[:active], tensor(f"{name}.lora_B", file)[:, :active]
         weight = weight + (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
     span = tensor(f"{name}.scale", file) / -low if low < 0 else abs(tensor(f"{name}.input_range", file)) / high
@@ -78,6 +78,15 @@ def expected(layer: dict, weight: np.ndarray, file: Path) -> dict[tuple[str, str
     return constants if low < 0 else constants | {(f"{name}/zero_point", kind): zero_point}
 
 
+def adapter_differs(layer: dict, adapters: Path, ir: Path) -> bool:
+    """Whether an adapter beside the codes is not the checkpoint's."""
+    name, file = layer["name"], ir / "adapter" / "adapter_model.safetensors"
+    up = (tensor(f"{name}.lora_B", adapters).astype(np.float64) * layer["adapter_factor"]).astype(np.float32)
+    want = {"A": tensor(f"{name}.lora_A", adapters), "B": up} if up.any() else {}
+    module = f"base_model.model.{name.removesuffix('.weight')}"
+    return any(not np.array_equal(tensor(f"{module}.lora_{of}.weight", file), one) for of, one in want.items())
+
+
 def main(ir: Path, checkpoint: Path, model: Path) -> int:
     """Compare every packed layer, print those that differ, and return the exit status."""
     ops = [op for op in ov.Core().read_model(ir / "openvino_model.xml").get_ops() if op.get_type_name() == "Constant"]
@@ -95,6 +104,9 @@ def main(ir: Path, checkpoint: Path, model: Path) -> int:
         held = {key: constants[key].get_data(dtype=np.float32).ravel() for key in want if key in constants}
         if wrong := [key for key in want if key not in held or not np.array_equal(held[key], want[key].ravel())]:
             print(f"{name} differs or is missing:", *wrong)
+            mismatches += 1
+        if layer.get("adapter") == "beside" and layer["rank"] and adapter_differs(layer, adapters, ir):
+            print(f"the adapter of {name} differs")
             mismatches += 1
     print(f"{len(layers)} layers, {mismatches} mismatches")
     return int(mismatches > 0)

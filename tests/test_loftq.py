@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def test_one_iteration_is_plain_rounding_and_the_decomposition_of_what_it_leaves
     left, values, right = torch.linalg.svd(residual)
     best = left[:, :4] * values[:4] @ right[:4]
     assert torch.allclose(quantizer.product().double(), best, atol=1e-6)
+
+
+def test_a_tall_matrix_is_decomposed_as_a_wide_one_is_and_one_without_error_gives_no_adapter() -> None:
+    weight, layer = drawn(), layer_format()
+    tall = layer.model_copy(update={"out_features": INPUTS, "in_features": OUTPUTS})
+    assert error(tall, weight.T.contiguous(), 3) < error(tall, weight.T.contiguous(), 1)
+    on_the_grid = BesideQuantizer(layer)
+    on_the_grid.initialize(weight, torch.Generator())
+    quantizer, _ = begun(layer, on_the_grid.base(weight), 2)
+    assert quantizer.product().abs().max() < 1e-7
+    assert torch.isfinite(quantizer.lora_A).all()
 
 
 def test_alpha_changes_the_factors_and_not_their_product() -> None:
@@ -186,6 +199,7 @@ def test_the_product_is_measured_with_its_adapter(loftq_run: RunFolder) -> None:
     assert {name: one["layers"] for name, one in applied.items()} == {"plain": 14, "int4": 14}
     card = (loftq_run.path / "README.md").read_text()
     assert "adapters=adapters" in card
+    assert "| INT4 and adapter, tuned |" in card
     assert "absorbed" not in card
 
 
@@ -226,6 +240,20 @@ def test_a_checkpoint_whose_adapters_are_absorbed_has_no_peft_folder(
     line = refused(ovexport("convert", checkpoint, "--model", tiny_model, "--out", out, "--peft"), 2)
     assert "has no adapter beside its codes" in line
     assert not out.exists()
+
+
+@pytest.mark.run
+def test_a_checker_written_from_the_page_finds_the_codes_and_the_adapter_or_the_change(
+    loftq_run: RunFolder, tiny_model: Path, tmp_path: Path
+) -> None:
+    checker: list[str | Path] = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
+    for ir, found in (
+        (loftq_run.ir("int4"), "15 layers, 0"),
+        (damaged(loftq_run.ir("int4"), tmp_path / "ir"), "15 layers, 1"),
+    ):
+        command = [*checker, ir.path, loftq_run.checkpoint.path, tiny_model]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"{found} mismatches" in done.stdout, done.stderr
 
 
 def damaged(ir: IR, folder: Path) -> IR:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import ovexport, refused
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
+from packed_writers import KINDS, write_packed
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.numpy import load_file, save_file
@@ -25,14 +26,25 @@ from ovexport.errors import ArtifactError
 from ovexport.models.loading import load_model
 from ovexport.models.matrix_view import matrix_view
 from ovexport.models.peft_folder import load_backbone
-from ovexport.openvino.graph import read_graph
+from ovexport.openvino.graph import read_graph, unpacked, weights
 from ovexport.openvino.runtime import ACCURATE, LogitsRunner
+from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.pipeline import services
 from ovexport.pipeline.inputs import model_files
-from ovexport.recipe import ModelSpec
+from ovexport.recipe import ConvertSpec, ModelSpec
 
 TOKENS = torch.tensor([[5, 17, 300, 42, 7, 99, 1200, 8]])
 PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+GPT2 = GPT2Config(
+    vocab_size=2048,
+    n_embd=64,
+    n_layer=2,
+    n_head=4,
+    n_positions=128,
+    initializer_range=0.1,
+    bos_token_id=0,
+    eos_token_id=1,
+)
 SCALINGS = {
     "alpha over rank": PLAIN,
     "rank-stabilized": PLAIN | {"use_rslora": True},
@@ -57,7 +69,7 @@ def save_adapter(model: Path, folder: Path, **config: object) -> Path:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -180,6 +192,7 @@ SPOILT = {
     "another rank": (keys(r=3), 4, "has rank 4 in lora_A and 4 in lora_B, and adapter_config.json says 3"),
     "a rank of nothing": (keys(r=0), 4, "r: Input should be greater than or equal to 1"),
     "no scale": (keys(lora_alpha=float("nan")), 4, "lora_alpha: Input should be a finite number"),
+    "a scale too large": (keys(lora_alpha=1e300), 4, "times 2.5e+299, lora_alpha over the rank, is more than float32"),
     "no number": (
         tensors(lambda held: held.update({f"{LAYER}.lora_A.weight": np.full((4, 64), np.nan, np.float32)})),
         4,
@@ -197,7 +210,7 @@ SPOILT = {
     ),
     "another method": (keys(peft_type="IA3"), 5, "peft_type is IA3"),
     "DoRA": (keys(use_dora=True), 5, "use_dora=true is not read"),
-    "QA-LoRA": (keys(use_qalora=True), 5, "use_qalora=true is not read"),
+    "QA-LoRA": (keys(use_qalora=True), 5, "a QA-LoRA adapter, which changes the z"),
     "whole modules": (keys(modules_to_save=["lm_head"]), 5, 'modules_to_save=["lm_head"] is not read'),
     "biases": (keys(bias="lora_only"), 5, "bias='lora_only'"),
     "another base": (keys(init_lora_weights="pissa"), 5, "init_lora_weights='pissa' changed the base model's weights"),
@@ -332,15 +345,60 @@ def test_an_adapter_that_was_changed_after_convert_is_found(product: Path, tmp_p
 def test_an_adapter_that_was_never_trained_is_refused(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
     tensors(lambda held: held.update({name: 0 * value for name, value in held.items() if "lora_B" in name}))(copy)
     line = refused(ovexport("convert", copy, "--model", tiny_model, "--out", tmp_path / "out"), 5)
-    assert "every lora_B is 0, so it adds nothing" in line
+    assert "every lora_B times its factor is 0" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_ranks_go_with_no_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     line = refused(ovexport("convert", adapter, "--model", tiny_model, "--out", tmp_path / "out", "--ranks", "4"), 2)
-    assert re.search(r"--ranks: .* is a folder with adapter_config.json, which has its ranks in it", line)
+    assert re.search(r"--ranks: .* is a folder with a LoRA adapter, which has its ranks in it", line)
 
 
 def test_plan_takes_an_adapter_with_a_model_only(adapter: Path) -> None:
     recipe_file = REPOSITORY / "pipelines" / "demo.toml"
     assert "--adapter goes with --model" in refused(ovexport("plan", recipe_file, "--adapter", adapter), 2)
+
+
+@pytest.mark.families
+def test_the_codes_of_a_model_in_4_bits_stay_under_an_adapter_that_was_trained_on_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = write_packed(tiny_model, tmp_path / "gptq", **KINDS["GPTQ v1 asymmetric"], group_size=32)
+    network = load_model(ModelSpec(id=str(base.path), dtype="float32"))
+    adapted = get_peft_model(network, LoraConfig(**PLAIN))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    spec, kept = ModelSpec(id=str(base.path)), tmp_path / "kept"
+    product = services.convert_checkpoint(tmp_path / "adapter", spec, ConvertSpec(), tmp_path / "int4", keep=kept)
+    held = {one.name: unpacked(one.codes) for one in weights(read_graph(product)) if one.bits == 4}
+    assert len(held) == len(base.layers) == 14
+    for name, truth in base.layers.items():
+        assert np.array_equal(held[f"{name}.weight"].reshape(truth.codes.shape), truth.codes)
+    actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
+    np.testing.assert_allclose(actual, logits(adapted), atol=1e-4)
+
+
+ELSEWHERE = {
+    "Conv1D": (GPT2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "a head of its own": (
+        LlamaConfig(**COMMON, tie_word_embeddings=False, initializer_range=0.1),
+        {"r": 4, "target_modules": ["q_proj", "lm_head"]},
+    ),
+}
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_the_runtime_adds_an_adapter_wherever_its_layer_is(kind: str, tmp_path: Path) -> None:
+    config, lora = ELSEWHERE[kind]
+    model = save_tiny_model(tmp_path / "model", config)
+    folder = save_adapter(model, tmp_path / "adapter", **lora)
+    spec, kept = ModelSpec(id=str(model)), tmp_path / "kept"
+    product = services.convert_checkpoint(folder, spec, ConvertSpec(), tmp_path / "int4", keep=kept)
+    backbone = load_backbone(Checkpoint(kept / "checkpoint"), spec)
+    together = PeftModel.from_pretrained(backbone, product.path / "adapter")
+    actual = LogitsRunner(running_graph(product), "int4")(TOKENS.numpy())
+    np.testing.assert_allclose(actual, logits(together), atol=2e-4)
+    assert generated(product.path, product.adapter_tensors, 12) == continued(together, 12)

@@ -167,8 +167,8 @@ def test_what_no_reader_recognizes_is_refused_with_what_they_take(site: Path, ti
         services.convert_checkpoint(path, ModelSpec(id=str(tiny_model)), ConvertSpec(), tmp_path / "int4")
     assert str(caught.value) == (
         f"{path}: not a checkpoint that a reader recognizes; give a file that NNCF's examples saved, or a folder with "
-        "checkpoint.json, or a model in 4 bits (GPTQ, AWQ, AutoRound, compressed-tensors), or a folder with "
-        "adapter_config.json, or a .deltas file"
+        "checkpoint.json, or a model in 4 bits (GPTQ, AWQ, AutoRound, compressed-tensors), or a folder with a "
+        "LoRA adapter, or a folder with a QA-LoRA adapter, or a .deltas file"
     )
     with pytest.raises(ArtifactError, match="gone: no such file or folder; give a checkpoint"):
         services.convert_checkpoint(tmp_path / "gone", ModelSpec(id=str(tiny_model)), ConvertSpec(), tmp_path / "int4")

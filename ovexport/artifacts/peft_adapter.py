@@ -324,7 +324,14 @@ def _layer(
             f"{path}: {module} has rank {len(lora_a)} in lora_A and {lora_b.shape[1]} in lora_B, and "
             f"{ADAPTER_CONFIG} says {rank}; copy the adapter again"
         )
-    return AdaptedLayer(module=module, lora_A=lora_a, lora_B=lora_b, factor=config.factor(module))
+    layer = AdaptedLayer(module=module, lora_A=lora_a, lora_B=lora_b, factor=config.factor(module))
+    with np.errstate(over="ignore"):
+        if not np.isfinite(layer.folded.lora_B).all():
+            raise ArtifactError(
+                f"{path}: lora_B of {module} times {layer.factor:.3g}, lora_alpha over the rank, is more than float32 "
+                "holds; mend lora_alpha"
+            )
+    return layer
 
 
 def _config_of(layers: Sequence[AdaptedLayer], base: str | None) -> dict[str, Any]:

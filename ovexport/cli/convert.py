@@ -113,17 +113,9 @@ def convert(
     ir = services.convert_checkpoint(
         checkpoint, spec, ConvertSpec(), out, ranks=given, zero_points=zero_points, keep=keep
     )
-    beside = ir.adapter_tensors if ir.adapter else None
+    beside = str(ir.adapter_tensors) if ir.adapter else None
     if as_json:
-        print_json(
-            json.dumps(
-                {
-                    "ir": str(ir.path),
-                    "weight_bytes": ir.weight_bytes,
-                    "adapter": None if beside is None else str(beside),
-                }
-            )
-        )
+        print_json(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes, "adapter": beside}))
     elif not quiet:
         say(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
         if beside:

@@ -9,9 +9,8 @@ import openvino_genai
 from ovexport.artifacts import IR
 from ovexport.errors import ArtifactError, DataError, UnsupportedModelError
 from ovexport.evaluate.similarity import Answers
-from ovexport.openvino.genai import apply_template, load_tokenizer, told
+from ovexport.openvino.genai import adapter_settings, apply_template, load_tokenizer, told
 from ovexport.openvino.runtime import ACCURATE
-from ovexport.openvino.runtime_adapter import adapter_settings
 from ovexport.progress import Listener, Progress
 
 _SETTINGS: Mapping[str, Any] = {"ATTENTION_BACKEND": "SDPA", **ACCURATE}

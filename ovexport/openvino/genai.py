@@ -1,9 +1,11 @@
-"""The door to openvino-genai's tokenizer: loading one, and what openvino-genai says in words of ours."""
+"""The door to openvino-genai: its tokenizer, its adapters, and what it says in words of ours."""
 
 from pathlib import Path
+from typing import Any
 
 import openvino_genai
 
+from ovexport.artifacts import IR
 from ovexport.errors import ArtifactError, UnsupportedModelError, last_line
 
 _FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -53,6 +55,17 @@ def end_tokens(generation_config: Path, name: str) -> set[int]:
         raise UnsupportedModelError(
             f"{name}: openvino-genai can't read its generation_config.json: {told(error)}"
         ) from error
+
+
+def adapter_settings(ir: IR) -> dict[str, Any]:
+    """What a pipeline of openvino-genai is loaded with beside the device's settings: the IR's adapter, if it has one.
+
+    Its factors are folded into its tensors, so alpha is 1.
+    """
+    if ir.adapter is None:
+        return {}
+    adapter = openvino_genai.Adapter(str(ir.adapter_tensors))
+    return {"adapters": openvino_genai.AdapterConfig(adapter, 1.0, openvino_genai.AdapterConfig.Mode.MODE_STATIC)}
 
 
 def apply_template(tokenizer: openvino_genai.Tokenizer, message: str, name: str) -> str:

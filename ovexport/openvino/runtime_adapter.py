@@ -1,9 +1,8 @@
-"""An IR with the adapter that lies beside it: as openvino-genai runs it, and as a graph that gives the same logits."""
+"""An IR with the adapter that lies beside it, as a graph that gives the logits of the two."""
 
 from typing import Any
 
 import openvino as ov
-import openvino_genai
 from openvino import opset13 as opset
 
 from ovexport.artifacts import IR, AdaptedLayer, PeftAdapter
@@ -21,17 +20,6 @@ def running_graph(ir: IR) -> ov.Model:
     if ir.adapter is not None:
         _add(graph, PeftAdapter.read(ir.adapter))
     return graph
-
-
-def adapter_settings(ir: IR) -> dict[str, Any]:
-    """What a pipeline of openvino-genai is loaded with beside the device's settings: the IR's adapter, if it has one.
-
-    Its factors are folded into its tensors, so alpha is 1.
-    """
-    if ir.adapter is None:
-        return {}
-    adapter = openvino_genai.Adapter(str(ir.adapter_tensors))
-    return {"adapters": openvino_genai.AdapterConfig(adapter, 1.0, openvino_genai.AdapterConfig.Mode.MODE_STATIC)}
 
 
 def _add(graph: ov.Model, adapter: PeftAdapter) -> None:

@@ -53,4 +53,5 @@ def _title(name: str, one: Mapping[str, Any]) -> str:
         return name
     if not one:
         return _UNDESCRIBED[name]
-    return f"{one['weights']}{_TUNING.get(one.get('tuning_steps'), ', tuned')}"
+    beside = " and adapter" if "adapter" in one else ""
+    return f"{one['weights']}{beside}{_TUNING.get(one.get('tuning_steps'), ', tuned')}"

@@ -86,9 +86,20 @@ class Student:
         """Where its parameters are."""
         return torch.device(self.network.device)
 
+    @property
+    def trains_what_ships(self) -> bool:
+        """Whether a training step sees the very weights that ship."""
+        return all(quantizer.trains_what_ships for quantizer in self.quantizers.values())
+
     @torch.no_grad()
     def quantize_weights(self) -> None:
-        """Set the weights to the de-quantized values of the present parameters."""
+        """Set the weights to those that a training step sees of the present parameters."""
+        for name, quantizer in self.quantizers.items():
+            quantizer.train_into(self.base_weights[name], self._views[name].read())
+
+    @torch.no_grad()
+    def settle_weights(self) -> None:
+        """Set the weights to those that ship of the present parameters."""
         for name, quantizer in self.quantizers.items():
             quantizer.dequantize_into(self.base_weights[name], self._views[name].read())
 
@@ -98,9 +109,9 @@ class Student:
             self.quantizers[name].active_rank = rank
 
     def use_ranks(self, ranks: Mapping[str, int]) -> None:
-        """Set the weights to those that the adapters give with so many of their ranks, by layer."""
+        """Set the weights to those that ship with so many of the adapters' ranks, by layer."""
         self.activate(ranks)
-        self.quantize_weights()
+        self.settle_weights()
 
     def backward_through_quantizers(self) -> None:
         """Turn the gradients of the weights, summed since the last call, into gradients of the parameters."""
@@ -171,7 +182,7 @@ class Student:
         self.network.float().eval()
         for name, weight in self._floats.items():
             matrix_view(self.network, name).write(weight)
-        self.quantize_weights()
+        self.settle_weights()
 
     def _sum_gradients(self, name: str, parameter: nn.Parameter) -> None:
         """Let a weight's gradients be summed over the microbatches in float32, whatever type they come in."""

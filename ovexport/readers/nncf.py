@@ -22,6 +22,7 @@ from ovexport.models.matrix_view import matrix_view
 from ovexport.readers.nncf_file import CURE, StoredQuantizer, dense_tensors, read_file, stored_quantizers
 from ovexport.readers.reader import BaseWeights, CheckpointReader, readers
 from ovexport.recipe import ModelSpec
+from ovexport.weights.adapters import clipped_ranges
 from ovexport.weights.encoding import encoding_of
 from ovexport.weights.group_sizes import check_group_sizes
 from ovexport.weights.layer import LayerFormat, WeightMatrix
@@ -230,7 +231,9 @@ def _quantizer(origin: str, layer: LayerFormat, stored: StoredQuantizer) -> Nncf
         UnsupportedModelError: a scale of it overflows the float16 that ships.
     """
     grid = (layer.out_features, layer.groups, 1)
-    tensors = {name: value.reshape(grid) for name, value in _ranges(stored).items()}
+    kind = stored.quantizer_class
+    clipped = clipped_ranges({name: stored.tensors[name] for name in kind.ranges}, bits=kind.bits, adapter=kind.adapter)
+    tensors = {name: value.reshape(grid) for name, value in clipped.items()}
     encoding = layer.require_encoding()
     largest = tensors[stored.quantizer_class.ranges[-1]].abs().max() / max(-encoding.lowest, encoding.highest)
     if not largest.half().isfinite():
@@ -241,29 +244,6 @@ def _quantizer(origin: str, layer: LayerFormat, stored: StoredQuantizer) -> Nncf
     if layer.rank:
         tensors |= tuned_adapter(layer, stored.tensors["lora_A"], stored.tensors["lora_B"])
     return NncfQuantizer(layer, tensors)
-
-
-def _ranges(stored: StoredQuantizer) -> dict[str, Tensor]:
-    """What the fake quantizer clips to, and the scale of a symmetric one, float32, in the file's shapes.
-
-    Source: nncf 3.4, torch/quantization/quantize_functions.py.
-    """
-    from nncf.torch.quantization.quantize_functions import TuneRange
-
-    smallest = 1e-16  # NNCF's, against a division by zero
-    if not stored.quantizer_class.symmetric:
-        low, width = stored.tensors["input_low"].float(), stored.tensors["input_range"].float().abs() + smallest
-        low, width = TuneRange.apply(low, width, 2**stored.quantizer_class.bits)
-        return {"input_low": low, "input_range": width}
-    scale = stored.tensors["scale"].float()
-    if stored.quantizer_class.adapter:
-        used = torch.where(scale.abs() < smallest, smallest, scale)
-        low, width = torch.where(used > 0, -used, used / 8 * 7), (used * 1.875).abs()
-    else:
-        used = scale.abs() + smallest
-        low = used * (-128 / 127)
-        width = used - low
-    return {"input_low": low, "input_range": width, "scale": scale}
 
 
 def _check_ranges(origin: str, stored: StoredQuantizer, weight: Tensor, model: ModelSpec) -> None:

@@ -106,8 +106,8 @@ def _require_wide_steps(codes: Codes, values: Tensor, layer: LayerFormat) -> Non
     narrow = codes.scale.float().abs() < SMALLEST_STEP
     if (values.reshape(layer.out_features, layer.groups, -1) * narrow).any():
         raise UnsupportedModelError(
-            f"{layer.name}: has scales below {SMALLEST_STEP:.3g}, which nncf.strip widens; convert the checkpoint to an "
-            "IR"
+            f"{layer.name}: has scales below {SMALLEST_STEP:.3g}, which nncf.strip widens; convert the checkpoint "
+            "to an IR"
         )
 
 

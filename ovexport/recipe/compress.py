@@ -64,6 +64,8 @@ class CompressSpec(Spec):
         mode: 4-bit codes with a zero point per group ("int4_asym") or without zero points ("int4_sym"); with method =
             "qalora" also with zero points in float16 ("int4_asym_f16zp"). Embeddings and head take 8 bits.
         group_size: input channels that share a scale: a power of two, or -1 for one scale per output channel.
+        engine: who compresses, and whose arithmetic is tuned: "ovexport", or "nncf" for nncf.compress_weights and
+            NNCF's quantizers, exactly as its documentation has them.
         method: what the adapters are added to: "fq_lora" to the weights before they are rounded, scales and zero points
             tuned with them; "qalora" to the zero points of the groups (QA-LoRA), codes and scales frozen; "lora" to the
             layers' outputs, codes frozen, and the adapter lies beside the IR for the runtime to add.
@@ -97,6 +99,7 @@ class CompressSpec(Spec):
 
     mode: TunedMode = "int4_asym"
     group_size: GroupSize = 64
+    engine: Literal["ovexport", "nncf"] = "ovexport"
     method: Literal["fq_lora", "qalora", "lora"] = "fq_lora"
     format: Literal["fq_lora", "fq_lora_nls"] = "fq_lora"
     rank: Positive = 64
@@ -122,6 +125,7 @@ class CompressSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_engine()
         self._check_method()
         if (self.format == "fq_lora_nls") != (self.rank_space is not None):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
@@ -136,6 +140,16 @@ class CompressSpec(Spec):
                 "set one or the other"
             )
         return self
+
+    def _check_engine(self) -> None:
+        """Refuse what NNCF's engine does not do."""
+        if self.engine == "ovexport":
+            return
+        defaults = type(self).model_construct()
+        others = ("method", "starting_point", "gptq", "layer_policy", "layers", "fallback", "init")
+        given = [name for name in others if getattr(self, name) != getattr(defaults, name)]
+        if given:
+            raise ValueError(f'{given[0]} does not go with engine = "nncf"; leave it out, or set engine = "ovexport"')
 
     def _check_method(self) -> None:
         """Refuse what does not go with the method."""

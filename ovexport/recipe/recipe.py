@@ -42,6 +42,8 @@ class Recipe(Spec):
     def _consistent(self) -> Self:
         if self.compress.format == "fq_lora_nls" and self.tune.objective == "distillation":
             raise ValueError('compress.format = "fq_lora_nls" needs tune.objective = "task"; use "fq_lora" to distil')
+        if self.tune.zero_point_learning_rate and self.compress.engine == "nncf":
+            raise ValueError('tune.zero_point_learning_rate goes with compress.engine = "ovexport"; leave it out')
         if self.tune.adapter_dropout and self.compress.method == "fq_lora":
             raise ValueError('tune.adapter_dropout goes with compress.method = "qalora" or "lora"; leave it out')
         if self.tune.objective == "task" and self.task is None:

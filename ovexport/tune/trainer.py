@@ -157,17 +157,17 @@ class Trainer:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Within, parameters and ranks are what is kept of them: moving averages and the median ranks, if there are
-        any."""
+        """Within, parameters, ranks and weights are what is kept: moving averages and the median ranks, if there are
+        any, and the weights that ship."""
         averages, choice = self._averages.values, self.space.is_choice
-        if not averages and not choice:
+        if not averages and not choice and self.student.trains_what_ships:
             yield
             return
         present = {key: value.detach().clone() for key, value in self.student.trained.items()} if averages else {}
         self.student.assign(averages)
         if choice:
             self.student.activate(self.space.by_layer(self.space.median))
-        self.student.quantize_weights()
+        self.student.settle_weights()
         try:
             yield
         finally:

@@ -56,7 +56,7 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
     layers: list[LayerFormat] = []
     for matrix in matrices:
         try:
-            layers.append(_format(matrix, spec, policy))
+            layers.append(_by_engine(_format(matrix, spec, policy), spec))
             continue
         except LayerRefused as error:
             refused.setdefault((error.note, error.before, error.after), (error, []))[1].append(matrix)
@@ -70,6 +70,11 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
     if not problems and not any(layer.encoding for layer in layers):
         problems = {"": _nothing_left(spec)}
     return LayerPlan(tuple(layers), frozenset(unsuitable), tuple(problems.values()))
+
+
+def _by_engine(layer: LayerFormat, spec: CompressSpec) -> LayerFormat:
+    """The format with the arithmetic of the recipe's engine."""
+    return layer.with_values(arithmetic="nncf") if spec.engine == "nncf" and layer.encoding else layer
 
 
 def _format(matrix: WeightMatrix, spec: CompressSpec, policy: LayerPolicy) -> LayerFormat:

@@ -82,9 +82,11 @@ class TunableQuantizer(nn.Module, ABC):
         active_rank: how many rows of A and columns of B, from the first, are in use; they are sliced, not copied, and
             the others get no gradient.
         tunes_grid: whether scales and zero points are tuned together with the adapter.
+        trains_what_ships: whether a training step sees the very matrix that ships.
     """
 
     tunes_grid: ClassVar[bool] = True
+    trains_what_ships: ClassVar[bool] = True
     scale: nn.Parameter
     input_range: nn.Parameter
     zero_point: nn.Parameter
@@ -220,6 +222,10 @@ class TunableQuantizer(nn.Module, ABC):
         zero_point, (step, _) = self.shipped_zero_point(), self.grid()
         for rows, codes in self._codes(weight):
             out[rows] = codes.sub_(zero_point[rows]).mul_(step[rows]).flatten(1)
+
+    def train_into(self, weight: Rows, out: Tensor) -> None:
+        """Write the matrix that a training step computes with to `out`: what ships, unless the class says otherwise."""
+        self.dequantize_into(weight, out)
 
     @torch.no_grad()
     def quantize(self, weight: Rows) -> Codes:

@@ -2,6 +2,7 @@
 
 from ovexport.compress.starting_points import gptq, nncf, rounding
 from ovexport.compress.starting_points.loftq import Loftq
+from ovexport.compress.starting_points.nncf_engine import NncfEngine
 from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registered
@@ -23,6 +24,8 @@ def chosen(spec: CompressSpec) -> tuple[Registered[type[StartingPoint]], ...]:
         RecipeError: `starting_point` names none.
         PlugInError: it names a plug-in that can't be imported.
     """
+    if spec.engine == "nncf":
+        return (Registered(name="nncf engine", thing=NncfEngine),)
     names = ["rounding"]
     if spec.starting_point is not None:
         names.append(spec.starting_point)

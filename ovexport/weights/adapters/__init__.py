@@ -6,12 +6,21 @@ import torch
 from ovexport.errors import ArtifactError
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.adapters.beside import BesideQuantizer
+from ovexport.weights.adapters.nncf import NncfFakeQuantizer, clipped_ranges
 from ovexport.weights.adapters.qalora import QaLoraQuantizer
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.nncf_quantizer import NncfQuantizer
 from ovexport.weights.quantizer import FakeQuantizer, Quantizer, TunableQuantizer
 
-__all__ = ["BesideQuantizer", "QaLoraQuantizer", "load_any_quantizer", "load_quantizer", "make_quantizer"]
+__all__ = [
+    "BesideQuantizer",
+    "NncfFakeQuantizer",
+    "QaLoraQuantizer",
+    "clipped_ranges",
+    "load_any_quantizer",
+    "load_quantizer",
+    "make_quantizer",
+]
 
 _QUANTIZERS: dict[str, type[TunableQuantizer]] = {
     "lora": FakeQuantizer,
@@ -23,7 +32,7 @@ _QUANTIZERS: dict[str, type[TunableQuantizer]] = {
 
 def make_quantizer(layer: LayerFormat) -> TunableQuantizer:
     """A quantizer for a layer's format, with parameters that are all zero."""
-    return _QUANTIZERS[layer.adapter](layer)
+    return NncfFakeQuantizer(layer) if layer.arithmetic == "nncf" else _QUANTIZERS[layer.adapter](layer)
 
 
 def load_any_quantizer(layer: LayerFormat, adapters: TensorFile) -> Quantizer:
@@ -42,6 +51,9 @@ def load_quantizer(layer: LayerFormat, adapters: TensorFile) -> TunableQuantizer
         ArtifactError: a parameter is missing, of another shape or not finite.
     """
     quantizer = make_quantizer(layer)
+    if isinstance(quantizer, NncfFakeQuantizer):
+        quantizer.load(NncfQuantizer.load(layer, adapters).stored())
+        return quantizer
     values = {}
     for name, expected in quantizer.stored().items():
         value = values[name] = torch.from_numpy(np.array(adapters.require(f"{layer.name}.{name}")))

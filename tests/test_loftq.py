@@ -206,7 +206,7 @@ def test_the_product_is_measured_with_its_adapter(loftq_run: RunFolder) -> None:
 @pytest.fixture(scope="module")
 def peft_folder(loftq_run: RunFolder, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("peft") / "folder"
-    done = ovexport("convert", loftq_run.checkpoint.path, "--model", tiny_model, "--out", out, "--peft")
+    done = ovexport("convert", loftq_run.checkpoint.path, "--model", tiny_model, "--out", out, "--format", "peft")
     assert done.returncode == 0, done.stderr
     return out
 
@@ -237,7 +237,7 @@ def test_a_checkpoint_whose_adapters_are_absorbed_has_no_peft_folder(
     finished_run: RunFolder, tiny_model: Path, tmp_path: Path
 ) -> None:
     checkpoint, out = finished_run.checkpoint.path, tmp_path / "out"
-    line = refused(ovexport("convert", checkpoint, "--model", tiny_model, "--out", out, "--peft"), 2)
+    line = refused(ovexport("convert", checkpoint, "--model", tiny_model, "--out", out, "--format", "peft"), 2)
     assert "has no adapter beside its codes" in line
     assert not out.exists()
 

@@ -121,6 +121,10 @@ class IR:
         Raises:
             ArtifactError: they are not.
         """
+        if (self.path / "model.onnx").is_file() and not self.xml.is_file():
+            raise ArtifactError(
+                f"{self.path}: an ONNX model, which is proven by ovexport verify and measured by no command; give an IR"
+            )
         for file in (self.xml, self.bin):
             if not file.is_file():
                 raise ArtifactError(f"{file}: missing; give a folder with an OpenVINO IR, made by run or convert")

@@ -64,6 +64,10 @@ class RunFolder:
         """The IR of "bf16", "plain" or "int4"."""
         return IR(self.path / name)
 
+    def product(self, file_format: str) -> Path:
+        """The product in a format beside the IR, such as "onnx"."""
+        return self.path / f"int4-{file_format}"
+
     @property
     def search(self) -> Path:
         """How the ranks of elastic adapters were chosen."""

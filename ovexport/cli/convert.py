@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ovexport.cli.output import Json, Quiet, print_json, reports_errors, say, set_up_logging, whole_numbers
 
 if TYPE_CHECKING:
-    from ovexport.recipe import ModelSpec
+    from ovexport.artifacts import IR
 
 CheckpointPath = Annotated[
     Path,
@@ -26,7 +26,7 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the INT4 IR.")]
+Out = Annotated[Path, typer.Option(help="Folder of the product.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub id.", show_default=False)]
 Adapter = Annotated[
     str | None,
@@ -58,11 +58,13 @@ Keep = Annotated[
         show_default=False,
     ),
 ]
-Peft = Annotated[
-    bool,
+Format = Annotated[
+    Literal["openvino", "onnx", "peft", "nncf"],
     typer.Option(
-        "--peft",
-        help="Write no IR but PEFT's LoftQ layout: a float model with the codes' values, its adapter in loftq_init.",
+        "--format",
+        help="openvino: the INT4 IR. onnx: an ONNX model with the same codes. peft: PEFT's LoftQ layout, a float model "
+        "with the codes' values and its adapter in loftq_init. nncf: a file as NNCF's examples save it, whose codes "
+        "nncf.strip packs; --out is the file.",
     ),
 ]
 
@@ -77,7 +79,7 @@ def convert(
     ranks: Ranks = None,
     zero_points: ZeroPoints = None,
     keep: Keep = None,
-    peft: Peft = False,
+    file_format: Format = "openvino",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -94,6 +96,8 @@ def convert(
     Example: ovexport convert Qwen2.5-3B-Instruct-AWQ --out int4
 
     Example: ovexport convert qalora-folder --model Qwen2.5-3B-Instruct-GPTQ --out int4
+
+    Example: ovexport convert runs/demo/checkpoint --model models/storyteller-4m --out storyteller-onnx --format onnx
     """
     import json
 
@@ -102,31 +106,41 @@ def convert(
 
     set_up_logging(quiet=quiet or as_json)
     spec = None if model is None else ModelSpec(id=model, revision=revision, adapter=adapter)
-    if peft:
-        _write_peft_folder(
-            checkpoint, spec, out, given={"--ranks": ranks, "--zero-points": zero_points, "--keep": keep}
-        )
-        if as_json:
-            print_json(json.dumps({"folder": str(out)}))
-        return
     given = None if ranks is None else whole_numbers(ranks, "--ranks")
-    ir = services.convert_checkpoint(
-        checkpoint, spec, ConvertSpec(), out, ranks=given, zero_points=zero_points, keep=keep
-    )
-    beside = str(ir.adapter_tensors) if ir.adapter else None
+    if file_format in ("peft", "nncf"):
+        _require_unused(file_format, {"--ranks": ranks, "--zero-points": zero_points, "--keep": keep})
+        write = {"peft": services.write_peft_folder, "nncf": services.write_nncf_file}[file_format]
+        write(checkpoint, spec, out)
+        made = {"path": str(out)}
+    else:
+        ir = services.convert_checkpoint(
+            checkpoint, spec, ConvertSpec(), out, ranks=given, zero_points=zero_points, keep=keep, product=file_format
+        )
+        made = _told(ir) if file_format == "openvino" else {"path": str(ir.path)}
     if as_json:
-        print_json(json.dumps({"ir": str(ir.path), "weight_bytes": ir.weight_bytes, "adapter": beside}))
+        print_json(json.dumps(made))
     elif not quiet:
-        say(f"{ir.path}: {ir.weight_bytes / 1e6:.2f} MB of weights")
-        if beside:
-            say(f"{beside}: for openvino_genai.Adapter, with alpha = 1")
+        _say(made)
 
 
-def _write_peft_folder(checkpoint: Path, spec: "ModelSpec | None", out: Path, *, given: Mapping[str, object]) -> None:
+def _told(ir: "IR") -> dict[str, Any]:
+    """What is printed of an IR."""
+    beside = str(ir.adapter_tensors) if ir.adapter else None
+    return {"ir": str(ir.path), "weight_bytes": ir.weight_bytes, "adapter": beside}
+
+
+def _say(made: Mapping[str, Any]) -> None:
+    if "ir" not in made:
+        say(f"{made['path']}: written")
+        return
+    say(f"{made['ir']}: {made['weight_bytes'] / 1e6:.2f} MB of weights")
+    if made["adapter"]:
+        say(f"{made['adapter']}: for openvino_genai.Adapter, with alpha = 1")
+
+
+def _require_unused(file_format: str, given: Mapping[str, object]) -> None:
     from ovexport.errors import RecipeError
-    from ovexport.pipeline import services
 
     for option, value in given.items():
         if value is not None:
-            raise RecipeError(f"{option}: goes with an IR, and --peft writes none; leave one of them out")
-    services.write_peft_folder(checkpoint, spec, out)
+            raise RecipeError(f"{option}: goes with --format openvino or onnx, not {file_format}; leave it out")

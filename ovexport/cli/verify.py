@@ -77,8 +77,16 @@ def _prove(
 ) -> "VerificationReport":
     """The proof, with what lies beside the checkpoint where no baseline and no plain IR are given."""
     from ovexport.artifacts import IR, Checkpoint
-    from ovexport.verify import is_packed_folder
+    from ovexport.errors import RecipeError
+    from ovexport.verify import is_onnx_folder, is_packed_folder, prove_onnx
     from ovexport.verify import verify as prove
+
+    if is_onnx_folder(ir):
+        if checkpoint is None or base or twin:
+            raise RecipeError(
+                f"{ir}: an ONNX product is compared with its checkpoint alone; give --checkpoint, no other"
+            )
+        return prove_onnx(ir, Checkpoint(checkpoint), runtime=runtime)
 
     packed = checkpoint if checkpoint is not None and is_packed_folder(checkpoint) else None
     checkpoint = None if packed else checkpoint

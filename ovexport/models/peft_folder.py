@@ -30,7 +30,7 @@ def write_peft_folder(checkpoint: Checkpoint, model: ModelSpec, out: Path) -> No
     adapter = checkpoint.beside
     if adapter is None:
         raise RecipeError(
-            f"--peft: {checkpoint.path} has no adapter beside its codes; give a checkpoint that was tuned with "
+            f"--format peft: {checkpoint.path} has no adapter beside its codes; give a checkpoint that was tuned with "
             'compress.method = "lora"'
         )
     load_backbone(checkpoint, model).save_pretrained(out)

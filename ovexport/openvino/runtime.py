@@ -72,6 +72,7 @@ class LogitsRunner:
             raise UnsupportedModelError(f"{name}: no causal LM, it lacks the input input_ids or the output logits")
         compiled = compile_for_cpu(graph, name, settings)
         self._request = compiled.create_infer_request()
+        self._empty_cache = _empty_cache(graph)
         size = compiled.output("logits").get_partial_shape()[2]
         self.vocabulary = size.get_length() if size.is_static else self(np.zeros((1, 1), np.int64)).shape[2]
         self.properties = properties(compiled)
@@ -80,6 +81,8 @@ class LogitsRunner:
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (batch, length, vocabulary) float32 of tokens (batch, length), overwritten by the next call."""
         self._request.reset_state()
+        for name, shape in self._empty_cache.items():
+            self._request.set_tensor(name, ov.Tensor(np.zeros((len(tokens), *shape[1:]), np.float32)))
         return self._logits(tokens, past=0)
 
     def pieces(self, tokens: NDArray[np.int64], longest: int) -> Iterator[NDArray[np.float32]]:
@@ -118,6 +121,17 @@ class LogitsRunner:
         self._request.infer({name: value for name, value in given.items() if name in self._inputs})
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits
+
+
+def _empty_cache(graph: ov.Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of a decoder's KV cache before the first token, by input; none where the graph keeps it as its state,
+    as an IR does."""
+    shapes = {}
+    for port in graph.inputs:
+        name = next(iter(port.get_names()), "")
+        if name.startswith("past_key_values."):
+            shapes[name] = tuple(0 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return shapes
 
 
 def compile_for_cpu(graph: ov.Model, name: str, settings: Mapping[str, Any]) -> ov.CompiledModel:

@@ -106,8 +106,9 @@ def convert_checkpoint(
     ranks: Sequence[int] | None = None,
     zero_points: "ZeroPoints | None" = None,
     keep: Path | None = None,
+    product: str = "openvino",
 ) -> IR:
-    """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR.
+    """Trace the base model, absorb the checkpoint's adapters and write the INT4 IR, or another format.
 
     Adapters that no code absorbs, as PEFT's, lie in the IR's folder, for openvino-genai to add while the model runs.
 
@@ -118,16 +119,18 @@ def convert_checkpoint(
         zero_points: their type, of a checkpoint that is absorbed into them; "float16" when None.
         keep: takes what verify can compare the IR with: `bf16`, the traced IR, and `checkpoint`, if it is not one of
             ours already.
+        product: the format of what `out` takes, by its exporter's name.
 
     Raises:
         RecipeError, PlugInError: `ranks` or `zero_points` does not suit it, `out` and `keep` lie in each other, or a
             reader fails.
         ArtifactError: no reader recognizes the checkpoint, it is corrupt or of another base model, or `out` or `keep`
             holds something.
-        UnsupportedModelError: the model can't be traced, the runtime computes a group size wrongly, or openvino-genai
-            does not apply the adapter.
+        MissingDependencyError: the format needs a package that is not installed.
+        UnsupportedModelError: the model can't be traced or written in the format, the runtime computes a group size
+            wrongly, or openvino-genai does not apply the adapter.
     """
-    from ovexport.convert import convert
+    from ovexport.exporters import exporters
     from ovexport.readers import base_model, read_checkpoint
     from ovexport.strip import strip
     from ovexport.trace.stage import trace
@@ -138,12 +141,13 @@ def convert_checkpoint(
     with scratch_folder(existing_parent(out.parent)) as scratch:
         kept = scratch / "kept"
         checkpoint = read_checkpoint(path, model, kept / "checkpoint", ranks=ranks, zero_points=zero_points)
+        exporter = exporters.load(product, "--format").thing()
+        exporter.check(checkpoint.manifest.layers)
         base = trace(model, spec, kept / "bf16")
-        packed = strip(checkpoint, base, scratch / "packed")
-        product = convert(base, packed, scratch / "product")
-        _require_applied(product)
+        exporter.export(model, base, strip(checkpoint, base, scratch / "packed"), scratch / "product")
+        _require_applied(IR(scratch / "product"))
         base.index_file.unlink()  # verify, for which `keep` is, does not read it
-        for made, wanted in ((kept, keep), (product.path, out)):
+        for made, wanted in ((kept, keep), (scratch / "product", out)):
             if wanted:
                 move_folder(made, wanted)
     return IR(out)
@@ -169,6 +173,32 @@ def write_peft_folder(path: Path, model: ModelSpec | None, out: Path) -> None:
         checkpoint = read_checkpoint(path, model, scratch / "checkpoint")
         write_peft_folder(checkpoint, model, scratch / "folder")
         move_folder(scratch / "folder", out.resolve())
+
+
+def write_nncf_file(path: Path, model: ModelSpec | None, out: Path) -> None:
+    """Write a checkpoint as NNCF's examples save theirs, with torch.save; see `ovexport.to_nncf`.
+
+    Args:
+        path: a checkpoint that one of the readers recognizes.
+
+    Raises:
+        ArtifactError: it is no checkpoint, is corrupt or of another base model, or `out` is there already.
+        RecipeError: no base model is given.
+        UnsupportedModelError: a layer has a format that NNCF's formats have not.
+    """
+    import torch
+
+    from ovexport.readers import base_model, read_checkpoint
+    from ovexport.readers.nncf_out import to_nncf
+
+    if out.exists():
+        raise ArtifactError(f"{out}: is there already; choose another --out")
+    model = base_model(path, model)
+    with scratch_folder(existing_parent(out.resolve().parent)) as scratch:
+        content = to_nncf(read_checkpoint(path, model, scratch / "checkpoint"), model)
+        torch.save(content, scratch / "file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        (scratch / "file").replace(out)
 
 
 def _require_applied(product: IR) -> None:

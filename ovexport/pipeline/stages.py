@@ -93,14 +93,23 @@ def _strip(context: Context) -> None:
 
 def _convert(context: Context) -> None:
     from ovexport.convert import convert
+    from ovexport.exporters import exporters
 
-    folder = context.folder
+    folder, recipe = context.folder, context.recipe
     for name in ("plain", "int4"):
         convert(folder.ir("bf16"), folder.packed(name), folder.ir(name).path)
+    for other in _other_formats(recipe):
+        exporter = exporters.load(other, "convert.formats").thing()
+        exporter.export(recipe.model, folder.ir("bf16"), folder.packed("int4"), folder.product(other))
+
+
+def _other_formats(recipe: Recipe) -> list[str]:
+    """The formats of the product beside the IR."""
+    return [each for each in dict.fromkeys(recipe.convert.formats) if each != "openvino"]
 
 
 def _verify(context: Context) -> None:
-    from ovexport.verify import verify
+    from ovexport.verify import verify, verify_onnx, with_checks
 
     folder = context.folder
     report = verify(
@@ -111,6 +120,9 @@ def _verify(context: Context) -> None:
         runtime=context.recipe.verify.runtime,
         listener=context.listener,
     )
+    if "onnx" in context.recipe.convert.formats:
+        checks = verify_onnx(folder.product("onnx"), folder.checkpoint, runtime=context.recipe.verify.runtime)
+        report = with_checks(report, checks)
     write_record(report, folder.path / "verification.json")
     require_passed(report)
 
@@ -200,6 +212,14 @@ def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
     return check(outlook.shape.plan, outlook.recipe.compress)
 
 
+def _check_convert(outlook: "Outlook") -> Iterator[Finding]:
+    from ovexport.exporters import exporters
+
+    for name in _other_formats(outlook.recipe):
+        exporter = exporters.load(name, "convert.formats").thing()
+        yield from raised(exporter.check, outlook.shape.layers)
+
+
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.tune import check
 
@@ -249,6 +269,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_trace,
         check=_check_trace,
         sections=("model", "convert"),
+        without=("convert.formats",),
         reads={"model": model_files},
         libraries=("ovexport", "torch", "transformers", "optimum-intel", "openvino", "openvino-tokenizers"),
         outputs=("bf16", "bf16.weights.json"),
@@ -296,14 +317,16 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
     Stage(
         name="convert",
         run=_convert,
+        check=_check_convert,
+        sections=("convert.formats",),
         upstream=("trace", "strip"),
         libraries=("ovexport", "openvino"),
-        outputs=("plain", "int4"),
+        outputs=("plain", "int4", "int4-onnx"),
     ),
     Stage(
         name="verify",
         run=_verify,
-        sections=("verify",),
+        sections=("verify", "convert.formats"),
         upstream=("trace", "search", "convert"),
         libraries=("ovexport", "openvino"),
         measures=True,

@@ -15,7 +15,6 @@ import math
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.errors import ArtifactError
@@ -29,11 +28,13 @@ UNIT_ROUNDOFF = 2.0**-24
 MARGIN = 8.0
 
 
-def behaviour(graph: ov.Model, name: str, graph_weights: tuple[Weight, ...], reference: TensorFile) -> list[Check]:
+def behaviour(run: LogitsRunner, name: str, limit: float, reference: TensorFile) -> list[Check]:
     """Largest relative error of the logits, and positions at which another token is the likeliest.
 
     Args:
-        name: of the IR, for messages.
+        run: the product.
+        name: of it, for messages.
+        limit: the largest relative error that rounding explains.
         reference: `token_ids` (sequences, length) and `logits` (sequences, length, vocabulary).
 
     Raises:
@@ -41,9 +42,7 @@ def behaviour(graph: ov.Model, name: str, graph_weights: tuple[Weight, ...], ref
         UnsupportedModelError: the IR can't be run.
     """
     tokens, expected = _checked(reference)
-    limit = rounding_limit(graph_weights)
     worst, elsewhere, first = 0.0, 0, ""
-    run = LogitsRunner(graph, name)
     for index, row in enumerate(tokens):
         try:
             logits = run(row[None].astype(np.int64))[0]

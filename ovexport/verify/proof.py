@@ -1,7 +1,7 @@
 """The checks put together to a VerificationReport."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,14 @@ from ovexport.artifacts import IR, Checkpoint
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.openvino.graph import Weight, read_graph, weights
 from ovexport.openvino.matrices import layer_matrices
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.openvino.runtime_adapter import running_graph
 from ovexport.openvino.runtime_settings import told_settings
 from ovexport.progress import Listener, silent
 from ovexport.reports import Check, LayerRow, VerificationReport, VerificationSummary
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import files_in
-from ovexport.verify.behaviour import behaviour
+from ovexport.verify.behaviour import behaviour, rounding_limit
 from ovexport.verify.beside import adapter_checks
 from ovexport.verify.checks import zero
 from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, changed_floats, trained_codes
@@ -256,7 +257,8 @@ def _executed(
     evidence.checks += [check, no_float_weights(nodes, graph_weights)]
     reference = checkpoint.reference if checkpoint else None
     if reference is not None:
-        evidence.checks += behaviour(running_graph(ir), str(ir.path), graph_weights, reference)
+        run, name = LogitsRunner(running_graph(ir), str(ir.path)), str(ir.path)
+        evidence.checks += behaviour(run, name, rounding_limit(graph_weights), reference)
     elif checkpoint is not None:
         evidence.reasons.append("the checkpoint holds no reference logits: behaviour can't be compared")
 
@@ -297,3 +299,9 @@ def _row(weight: Weight, evidence: _Evidence) -> LayerRow:
         twin_weight_error=evidence.twin_errors.get(weight.name),
         note=note(weight),
     )
+
+
+def with_checks(report: VerificationReport, checks: Sequence[Check]) -> VerificationReport:
+    """A report with the checks of another product of the same checkpoint behind its own."""
+    every = (*report.checks, *checks)
+    return report.with_values(checks=every, passed=all(check.passed for check in every))

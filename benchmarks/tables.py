@@ -411,6 +411,67 @@ def _difference(difference: dict[str, Any]) -> str:
     return f"{difference['mean']:+.4f} ({low:+.4f} to {high:+.4f})" + (", a tie" if low <= 0 <= high else "")
 
 
+def methods_table(document: dict[str, Any]) -> str:
+    """What benchmarks/methods.py measured: a row per method, and QA-LoRA's two forms against each other."""
+    lines = [
+        "| | NLL of the right answer, nats | less FQ_LORA's | acc | bits per weight | time per output token, ms "
+        "| over PTQ's | tuning, s | steps |",
+        "|---|" + "---:|" * 8,
+    ]
+    latency, reference = document["latency"], "PTQ"
+    for row, values in document["rows"].items():
+        difference = document["differences"].get(f"{row} - FQ_LORA")
+        lines.append(
+            f"| {row} | {_with_interval(values['answer_nll_nats'])} "
+            f"| {_difference(difference['answer_nll_nats']) if difference else '–'} | {_with_interval(values['acc'])} "
+            f"| {values['bits_per_weight']:.3f} | {latency['time_per_output_token_ms'][row]['median']:.3f} "
+            f"| {_over(latency['ratios'], row, reference)} "
+            f"| {_median_or_dash(values['tuning_seconds'], '.0f')} | {_median_or_dash(values['steps'], '.0f')} |"
+        )
+    return "\n".join([*lines, "", _methods_conditions(document)])
+
+
+def _with_interval(values: dict[str, Any]) -> str:
+    low, high = values["ci95"]
+    return f"{values['mean']:.4f} ({low:.4f}–{high:.4f})"
+
+
+def _over(ratios: dict[str, Any], row: str, reference: str) -> str:
+    """A row's time over the reference's; the later model of a pair stands above the line."""
+    if row == reference:
+        return "–"
+    if (found := ratios.get(f"{row}/{reference}")) is not None:
+        return _spread(found)
+    found = ratios[f"{reference}/{row}"]
+    low, high = found["ci95"]
+    return _spread({"median": 1 / found["median"], "ci95": [1 / high, 1 / low]})
+
+
+def _median_or_dash(values: list[float], form: str) -> str:
+    return f"{median(values):{form}}" if values else "–"
+
+
+def _methods_conditions(document: dict[str, Any]) -> str:
+    conditions, forms = document["conditions"], document["forms"]
+    compress, tune = conditions["compress"], conditions["tune"]
+    shown = [
+        f"{_spread(next(iter(found['ratios'].values())))} in {precision}"
+        for precision, found in forms.items()
+        if found is not None
+    ]
+    rates = ", ".join(f"{name} {tune['learning_rate'] * factor:g}" for name, factor in conditions["rates"].items())
+    return (
+        f"{conditions['model']} on {conditions['task']}: {conditions['test']} test questions, "
+        f"{len(conditions['seeds'])} seeds, {conditions['seconds']:g} s of optimizer steps for each row and seed; "
+        f"{compress['mode']} group {compress['group_size']}, rank {conditions['rank']}, learning rate "
+        f"{tune['learning_rate']:g} ({rates}). The 95 % intervals in brackets are over these seeds and questions; of "
+        "time, over the sessions of the benchmark, first seed, default inference precision. QA-LoRA's float16 zero "
+        f"points take {' and '.join(shown)} of the time per output token of 4-bit ones. Codes, scales and zero points "
+        f"that differ from the tuned ones: {document['code_mismatches']}. {conditions['device_name']}, "
+        f"{conditions['threads']} threads; the whole table took {document['seconds'] / 60:.0f} minutes."
+    )
+
+
 def kills_table(document: dict[str, Any]) -> str:
     """A row per stage."""
     lines = ["| stage | kills | resumed runs | runs that ended with the same files |", "|---|---:|---:|---:|"]
@@ -446,6 +507,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "quality": quality_table,
     "tuning": tuning_table,
     "downstream": downstream_table,
+    "methods": methods_table,
 }
 """By benchmark, what shows its document."""
 

@@ -10,6 +10,7 @@ import openvino as ov
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
 CODES = {
     "int4_asym": ("u4", 0, 15),
+    "int4_asym_f16zp": ("u4", 0, 15),
     "int4_sym": ("i4", -8, 7),
     "int8_asym": ("u8", 0, 255),
     "int8_sym": ("i8", -128, 127),
@@ -57,7 +58,7 @@ def by_nncf(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np
 def by_ovexport(layer: dict, weight: np.ndarray, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step, zero point (0 where symmetric) and codes of any other layer."""
     name, active, (_, low, high) = layer["name"], layer["active_rank"], CODES[layer["mode"]]
-    if layer["rank"] and active != 0 and layer.get("adapter") != "beside":
+    if layer["rank"] and active != 0 and layer["adapter"] == "lora":
         a, b = tensor(f"{name}.lora_A", file)[:active], tensor(f"{name}.lora_B", file)[:, :active]
         weight = weight + (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
     span = tensor(f"{name}.scale", file) / -low if low < 0 else abs(tensor(f"{name}.input_range", file)) / high
@@ -75,7 +76,21 @@ def expected(layer: dict, weight: np.ndarray, file: Path) -> dict[tuple[str, str
     rule = by_nncf if layer.get("arithmetic") == "nncf" else by_ovexport
     step, zero_point, codes = rule(layer, weight.T if layer["transposed"] else weight, file)
     constants = {(name, kind): codes, (f"{name}/scale", "f16"): step}
-    return constants if low < 0 else constants | {(f"{name}/zero_point", kind): zero_point}
+    if low >= 0:
+        float16 = layer["mode"] == "int4_asym_f16zp"
+        shipped = shifted(layer, step, zero_point, file) if layer["adapter"] == "qalora" else zero_point
+        shipped = shipped.astype(np.float16) if float16 else np.clip(np.rint(shipped), 0, 15 if kind == "u4" else 255)
+        constants[f"{name}/zero_point", "f16" if float16 else kind] = shipped
+    return constants
+
+
+def shifted(layer: dict, step: np.ndarray, zero_point: np.ndarray, file: Path) -> np.ndarray:
+    """Zero points with the adapter in them, not rounded to their type yet."""
+    if layer["rank"] == 0:
+        return zero_point
+    a, b = (tensor(f"{layer['name']}.lora_{of}", file).astype(np.float64) for of in "AB")
+    added = (b @ a * layer["adapter_factor"])[..., None]
+    return np.clip((zero_point - added / step.astype(np.float64)).astype(np.float32), -65504, 65504)
 
 
 def adapter_differs(layer: dict, adapters: Path, ir: Path) -> bool:

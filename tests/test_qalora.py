@@ -1,5 +1,9 @@
 """QA-LoRA: an adapter of group means, absorbed into zero points."""
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +178,23 @@ def test_a_tuned_run_is_proven_and_ships_the_base_codes(qalora_run: RunFolder) -
         assert np.array_equal(unpacked(one.scale), unpacked(plain[name].scale))
         moved += int((unpacked(one.zero_point) != unpacked(plain[name].zero_point)).sum())
     assert moved
+
+
+@pytest.mark.run
+def test_a_checker_written_from_the_manual_alone_agrees(
+    qalora_run: RunFolder, tiny_model: Path, tmp_path: Path
+) -> None:
+    checker: list[str | Path] = [sys.executable, "-W", "error", Path(__file__).parent / "independent_checker.py"]
+    arguments = [qalora_run.ir("int4").path, qalora_run.checkpoint.path, tiny_model]
+    done = subprocess.run([*checker, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    changed = shutil.copytree(qalora_run.checkpoint.path, tmp_path / "changed")
+    manifest = json.loads((changed / "checkpoint.json").read_text())
+    for layer in manifest["layers"]:
+        layer["adapter_factor"] *= 1.5
+    (changed / "checkpoint.json").write_text(json.dumps(manifest))
+    done = subprocess.run([*checker, arguments[0], changed, tiny_model], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
 
 
 @pytest.mark.run

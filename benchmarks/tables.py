@@ -472,6 +472,32 @@ def _methods_conditions(document: dict[str, Any]) -> str:
     )
 
 
+def engines_table(document: dict[str, Any]) -> str:
+    """What benchmarks/engines.py measured: a line per engine, and their ratios."""
+    figures = {
+        "compress_seconds": ("compressing, s", 1.0, ".2f"),
+        "peak_memory_bytes": ("peak memory of compressing, MB", 1e-6, ".0f"),
+        "step_seconds": ("tuning step, s", 1.0, ".3f"),
+        "loss_nats": ("loss at the last step", 1.0, ".6f"),
+    }
+    lines = [
+        "| engine |" + "".join(f" {title} |" for title, _, _ in figures.values()),
+        "|---|" + "---:|" * len(figures),
+    ]
+    for engine, runs in document["figures"].items():
+        shown = [format(median([run[name] for run in runs]) * of, form) for name, (_, of, form) in figures.items()]
+        lines.append(f"| {engine} | {' | '.join(shown)} |")
+    lines.append("| ovexport over nncf | " + " | ".join(_spread(document["ratios"][name]) for name in figures) + " |")
+    conditions = document["conditions"]
+    lines += [
+        "",
+        f"{conditions['device_name']}, {conditions['threads']} threads; a random 33 M Llama, float32, rank "
+        f"{conditions['rank']}, group {conditions['group_size']}, {conditions['sequences']} x "
+        f"{conditions['sequence_length']} tokens a step; medians, in brackets the range over pairs of processes.",
+    ]
+    return "\n".join(lines)
+
+
 def kills_table(document: dict[str, Any]) -> str:
     """A row per stage."""
     lines = ["| stage | kills | resumed runs | runs that ended with the same files |", "|---|---:|---:|---:|"]
@@ -508,6 +534,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "tuning": tuning_table,
     "downstream": downstream_table,
     "methods": methods_table,
+    "engines": engines_table,
 }
 """By benchmark, what shows its document."""
 

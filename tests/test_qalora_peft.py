@@ -207,3 +207,11 @@ def test_a_base_without_codes_and_an_adapter_in_a_recipe_are_refused(tiny_model:
     assert "holds no 4-bit codes" in line
     line = refused(ovexport("plan", "--model", tiny_model, "--adapter", tmp_path / "adapter"), 5)
     assert "a QA-LoRA adapter" in line
+
+
+def test_a_plain_adapter_is_not_merged_with_codes(tiny_model: Path, tmp_path: Path) -> None:
+    gptq = write_packed(tiny_model, tmp_path / "gptq", **(KINDS["GPTQ v1"] | {"group_size": GROUP}))
+    network: Any = load_model(ModelSpec(id=str(tiny_model), dtype="float32"))
+    get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    line = refused(ovexport("plan", "--model", gptq.path, "--adapter", tmp_path / "adapter"), 5)
+    assert "its weights are 4-bit codes, which merging" in line

@@ -13,8 +13,10 @@ past_key_values.N.key and .value; logits, present.N.key and .value.
 """
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,7 @@ def _traced(network: PreTrainedModel, name: str) -> Any:
     )
     free = torch.export.Dim.DYNAMIC
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_advice():
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 _Decoder(network),
@@ -147,6 +149,18 @@ def _traced(network: PreTrainedModel, name: str) -> Any:
             f"{name}: torch {torch.__version__} can't export {network.config.model_type} to ONNX ({said(error)}); "
             "leave the format out"
         ) from error
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Within, torch's exporter does not tell which packages it could have used too."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @torch.no_grad()

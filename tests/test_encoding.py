@@ -53,14 +53,14 @@ def test_packed_codes_are_read_back_by_openvino_and_take_the_bytes_predicted(enc
     assert codes.max() == encoding.highest
 
 
-@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int8_asym", "int8_sym"])
-def test_an_encoding_is_found_by_its_bits_and_symmetry(mode: Mode) -> None:
-    assert encoding_of(bits=ENCODINGS[mode].bits, symmetric=ENCODINGS[mode].symmetric) is ENCODINGS[mode]
+@pytest.mark.parametrize("mode", ENCODINGS)
+def test_an_encoding_is_found_by_its_bits_and_zero_points(mode: Mode) -> None:
+    assert encoding_of(bits=ENCODINGS[mode].bits, zero_points=ENCODINGS[mode].zero_points) is ENCODINGS[mode]
 
 
 def test_no_encoding_has_three_bits() -> None:
     with pytest.raises(KeyError, match="3 bits"):
-        encoding_of(bits=3, symmetric=True)
+        encoding_of(bits=3, zero_points="none")
 
 
 def test_a_layer_in_floating_point_has_no_encoding() -> None:

@@ -57,13 +57,13 @@ def test_the_start_has_the_codes_that_nncf_compresses_and_strips(
         values["tune"]["objective"] = "task"
         values["task"] = {"name": "mine", "train": "a.jsonl", "validation": "b.jsonl", "test": "c.jsonl"}
     spec = recipe.parse(values, base=REPOSITORY, origin="nncf")
-    models, made = [], nncf_engine.NncfEngine._compress
+    models, made = [], nncf_engine.NncfEngine.compressed
 
     def remember(self: nncf_engine.NncfEngine, start: object) -> torch.nn.Module:
         models.append(made(self, start))
         return models[-1]
 
-    monkeypatch.setattr(nncf_engine.NncfEngine, "_compress", remember)
+    monkeypatch.setattr(nncf_engine.NncfEngine, "compressed", remember)
     from ovexport.artifacts import PreparedData
     from ovexport.compress import compress
 

@@ -34,6 +34,7 @@ READ_BY = {
 }
 OTHERWISE = {
     "tune.seed": {"compress", "tune", "search"},
+    "convert.formats": {"convert", "verify"},
     "tune.save_every": set(),
     "tune.most_skipped_steps": set(),
     "tune.gradient_checkpointing": set(),

@@ -215,7 +215,9 @@ def _layer(
         )
     return untouched.model_copy(
         update={
-            "mode": encoding_of(bits=stored.quantizer_class.bits, symmetric=stored.quantizer_class.symmetric).mode,
+            "mode": encoding_of(
+                bits=stored.quantizer_class.bits, zero_points="none" if stored.quantizer_class.symmetric else "codes"
+            ).mode,
             "group_size": each.in_features // groups,
             "rank": stored.rank,
             "active_rank": active.get(stored.parameter),

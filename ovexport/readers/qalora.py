@@ -19,6 +19,7 @@ from ovexport.models.packed import PackedFolder
 from ovexport.readers.reader import BaseWeights, CheckpointReader, ZeroPoints, readers
 from ovexport.recipe import ModelSpec
 from ovexport.weights.adapters import QaLoraQuantizer, make_quantizer
+from ovexport.weights.encoding import encoding_of
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 from ovexport.weights.policy import format_layer
 from ovexport.weights.quantizer import TunableQuantizer
@@ -117,7 +118,7 @@ def _format(
         return format_layer(matrix, matrix.own.mode, group_size=matrix.own.group_size, note=matrix.own.note)
     return format_layer(
         matrix,
-        "int4_asym" if zero_points == "codes" else "int4_asym_f16zp",
+        encoding_of(bits=4, zero_points=zero_points).mode,
         group_size=matrix.own.group_size,
         rank=layer.rank,
         adapter="qalora",

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Mode = Literal["int4_asym", "int4_asym_f16zp", "int4_sym", "int8_asym", "int8_sym", "float"]
 
+ZeroPoints = Literal["codes", "float16", "none"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
@@ -30,7 +32,7 @@ class Encoding:
     mode: Mode
     bits: Literal[4, 8]
     signed: bool
-    zero_points: Literal["codes", "float16", "none"]
+    zero_points: ZeroPoints
 
     @property
     def symmetric(self) -> bool:
@@ -107,13 +109,13 @@ ENCODINGS = {
 """The encoding of each mode; "float", which leaves a matrix as it is, has none."""
 
 
-def encoding_of(*, bits: int, symmetric: bool) -> Encoding:
-    """The encoding with so many bits, with zero points that are stored as codes or without any.
+def encoding_of(*, bits: int, zero_points: ZeroPoints) -> Encoding:
+    """The encoding with so many bits and such zero points.
 
     Raises:
         KeyError: there is none.
     """
     for encoding in ENCODINGS.values():
-        if (encoding.bits, encoding.zero_points) == (bits, "none" if symmetric else "codes"):
+        if (encoding.bits, encoding.zero_points) == (bits, zero_points):
             return encoding
     raise KeyError(f"no mode has {bits} bits")

@@ -111,7 +111,7 @@ class CodeDigest(Record):
 class OwnFormat:
     """The format that a checkpoint holds a matrix in already; see LayerFormat for the fields."""
 
-    mode: Literal["int4_asym", "int4_sym"]
+    mode: Mode
     group_size: int
     note: str
 

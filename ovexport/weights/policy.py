@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
-from ovexport.recipe import CompressSpec, LayerMode, LayerRule
+from ovexport.recipe import CompressSpec, LayerRule
 from ovexport.registry import Registry
-from ovexport.weights.encoding import ENCODINGS
+from ovexport.weights.encoding import ENCODINGS, Mode
 from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
 from ovexport.weights.layer import AdapterKind, LayerFormat, OwnFormat, WeightMatrix
 
@@ -75,7 +75,7 @@ class LayerRefused(OvexportError):
 
 def format_layer(
     matrix: WeightMatrix,
-    mode: LayerMode,
+    mode: Mode,
     *,
     group_size: int = -1,
     rank: int = 0,

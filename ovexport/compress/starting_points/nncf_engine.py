@@ -54,7 +54,7 @@ class NncfEngine(StartingPoint):
         """
         from nncf.torch.function_hook.wrapper import get_hook_storage
 
-        compressed = self._compress(start)
+        compressed = self.compressed(start)
         modules = {parameter_of_hook(hook): module for hook, module in get_hook_storage(compressed).named_hooks()}
         for layer in start.layers:
             weight = compressed.get_parameter(layer.name).detach()
@@ -74,7 +74,8 @@ class NncfEngine(StartingPoint):
                 "graph; set compress.awq = false"
             )
 
-    def _compress(self, start: Start) -> nn.Module:
+    def compressed(self, start: Start) -> nn.Module:
+        """A copy of the model as `nncf.compress_weights` returns it."""
         import nncf
 
         spec, network = start.spec, copy.deepcopy(start.network)

@@ -3,7 +3,7 @@ that several formats share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovexport.errors import ArtifactError, UnsupportedModelError
+from ovexport.weights.encoding import Mode, encoding_of
 from ovexport.weights.quantizer import TunableQuantizer
 
 IN_ORDER = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -40,9 +41,9 @@ class PackedGrid:
         return bool((self.zero_point == _MIDDLE).all())
 
     @property
-    def mode(self) -> Literal["int4_asym", "int4_sym"]:
+    def mode(self) -> Mode:
         """The mode of the layer."""
-        return "int4_sym" if self.symmetric else "int4_asym"
+        return encoding_of(bits=4, zero_points="none" if self.symmetric else "codes").mode
 
     def dequantized(self, codes: NDArray[np.uint8]) -> Tensor:
         """What the codes stand for, (output, input) float32, exact.

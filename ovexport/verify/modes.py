@@ -2,6 +2,7 @@
 `ovexport.weights.encoding` shows up as a difference between the IR and this table."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ovexport.weights.layer import LayerFormat
 
@@ -48,3 +49,8 @@ def predicted_bytes(layer: LayerFormat) -> int:
     stored, scales = storage(layer), layer.out_features * layer.groups
     codes = (layer.out_features * layer.in_features * stored.bits + 7) // 8
     return codes + 2 * scales + (scales * stored.zero_point_bits + 7) // 8
+
+
+def four_bit_mode(*, symmetric: bool) -> Literal["int4_asym", "int4_sym"]:
+    """The mode of 4-bit codes with zero points that are codes too, or without any."""
+    return "int4_sym" if symmetric else "int4_asym"

@@ -12,7 +12,7 @@ from ovexport.progress import Listener, Progress
 from ovexport.reports import Check
 from ovexport.verify.checks import equal, readings, zero
 from ovexport.verify.codes import Mismatches
-from ovexport.verify.modes import storage
+from ovexport.verify.modes import four_bit_mode, storage
 from ovexport.verify.packed_files import FileLayer, PackedFiles
 from ovexport.verify.wiring import expected_chains
 from ovexport.weights.layer import LayerFormat
@@ -56,7 +56,7 @@ def _format(name: str, own: FileLayer) -> LayerFormat:
     return LayerFormat(
         name=name,
         kind="linear",
-        mode="int4_sym" if (own.zero_point == _MIDDLE).all() else "int4_asym",
+        mode=four_bit_mode(symmetric=bool((own.zero_point == _MIDDLE).all())),
         out_features=outputs,
         in_features=inputs,
         group_size=inputs // own.scale.shape[1],

@@ -86,8 +86,18 @@ def test_an_adopted_model_converts_and_is_proven(tiny_model: Path, tmp_path: Pat
 
 def test_a_model_that_can_not_be_adopted_is_refused_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
     plain = load_model(ModelSpec(id=str(tiny_model)))
-    with pytest.raises(UnsupportedModelError, match="has no quantizers of NNCF's"):
+    with pytest.raises(UnsupportedModelError, match="has no quantizers of NNCF's that can be tuned"):
         ovexport.adopt(plain, tmp_path / "tuned")
+    import nncf
+
+    inference = nncf.compress_weights(
+        load_model(ModelSpec(id=str(tiny_model))),
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        group_size=32,
+        dataset=nncf.Dataset([EXAMPLE_INPUT]),
+    )
+    with pytest.raises(UnsupportedModelError, match="has no quantizers of NNCF's that can be tuned"):
+        ovexport.adopt(inference, tmp_path / "tuned")
     model = compressed(tiny_model, "int4_asym", "FQ_LORA")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from ovexport import recipe
 from ovexport.artifacts import MODELS, RunFolder
-from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError, VerificationFailed
+from ovexport.errors import ArtifactError, OvexportError, RecipeError, UnsupportedModelError, VerificationFailed
 from ovexport.pipeline import services
 from ovexport.recipe import Recipe
 from ovexport.storage.files import files_in
@@ -240,3 +240,11 @@ def test_optimum_intel_loads_the_product(finished_run: RunFolder) -> None:
     model = OVModelForCausalLM.from_pretrained(folder)
     ids = AutoTokenizer.from_pretrained(folder)("Once upon a time", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_what_a_later_stage_lacks_does_not_stop_an_earlier_one(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    evaluate = tiny_recipe.evaluate.model_copy(update={"encoder": str(tmp_path / "no-encoder")})
+    without = tiny_recipe.model_copy(update={"evaluate": evaluate})
+    assert services.run(without, tmp_path / "run", until="prepare").data.path.is_dir()
+    with pytest.raises(OvexportError, match="no-encoder"):
+        services.run(without, tmp_path / "other", until="evaluate")

@@ -130,7 +130,7 @@ def test_with_zero_points_as_codes_the_ir_has_the_bytes_of_any_other(base: Writt
 
 
 def test_zero_points_are_asked_for_where_an_adapter_goes_into_them_only(base: Written, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no adapter of it goes into zero points"):
+    with pytest.raises(RecipeError, match="goes with a QA-LoRA adapter"):
         convert_checkpoint(base.path, None, ConvertSpec(), tmp_path / "int4", zero_points="codes")
 
 

@@ -84,7 +84,7 @@ def _prove(
     if is_onnx_folder(ir):
         if checkpoint is None or base or twin:
             raise RecipeError(
-                f"{ir}: an ONNX product is compared with its checkpoint alone; give --checkpoint, no other"
+                f"{ir}: an ONNX product is compared with its checkpoint alone; give --checkpoint, no --base or --twin"
             )
         return prove_onnx(ir, Checkpoint(checkpoint), runtime=runtime)
 

@@ -59,7 +59,8 @@ class OnnxExporter(Exporter):
                 )
             if layer.adapter == "beside" and layer.rank:
                 raise UnsupportedModelError(
-                    f"{layer.name}: its adapter is not absorbed, and the format onnx holds codes only; leave it out"
+                    f"{layer.name}: its adapter lies beside the codes, and ONNX holds codes only; leave the format "
+                    "onnx out, or absorb the adapter in a run with model.adapter"
                 )
 
     def export(self, model: ModelSpec, base: IR, packed: PackedWeights, out: Path) -> None:

@@ -66,7 +66,7 @@ def run(
         STAGES,
         recipe,
         out,
-        check=partial(_findings, recipe, out),
+        check=partial(_findings, recipe, out, until),
         resume=resume,
         overwrite=overwrite,
         until=until,
@@ -91,10 +91,13 @@ def plan(recipe: Recipe, out: Path) -> "Plan":
     return plan_run(outlook, list(findings(STAGES, outlook)))
 
 
-def _findings(recipe: Recipe, out: Path) -> Iterator[Finding]:
+def _findings(recipe: Recipe, out: Path, until: str | None) -> Iterator[Finding]:
+    """What stands against the stages up to the last one that is asked for."""
     from ovexport.pipeline.outlook import Outlook, findings
 
-    return findings(STAGES, Outlook(recipe, out))
+    names = [stage.name for stage in STAGES]
+    last = names.index(until) + 1 if until in names else len(STAGES)
+    return findings(STAGES[:last], Outlook(recipe, out))
 
 
 def convert_checkpoint(

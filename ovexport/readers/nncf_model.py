@@ -42,8 +42,12 @@ def adopt_model(model: nn.Module, out: Path, base: ModelSpec | None = None) -> C
         storage = get_hook_storage(model)
     except (AttributeError, nncf.InstallationError) as error:
         raise UnsupportedModelError(_NOT_COMPRESSED) from error
+    try:
+        config = nncf.torch.get_config(model)
+    except nncf.InternalError as error:  # modules of other formats, as DQ's, have no configuration
+        raise UnsupportedModelError(_NOT_COMPRESSED) from error
     state = {name: value.detach().cpu() for name, value in storage.state_dict().items()}
-    stored = stored_quantizers(_ORIGIN, {"nncf_config": nncf.torch.get_config(model), "nncf_state_dict": state})
+    stored = stored_quantizers(_ORIGIN, {"nncf_config": config, "nncf_state_dict": state})
     if not stored:
         raise UnsupportedModelError(_NOT_COMPRESSED)
     active = {
@@ -60,7 +64,8 @@ def adopt_model(model: nn.Module, out: Path, base: ModelSpec | None = None) -> C
 
 
 _NOT_COMPRESSED = (
-    "the model: has no quantizers of NNCF's; give what nncf.compress_weights returned with compression_format FQ_LORA "
+    "the model: has no quantizers of NNCF's that can be tuned; give what nncf.compress_weights returned with "
+    "compression_format FQ_LORA "
     "or FQ_LORA_NLS, before nncf.strip"
 )
 

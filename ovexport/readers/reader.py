@@ -168,7 +168,8 @@ def read_checkpoint(
     if zero_points is not None:
         if not reader.has_zero_points:
             raise RecipeError(
-                f"--zero-points: {path} is {reader.takes}, and no adapter of it goes into zero points; leave it out"
+                f"--zero-points={zero_points}: goes with a QA-LoRA adapter, and {path} is {reader.takes}; "
+                "leave the option out"
             )
         reader.zero_points = zero_points
     with registered.guarded():

@@ -260,7 +260,8 @@ class Defaults:
         columns, size = matrix.in_features, self._spec.group_size
         sizes = [str(each) for each in group_sizes(columns, below=columns)][-3:]
         sizes += ["-1"] if size != -1 and computed_rightly(columns, columns) else []
-        cure = (f"use {' or '.join(sizes)}, or " if sizes else "") + 'set compress.fallback = "int8"'
+        other = 'compress.fallback = "int8"' if self._spec.engine == "ovexport" else 'compress.engine = "ovexport"'
+        cure = (f"use {' or '.join(sizes)}, or " if sizes else "") + f"set {other}"
         cure += f" ({ODD_INT8})" if columns % 2 else ""
         key = f"{self._key}.group_size={size}"
         if size == -1 or columns % size == 0:

@@ -33,16 +33,18 @@ class NncfEngine(StartingPoint):
             RecipeError: a layer is smaller than the rank, which NNCF has one of for all.
             UnsupportedModelError: one is a Conv1D.
         """
+        smallest = min((layer for layer in layers if layer.rank), key=lambda layer: layer.rank, default=None)
+        if smallest is not None and smallest.rank < _rank(spec):
+            raise RecipeError(
+                f"compress.rank={_rank(spec)}: NNCF has one rank for all layers, and {smallest.rank} is the smaller "
+                f"side of {smallest.name.removesuffix('.weight')}; use at most {smallest.rank}, or set "
+                'compress.engine = "ovexport"'
+            )
         for layer in layers:
             name = layer.name.removesuffix(".weight")
             if layer.transposed and layer.encoding:
                 raise UnsupportedModelError(
                     f'{name}: a Conv1D, whose quantizer can\'t be taken over; set compress.engine = "ovexport"'
-                )
-            if layer.rank and layer.rank != _rank(spec):
-                raise RecipeError(
-                    f"compress.rank={_rank(spec)} is above {layer.rank}, the smaller side of {name}, and NNCF has one "
-                    f'rank for all layers; lower it, or set compress.engine = "ovexport"'
                 )
 
     @torch.no_grad()

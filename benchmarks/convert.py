@@ -128,7 +128,7 @@ def _hook_state(model: Any) -> dict[str, Any]:
 def _compress(folder: Path) -> None:
     from ovexport.compress import compress
 
-    spec = CompressSpec(group_size=GROUP_SIZE, rank=RANK)
+    spec = CompressSpec(group_size=GROUP_SIZE, rank=RANK, rounding="nearest")
     compress(_model(folder), spec, PreparedData(folder), 0, folder / "compressed")
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     options = command.parser(__doc__, "divergence", "a 30 M model instead of the 360 M one").parse_args()
     shape = M30 if options.quick else M360
     with TemporaryDirectory(prefix="ovexport-") as scratch:
-        run = build_run(Path(scratch), shape, CompressSpec())
+        run = build_run(Path(scratch), shape, CompressSpec(rounding="nearest"))
         runners = {name: LogitsRunner(read_graph(run.ir(name)), name) for name in ("bf16", "int4")}
         document = _measured(runners, shape)
     command.publish(document, "divergence", options)

@@ -90,7 +90,9 @@ def measure(engine: str, folder: Path) -> dict[str, Any]:
         vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
         tokens = np.random.default_rng(0).integers(0, vocabulary, (SEQUENCES, LENGTH)).astype(np.int32)
         write_tensors({"train": tokens, "validation": tokens[:1]}, data.path / "tokens.safetensors")
-        spec = CompressSpec(engine=engine, group_size=GROUP_SIZE, rank=RANK, calibration_sequences=1)
+        spec = CompressSpec(
+            engine=engine, rounding="nearest", group_size=GROUP_SIZE, rank=RANK, calibration_sequences=1
+        )
         began = time.perf_counter()
         start = compress(model, spec, data, 0, Path(scratch) / "start")
         compressing = time.perf_counter() - began

@@ -62,7 +62,7 @@ def main() -> None:
 
 def differences(folder: Path) -> dict[str, float]:
     """Ours."""
-    spec = CompressSpec(group_size=GROUP_SIZE, rank=RANK)
+    spec = CompressSpec(group_size=GROUP_SIZE, rank=RANK, rounding="nearest")
     run = convert_moved(ModelSpec(id=str(MODEL)), folder, spec)
     manifest = run.checkpoint.manifest
     found = weights(read_graph(run.ir("int4")))

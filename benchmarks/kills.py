@@ -67,7 +67,7 @@ VALUES: dict[str, Any] = {
         "validation_sequences": 4,
         "test_sequences": 8,
     },
-    "compress": {"group_size": 32, "rank": 8, "gptq": True, "calibration_sequences": 8},
+    "compress": {"group_size": 32, "rank": 8, "rounding": "gptq", "calibration_sequences": 8},
     "tune": {"steps": 24, "batch_size": 2, "validate_every": 4, "save_every": 3, "learning_rate": 1e-3},
     "evaluate": {"encoder": "offline", "prompt_count": 4, "prompt_words": 8, "max_new_tokens": 16, "isolate": True},
     "bench": {"prompt_tokens": 16, "output_tokens": 8, "pairs": 6, "sessions": 3, "precision": 0.0, "limits": False},

@@ -76,7 +76,7 @@ def main() -> None:
     parser = command.parser(__doc__, "latency", "a 30 M model instead of the 360 M one")
     options = parser.parse_args()
     shape, spec = (M30, QUICK) if options.quick else (M360, FULL)
-    compress_spec = CompressSpec()
+    compress_spec = CompressSpec(rounding="nearest")
     report = measure(shape, spec, compress_spec)
     print(file=sys.stderr)
     measured = document(report, shape, compress_spec)

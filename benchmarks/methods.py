@@ -64,7 +64,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     NLS: {},
     FLOAT16: PLAIN | {"method": "qalora", "mode": "int4_asym_f16zp"},
     CODES: PLAIN | {"method": "qalora"},
-    BESIDE: PLAIN | {"method": "lora", "init": "loftq"},
+    BESIDE: PLAIN | {"method": "lora", "init": "loftq", "rounding": "nearest"},
 }
 RATES = {FLOAT16: 10 / 3, CODES: 10.0}
 """Learning rates over the recipe's, where it is another: QA-LoRA's are the best of 1e-3, 3e-3 and 1e-2, and of 3e-3,

@@ -241,7 +241,7 @@ def _post_training(
 ) -> IR:
     """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
     if not flags:
-        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "gptq": False})
+        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": "nearest"})
         checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
         return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
     shutil.rmtree(scratch / name, ignore_errors=True)

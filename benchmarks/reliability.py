@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        run = build_run(Path(folder), TINY, CompressSpec(group_size=32, rank=8))
+        run = build_run(Path(folder), TINY, CompressSpec(group_size=32, rank=8, rounding="nearest"))
         counts = count(run, random.Random(options.seed), QUICK_SHARE if options.quick else 1)
     document = {
         "counts": {kind: asdict(value) for kind, value in counts.items()},

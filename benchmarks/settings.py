@@ -30,7 +30,7 @@ def main() -> None:
     spec = BenchSpec(output_tokens=32)
     prompt = np.random.default_rng(0).integers(3, 1000, 128).tolist()
     with TemporaryDirectory(prefix="ovexport-") as scratch:
-        ir = build_run(Path(scratch), shape, CompressSpec()).ir("int4")
+        ir = build_run(Path(scratch), shape, CompressSpec(rounding="nearest")).ir("int4")
         tokens = packaged_text(ir, TEXT_SEQUENCES)
         report = search_settings(ir, spec, prompt, tokens, kl_limit_nats=KL_LIMIT_NATS, listener=_tell)
     print(file=sys.stderr)

@@ -130,7 +130,9 @@ def _ours(folder: Path, device: str) -> dict[str, Any]:
             max_gradient_norm=1e9,
             precision="bf16",
         )
-        start = compress(model, CompressSpec(group_size=GROUP_SIZE, rank=RANK), data, 0, Path(scratch) / "start")
+        start = compress(
+            model, CompressSpec(group_size=GROUP_SIZE, rank=RANK, rounding="nearest"), data, 0, Path(scratch) / "start"
+        )
         compute = Compute(torch.device(device), torch.bfloat16)
         trainer = make_trainer(start, model, spec, data, compute, silent)
         return _timed(lambda index: trainer.step(index).loss_nats, device)

@@ -46,7 +46,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         model = ModelSpec(id=str(save_random_llama(Path(folder) / "model", shape)))
         for rank in RANKS:
-            spec = CompressSpec(group_size=GROUP_SIZE, rank=max(1, rank))
+            spec = CompressSpec(group_size=GROUP_SIZE, rank=max(1, rank), rounding="nearest")
             scratch = Path(folder) / str(rank)
             scratch.mkdir()
             run = convert_moved(model, scratch, spec, active_rank=rank)

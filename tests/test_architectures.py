@@ -128,26 +128,28 @@ def test_other_families_convert_and_pass_the_proof(kind: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, *CONVERTED])
-def test_a_family_starts_from_gptq_and_takes_a_step(family: str, tmp_path: Path) -> None:
+def test_a_family_starts_from_each_rounding_and_takes_a_step(family: str, tmp_path: Path) -> None:
     kind, values = FAMILIES[family] if family in FAMILIES else (family, CONVERTED[family])
     model = ModelSpec(id=str(save_tiny_model(tmp_path / "model", getattr(transformers, kind)(**values))))
     tokens = np.random.default_rng(0).integers(2, 2048, (24, 48)).astype(np.int32)
     data = PreparedData(tmp_path)
     write_tensors({"train": tokens, "validation": tokens[:2]}, tmp_path / "tokens.safetensors")
-    nearest, best = (
-        compress(model, CompressSpec(group_size=16, rank=4, gptq=gptq), data, 0, tmp_path / str(gptq))
-        for gptq in (False, True)
-    )
+    starts = {
+        rounding: compress(model, CompressSpec(group_size=16, rank=4, rounding=rounding), data, 0, tmp_path / rounding)
+        for rounding in ("nearest", "gptq", "two_sided")
+    }
+    nearest, best = starts["nearest"], starts["gptq"]
     int4 = [layer.name for layer in best.manifest.layers if layer.mode == "int4_asym"]
     assert set(best.manifest.replaced_weights) == set(int4)
     assert all(best.manifest.digests[name].codes != nearest.manifest.digests[name].codes for name in int4)
     spec = TuneSpec(steps=1, batch_size=2, precision="fp32", learning_rate=1e-3, warmup_fraction=0.0)
     divergence = {}
-    for name, start in (("nearest", nearest), ("gptq", best)):
+    for name, start in starts.items():
         trainer = make_trainer(start, model, spec, data, Compute.of("cpu", spec.precision), silent)
         divergence[name] = trainer.validate()
         assert trainer.step(0).taken
     assert 0 < divergence["gptq"] < divergence["nearest"]
+    assert 0 < divergence["two_sided"] < divergence["nearest"]
 
 
 def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from conftest import STORYTELLER, tiny_values
 
 from ovexport import recipe
-from ovexport.compress.starting_points.gptq import rounding_to_gptq
+from ovexport.compress.moments import Moments
+from ovexport.compress.successive import Curvature, Grid, round_successively
 from ovexport.errors import UnsupportedModelError
 from ovexport.pipeline import services
 from ovexport.weights.layer import LayerFormat
@@ -45,12 +46,17 @@ def textbook(weight: torch.Tensor, moments: torch.Tensor, quantizer: FakeQuantiz
     return result
 
 
+def rounded_by_gptq(weight: torch.Tensor, moments: torch.Tensor, quantizer: FakeQuantizer) -> torch.Tensor:
+    curvature = Curvature.of(Moments(moments, None), "w")
+    return round_successively(weight, Grid.of(quantizer), curvature)
+
+
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
 def test_codes_are_the_textbooks_and_the_error_is_smaller(mode: str) -> None:
     quantizer, weight, moments = layer_and_inputs(mode)
     plain = quantizer(weight).detach()
-    changed = rounding_to_gptq(weight, moments, quantizer, "w")
-    rounded = quantizer(changed).detach()
+    rounded = rounded_by_gptq(weight, moments, quantizer)
+    assert torch.equal(quantizer(rounded).detach(), rounded)  # they are the values of codes
     expected = textbook(weight, moments, quantizer)
     assert (rounded.double() - expected).abs().gt(1e-4).float().mean() < 0.005  # float32 against float64: a tie or two
 
@@ -63,11 +69,13 @@ def test_codes_are_the_textbooks_and_the_error_is_smaller(mode: str) -> None:
 def test_inputs_that_hardly_vary_or_are_not_finite() -> None:
     quantizer, weight, moments = layer_and_inputs("int4_asym")
     rank_one = torch.ones(96, 96)
-    assert torch.isfinite(rounding_to_gptq(weight, rank_one, quantizer, "w")).all()
-    assert torch.isfinite(rounding_to_gptq(weight, torch.zeros(96, 96), quantizer, "w")).all()
+    assert torch.isfinite(rounded_by_gptq(weight, rank_one, quantizer)).all()
+    assert torch.isfinite(rounded_by_gptq(weight, torch.zeros(96, 96), quantizer)).all()
     moments[0, 0] = float("nan")
-    with pytest.raises(UnsupportedModelError, match=r"w: its inputs are not finite .* compress\.gptq = false"):
-        rounding_to_gptq(weight, moments, quantizer, "w")
+    with pytest.raises(
+        UnsupportedModelError, match=r"w: its inputs or slopes are not finite .* compress\.rounding = \"nearest\""
+    ):
+        rounded_by_gptq(weight, moments, quantizer)
 
 
 def start(tmp_path: Path, **compress) -> float:
@@ -77,16 +85,16 @@ def start(tmp_path: Path, **compress) -> float:
     values["compress"] = {"group_size": 64, "rank": 8, **compress}
     values["tune"] |= {"steps": 0}
     resolved = recipe.parse(values, base=tmp_path, origin="gptq")
-    run = services.run(resolved, tmp_path / "-".join(["run", *compress]), until="search")
+    run = services.run(resolved, tmp_path / "-".join(["run", *map(str, compress.values())]), until="search")
     assert run.checkpoint.manifest.digests == run.compressed.manifest.digests
     return float(run.checkpoint.manifest.validation.value)
 
 
 @pytest.mark.run
 def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> None:
-    assert start(tmp_path, gptq=True) < 0.6 * start(tmp_path)
+    assert start(tmp_path, rounding="gptq") < 0.6 * start(tmp_path, rounding="nearest")
     values = tiny_values(Path(tiny_recipe.model.id))
-    values["compress"] |= {"gptq": True}
+    values["compress"] |= {"rounding": "gptq"}
     run = services.run(recipe.parse(values, base=tmp_path, origin="gptq"), tmp_path / "verified", until="verify")
     assert set(run.compressed.manifest.replaced_weights) == {
         layer.name for layer in run.compressed.manifest.layers if layer.rank
@@ -96,7 +104,7 @@ def test_the_model_starts_closer_and_the_proof_holds(tmp_path, tiny_recipe) -> N
 @pytest.mark.run
 @pytest.mark.slow
 def test_it_rounds_on_the_scales_of_scale_estimation(tmp_path) -> None:
-    estimated = start(tmp_path, scale_estimation=True)
-    both = start(tmp_path, scale_estimation=True, gptq=True)
+    estimated = start(tmp_path, scale_estimation=True, rounding="nearest")
+    both = start(tmp_path, scale_estimation=True, rounding="gptq")
     assert np.isfinite(both)
     assert both < estimated

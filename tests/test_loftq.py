@@ -137,7 +137,7 @@ def test_the_proof_computes_the_same_codes_whatever_the_adapter_is(mode: str, tm
     ("compress", "message"),
     [
         ({"init": "loftq"}, 'init="loftq" goes with method = "lora"'),
-        ({"init": "loftq", "method": "lora", "gptq": True}, "rounds the weights itself; leave gptq out"),
+        ({"init": "loftq", "method": "lora", "rounding": "gptq"}, "rounds the weights itself; leave rounding out"),
         ({"loftq_iterations": 3, "method": "lora"}, 'loftq_iterations=3 goes with init = "loftq"'),
         ({"method": "lora", "format": "fq_lora_nls", "rank_space": [4, 2]}, 'is of method = "fq_lora"'),
         ({"method": "lora", "mode": "int4_asym_f16zp"}, 'goes with method = "qalora"'),
@@ -289,7 +289,7 @@ def test_a_product_without_its_adapter_is_not_proven(loftq_run: RunFolder, tmp_p
 @pytest.mark.run
 def test_adapters_that_begin_with_nothing_leave_the_twin_without_one(tiny_model: Path, tmp_path: Path) -> None:
     values = tiny_values(tiny_model)
-    values["compress"] = {"group_size": 16, "rank": 4, "method": "lora", "gptq": True}
+    values["compress"] = {"group_size": 16, "rank": 4, "method": "lora", "rounding": "gptq"}
     run = services.run(recipe.parse(values, base=REPOSITORY, origin="lora"), tmp_path / "run", until="verify")
     assert run.ir("plain").adapter is None
     assert run.ir("int4").adapter is not None

@@ -148,7 +148,7 @@ def test_gradients_are_those_of_nncfs_own_module() -> None:
 @pytest.mark.parametrize(
     ("compress", "message"),
     [
-        ({"gptq": True}, "gptq does not go with engine"),
+        ({"rounding": "gptq"}, "rounding does not go with engine"),
         ({"method": "qalora"}, "method does not go with engine"),
         ({"layers": [{"pattern": "*.up_proj", "rank": 4}]}, "layers does not go with engine"),
         ({"fallback": "int8"}, "fallback does not go with engine"),

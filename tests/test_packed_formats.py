@@ -167,7 +167,7 @@ def test_a_teacher_that_is_the_student_is_told_of_before_tuning(written, tmp_pat
     assert any("the teacher is the 4-bit model itself" in warning for warning in planned.warnings)
 
 
-@pytest.mark.parametrize("key", ["awq", "scale_estimation", "gptq"])
+@pytest.mark.parametrize("key", ["awq", "scale_estimation"])
 def test_a_starting_point_with_other_codes_is_refused_before_any_work(key: str, written, tmp_path: Path) -> None:
     sections = tiny_values(written().path)
     sections["compress"][key] = True

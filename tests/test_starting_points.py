@@ -45,12 +45,13 @@ def registered() -> Iterator[Callable[[type], type]]:
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ({}, ["rounding"]),
+        ({}, ["rounding", "two_sided"]),
+        ({"rounding": "nearest"}, ["rounding"]),
         ({"starting_point": "rounding"}, ["rounding"]),
         ({"starting_point": "gptq"}, ["rounding", "gptq"]),
-        ({"awq": True}, ["rounding", "awq"]),
-        ({"scale_estimation": True, "gptq": True}, ["rounding", "scale_estimation", "gptq"]),
-        ({"awq": True, "scale_estimation": True}, ["rounding", "awq_scale_estimation"]),
+        ({"awq": True, "rounding": "nearest"}, ["rounding", "awq"]),
+        ({"scale_estimation": True, "rounding": "gptq"}, ["rounding", "scale_estimation", "gptq"]),
+        ({"awq": True, "scale_estimation": True}, ["rounding", "awq_scale_estimation", "two_sided"]),
     ],
 )
 def test_a_recipe_chooses_starting_points_by_name_or_by_key(keys: dict, names: list[str]) -> None:
@@ -59,13 +60,15 @@ def test_a_recipe_chooses_starting_points_by_name_or_by_key(keys: dict, names: l
 
 
 def test_a_name_gives_the_codes_that_its_key_gives(compressed: Compress) -> None:
-    by_name, by_key = compressed(starting_point="gptq"), compressed(gptq=True)
+    by_name, by_key = compressed(starting_point="gptq"), compressed(rounding="gptq")
     assert by_name.manifest.digests == by_key.manifest.digests
-    assert by_name.manifest.digests != compressed().manifest.digests
+    assert by_name.manifest.digests != compressed(rounding="nearest").manifest.digests
 
 
 def test_a_name_and_a_key_are_refused_together() -> None:
-    with pytest.raises(RecipeError, match='starting_point="gptq" takes the place of awq, scale_estimation and gptq'):
+    with pytest.raises(
+        RecipeError, match='starting_point="gptq" takes the place of awq, scale_estimation and rounding'
+    ):
         section(CompressSpec, starting_point="gptq", awq=True)
 
 
@@ -129,7 +132,15 @@ def test_a_plug_in_that_leaves_no_starting_point_is_named(compressed, registered
         compressed(starting_point="strange")
 
 
-@pytest.mark.parametrize("keys", [{"awq": True}, {"gptq": True}, {"scale_estimation": True, "gptq": True}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"awq": True, "rounding": "nearest"},
+        {"rounding": "gptq"},
+        {"scale_estimation": True, "rounding": "gptq"},
+        {"rounding": "two_sided"},
+    ],
+)
 def test_layers_with_a_format_of_their_own_start_too(compressed: Compress, keys: dict) -> None:
     layers = (
         LayerRule(pattern="*.down_proj", mode="int8_asym"),
@@ -137,10 +148,13 @@ def test_layers_with_a_format_of_their_own_start_too(compressed: Compress, keys:
         LayerRule(pattern="*.v_proj", mode="float"),
         LayerRule(pattern="*.o_proj", group_size=-1, rank=2),
     )
-    plain, start = compressed(layers=layers).manifest, compressed(layers=layers, **keys).manifest
+    plain, start = compressed(layers=layers, rounding="nearest").manifest, compressed(layers=layers, **keys).manifest
     moved = {name.split(".")[-2] for name in plain.digests if plain.digests[name] != start.digests[name]}
     replaced = {name.split(".")[-2] for name in start.replaced_weights}
-    if "gptq" in keys:
+    if keys["rounding"] == "two_sided":
+        assert moved == {"embed_tokens", "down_proj", "q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
+        assert replaced == moved
+    elif keys["rounding"] == "gptq":
         assert moved >= {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
         assert replaced == {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
     else:

@@ -13,6 +13,8 @@ What goes through a model block by block needs one block's activations at a time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from ovexport.errors import UnsupportedModelError
 
 _LARGEST_BATCH = 16
 _STATES = "hidden_states"
+_KEPT_BYTES = 2**31
 
 
 class _Reached(Exception):
@@ -66,6 +69,19 @@ class Block:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
+    def backward(self, states: Tensor, slope: Tensor) -> Tensor:
+        """The gradient at the block's inputs from that at its outputs; hooks of its layers see both passes.
+
+        Args:
+            states: one of `inputs`.
+            slope: gradient of a loss with respect to what `run` makes of them, of the same shape.
+        """
+        leaf = states.detach().requires_grad_(True)
+        with torch.enable_grad():
+            output = self.run(leaf)
+        (gradient,) = torch.autograd.grad(output, leaf, slope)
+        return gradient
+
     def layers_by_input(self, parameters: Iterable[str]) -> list[tuple[str, ...]]:
         """Layers in the order in which they run, those together that read the very same tensor, as the projections to
         queries, keys and values do. A layer that does not run is left out.
@@ -83,7 +99,7 @@ class Block:
 
             return hook
 
-        handles = [self._layer(name).register_forward_pre_hook(note(name)) for name in parameters]
+        handles = [self.layer(name).register_forward_pre_hook(note(name)) for name in parameters]
         with _hooked(handles), torch.no_grad():
             self.run(self.inputs[0])
         return [tuple(names) for names in groups.values()]
@@ -104,14 +120,15 @@ class Block:
             raise _Reached
 
         for states in self.inputs:
-            handles = [self._layer(parameter).register_forward_pre_hook(catch)]
+            handles = [self.layer(parameter).register_forward_pre_hook(catch)]
             with _hooked(handles), torch.no_grad(), suppress(_Reached):
                 self.run(states)
             if not read:
                 raise ValueError(f"{parameter}: its layer does not run")
             yield read.pop()
 
-    def _layer(self, parameter: str) -> nn.Module:
+    def layer(self, parameter: str) -> nn.Module:
+        """The layer that a parameter of the block, by its name in the model, is the weight of."""
         return self.module.get_submodule(parameter.removeprefix(f"{self.name}.").rpartition(".")[0])
 
 
@@ -124,8 +141,8 @@ def decoder_blocks(network: PreTrainedModel) -> dict[str, nn.Module]:
     lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists:
         raise UnsupportedModelError(
-            f"{network.config.model_type}: has no list of decoder blocks; set compress.gptq = false and "
-            "tune.gradient_checkpointing = false, which go through them"
+            f'{network.config.model_type}: has no list of decoder blocks; set compress.rounding = "nearest" and '
+            "tune.gradient_checkpointing = false; the others go through them"
         )
     path = max(lists, key=lambda name: sum(value.numel() for value in lists[name].parameters()))
     return {f"{path}.{index}": block for index, block in enumerate(lists[path])}
@@ -145,8 +162,7 @@ def walk_blocks(network: PreTrainedModel, tokens: Tensor) -> Iterator[Block]:
         UnsupportedModelError: the model has no list of decoder blocks.
     """
     modules = decoder_blocks(network)
-    size = max(size for size in range(1, _LARGEST_BATCH + 1) if len(tokens) % size == 0)
-    batches = torch.split(tokens, size)
+    batches = _batches(tokens)
     with torch.no_grad():
         calls = _calls(network, modules.values(), batches[0])
         states = list(_first_inputs(network, next(iter(modules.values())), batches))
@@ -158,6 +174,137 @@ def walk_blocks(network: PreTrainedModel, tokens: Tensor) -> Iterator[Block]:
                     states[index] = block.run(batch)
         block = Block(name=name, module=module, inputs=states, arguments=arguments, keywords=keywords)
         yield block
+
+
+def walk_blocks_back(
+    network: PreTrainedModel, tokens: Tensor, slope: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Block, list[Tensor]]]:
+    """The decoder's blocks from the last to the first, each with the gradients of a loss at its outputs.
+
+    Whoever walks turns the gradients, a batch each, into those at the block's inputs before the next block is asked
+    for:
+
+        for block, slopes in walk_blocks_back(network, tokens, slope):
+            for index, states in enumerate(block.inputs):
+                slopes[index] = block.backward(states, slopes[index])
+
+    The inputs of all blocks are computed first, with the weights that the model has then; beyond 2 GiB they lie in a
+    temporary file.
+
+    Args:
+        tokens: token ids, (sequences, length) int64, at least one sequence. They are read in batches of equal size.
+        slope: the gradient of the loss with respect to the last hidden states of a batch, which the head reads.
+
+    Raises:
+        UnsupportedModelError: the model has no list of decoder blocks.
+    """
+    modules = decoder_blocks(network)
+    batches = _batches(tokens)
+    with torch.no_grad():
+        calls = _calls(network, modules.values(), batches[0])
+    with TemporaryDirectory(prefix="ovexport-") as folder:
+        kept = _Kept(Path(folder))
+        inputs: list[list[Tensor]] = [[] for _ in modules]
+        slopes: list[Tensor] = []
+        for batch in batches:
+            slopes.append(_read_through(network, list(modules.values()), batch, inputs, slope))
+            for states in inputs:
+                states[-1] = kept.keep(states[-1])
+        for (name, module), (arguments, keywords) in reversed(list(zip(modules.items(), calls, strict=True))):
+            block = Block(name=name, module=module, inputs=inputs.pop(), arguments=arguments, keywords=keywords)
+            yield block, slopes
+
+
+def embedding_slopes(network: PreTrainedModel, batch: Tensor, slope: Tensor) -> dict[str, Tensor]:
+    """The gradients at the outputs of the embeddings that the first block's inputs come from, by path of the module.
+
+    Args:
+        batch: token ids, (sequences, length).
+        slope: gradient of a loss at the first block's inputs, (sequences, length, hidden size).
+    """
+    outputs: dict[str, Tensor] = {}
+    read: list[Tensor] = []
+
+    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            outputs[path] = output.detach().requires_grad_(True)
+            return outputs[path]
+
+        return hook
+
+    def reach(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        read.append(arguments[0] if arguments else keywords[_STATES])
+        raise _Reached
+
+    first = next(iter(decoder_blocks(network).values()))
+    handles = [first.register_forward_pre_hook(reach, with_kwargs=True)]
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(note(path)))
+    with _hooked(handles), torch.enable_grad(), suppress(_Reached):
+        network.base_model(input_ids=batch, use_cache=False)
+    gradients = torch.autograd.grad(read[0], list(outputs.values()), slope, allow_unused=True)
+    return {path: found for path, found in zip(outputs, gradients, strict=True) if found is not None}
+
+
+class _Kept:
+    """Hidden states in memory, up to 2 GiB, and the rest in files that are mapped.
+
+    Args:
+        folder: for the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bytes = 0
+        self._files = 0
+
+    def keep(self, states: Tensor) -> Tensor:
+        """The same values, in memory or in a file."""
+        self._bytes += states.nbytes
+        if self._bytes <= _KEPT_BYTES or states.device.type != "cpu":
+            return states
+        self._files += 1
+        file = str(self._folder / f"{self._files}.states")
+        mapped = torch.from_file(file, shared=True, size=states.numel(), dtype=states.dtype)
+        return mapped.reshape(states.shape).copy_(states)
+
+
+def _batches(tokens: Tensor) -> tuple[Tensor, ...]:
+    size = max(size for size in range(1, _LARGEST_BATCH + 1) if len(tokens) % size == 0)
+    return torch.split(tokens, size)
+
+
+def _read_through(
+    network: PreTrainedModel,
+    modules: list[nn.Module],
+    batch: Tensor,
+    inputs: list[list[Tensor]],
+    slope: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The gradient at the last block's outputs; the hidden states that each block reads are added to `inputs`."""
+    last: list[Tensor] = []
+
+    def note(states: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            states.append((arguments[0] if arguments else keywords[_STATES]).detach())
+
+        return hook
+
+    def detach(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        last.append(states.detach().requires_grad_(True))
+        return (last[0], *output[1:]) if isinstance(output, tuple) else last[0]
+
+    handles = [
+        module.register_forward_pre_hook(note(states), with_kwargs=True)
+        for module, states in zip(modules, inputs, strict=True)
+    ]
+    handles.append(modules[-1].register_forward_hook(detach))
+    with _hooked(handles), torch.enable_grad():
+        hidden = network.base_model(input_ids=batch, use_cache=False).last_hidden_state
+    (gradient,) = torch.autograd.grad(hidden, last[0], slope(hidden.detach()))
+    return gradient
 
 
 def _calls(

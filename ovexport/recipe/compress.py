@@ -80,12 +80,16 @@ class CompressSpec(Spec):
             leaves.
         rank_space: the ranks that "fq_lora_nls" chooses from, such as [32, 24, 16].
         rank_by: what has a rank of its own with "fq_lora_nls": each transformer block, or each Linear.
-        starting_point: what tuning begins from, by name: "rounding", "gptq", "awq", "scale_estimation",
-            "awq_scale_estimation", or a plug-in's. Cannot be combined with the three keys that follow.
+        starting_point: what tuning begins from, by name: "rounding", "gptq", "two_sided", "awq", "scale_estimation",
+            "awq_scale_estimation", or a plug-in's. Takes the place of the three keys that follow.
         awq: start from NNCF's AWQ, on calibration text.
         scale_estimation: start from NNCF's Scale Estimation, on calibration text.
-        gptq: round as GPTQ does, on calibration text; the scales are those of `awq` and `scale_estimation` if they are
-            on.
+        rounding: "nearest" rounds each weight alone; "gptq" spreads the error of each input channel over the remaining
+            ones, as far as the layer's inputs tell; "two_sided" minds what the layer's outputs do to the predictions
+            too, fits the scales and rounds embeddings and head with the same care. The last two need calibration text
+            and work on the scales of `awq` and `scale_estimation` if they are on. "nearest" unless given where
+            `starting_point`, init = "loftq" or engine = "nncf" round by themselves.
+        device: where "two_sided" computes; "auto" takes the GPU if there is one.
         calibration_sequences: sequences of the training text that a starting point uses if it needs text.
         layer_policy: what decides the format of each layer, by name: "recipe" for the keys of this section, or a
             plug-in's.
@@ -111,7 +115,8 @@ class CompressSpec(Spec):
     starting_point: Annotated[str, Field(min_length=1)] | None = None
     awq: bool = False
     scale_estimation: bool = False
-    gptq: bool = False
+    rounding: Literal["nearest", "gptq", "two_sided"] = "two_sided"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     calibration_sequences: Positive = 128
     layer_policy: Annotated[str, Field(min_length=1)] = "recipe"
     layers: Annotated[tuple[LayerRule, ...], BeforeValidator(_tables)] = ()
@@ -119,9 +124,23 @@ class CompressSpec(Spec):
     fallback: Literal["error", "smaller_group", "per_channel", "int8"] = "error"
 
     @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded with calibration text by `rounding`."""
+        return self.rounding != "nearest"
+
+    @property
     def has_own_formats(self) -> bool:
         """Whether some layers may have formats of their own, beside the mode and group size of the section."""
         return bool(self.layers) or self.layer_policy != "recipe"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_to_another(cls, values: Any) -> Any:
+        """Rounding to nearest, unless another is given, where another key says who rounds."""
+        if not isinstance(values, dict) or "rounding" in values:
+            return values
+        others = values.get("starting_point") or values.get("init") == "loftq" or values.get("engine") == "nncf"
+        return values | {"rounding": "nearest"} if others else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -134,9 +153,9 @@ class CompressSpec(Spec):
         for number, rule in enumerate(self.layers):
             if rule.rank is not None and self.rank_space is not None:
                 raise ValueError(f"layers.{number}.rank: with rank_space every adapter has its ranks; remove the key")
-        if self.starting_point is not None and (self.awq or self.scale_estimation or self.gptq):
+        if self.starting_point is not None and (self.awq or self.scale_estimation or self.rounds):
             raise ValueError(
-                f'starting_point="{self.starting_point}" takes the place of awq, scale_estimation and gptq; '
+                f'starting_point="{self.starting_point}" takes the place of awq, scale_estimation and rounding; '
                 "set one or the other"
             )
         return self
@@ -145,8 +164,8 @@ class CompressSpec(Spec):
         """Refuse what NNCF's engine does not do."""
         if self.engine == "ovexport":
             return
-        defaults = type(self).model_construct()
-        others = ("method", "starting_point", "gptq", "layer_policy", "layers", "fallback", "init")
+        defaults = type(self).model_construct(rounding="nearest")
+        others = ("method", "starting_point", "rounding", "layer_policy", "layers", "fallback", "init")
         given = [name for name in others if getattr(self, name) != getattr(defaults, name)]
         if given:
             raise ValueError(f'{given[0]} does not go with engine = "nncf"; leave it out, or set engine = "ovexport"')
@@ -179,7 +198,7 @@ class CompressSpec(Spec):
             return
         if self.method != "lora":
             raise ValueError('init="loftq" goes with method = "lora", whose adapters are not rounded; set both')
-        others = {"awq": self.awq, "scale_estimation": self.scale_estimation, "gptq": self.gptq}
+        others = {"awq": self.awq, "scale_estimation": self.scale_estimation, "rounding": self.rounds}
         others["starting_point"] = self.starting_point not in (None, "rounding")
         given = [name for name, value in others.items() if value]
         if given:

@@ -161,7 +161,7 @@ def _other_codes(matrices: Sequence[WeightMatrix], spec: CompressSpec) -> Iterat
     """Starting points that would give a layer other codes than its checkpoint has."""
     if not any(matrix.own for matrix in matrices):
         return
-    for key in ("starting_point", "awq", "scale_estimation", "gptq"):
+    for key in ("starting_point", "awq", "scale_estimation"):
         if value := getattr(spec, key):
             yield RecipeError(
                 f"compress.{key}={value!r}: the model's weights are 4-bit codes already, which it would change; leave "

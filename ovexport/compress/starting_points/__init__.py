@@ -1,13 +1,13 @@
 """What tuning starts from: rounding to nearest, and what a recipe asks for on top of it."""
 
-from ovexport.compress.starting_points import gptq, nncf, rounding
+from ovexport.compress.starting_points import gptq, nncf, rounding, two_sided
 from ovexport.compress.starting_points.loftq import Loftq
 from ovexport.compress.starting_points.nncf_engine import NncfEngine
 from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registered
 
-__all__ = ["Start", "StartingPoint", "chosen", "gptq", "nncf", "rounding", "starting_points"]
+__all__ = ["Start", "StartingPoint", "chosen", "gptq", "nncf", "rounding", "starting_points", "two_sided"]
 
 _BY_KEYS = {
     (True, True): "awq_scale_estimation",
@@ -31,7 +31,7 @@ def chosen(spec: CompressSpec) -> tuple[Registered[type[StartingPoint]], ...]:
         names.append(spec.starting_point)
     if (by_keys := _BY_KEYS.get((spec.awq, spec.scale_estimation))) is not None:
         names.append(by_keys)
-    if spec.gptq:
-        names.append("gptq")
+    if spec.rounds:
+        names.append(spec.rounding)
     points = tuple(starting_points.load(name, "compress.starting_point") for name in dict.fromkeys(names))
     return (*points, Registered(name="loftq", thing=Loftq)) if spec.init == "loftq" else points

@@ -1,0 +1,400 @@
+"""Rounding one entry after the other, each on a target that makes up for the errors of those before it.
+
+With the second moments of a layer's inputs and of the slopes at its outputs (see moments), the cost of an error
+E = W - Q, (output, input), is tr(H_O · E · H_I · Eᵀ). Each of the two matrices is Mᵀ·D·M, with M lower triangular and 1
+on its diagonal, so the cost is a weighted sum of squares of
+
+    Ẽ = M_O · E · M_Iᵀ
+
+whose entry (row, column) holds the error of that entry, plus known multiples of the errors above it and left of it. So
+each entry is rounded from W plus the sum of those. Rows and columns come in falling order of their energy: what matters
+most is rounded while there is most left to make up for it. With M_O the identity this is GPTQ.
+
+An entry depends on those above and left of it, so all tiles on an anti-diagonal can be done at once, and within tiles
+all entries on one; what goes from tile to tile is products of matrices.
+
+Afterwards single codes are moved by one where that lowers the cost (`exchange`), and steps are fitted to the codes
+(`fitted_steps`).
+
+Sources: Frantar et al., arXiv:2210.17323 (GPTQ); Tseng, Sun and De Sa, arXiv:2505.22988 (both sides). The factor
+without an inverse, the tiles, the exchange and the fit are ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ovexport.compress.moments import Moments
+from ovexport.errors import UnsupportedModelError
+from ovexport.weights.quantizer import TunableQuantizer
+
+INPUT_DAMPING = 0.01
+OUTPUT_DAMPING = 0.03
+"""What is added to the diagonals, in units of their means."""
+_TILE = 32
+_FITS = 3
+_FIT_SHARE = 0.7
+_LONGEST_EXCHANGE = 100
+_EXCHANGE_PRODUCTS = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side's second moments, damped, and what rounding needs of them.
+
+    Attributes:
+        moments: (size, size) float32.
+        order: of the indices, by falling energy, (size,).
+        factor: M, lower triangular with 1 on its diagonal, in that order: Mᵀ·D·M are the moments.
+    """
+
+    moments: Tensor
+    order: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor, damping: float, name: str) -> "Side":
+        """The side of second moments; the damping is raised until they can be factored.
+
+        Args:
+            name: of the layer, for the error.
+
+        Raises:
+            UnsupportedModelError: they are not finite, or hold next to nothing.
+        """
+        if not torch.isfinite(moments).all():
+            raise UnsupportedModelError(
+                f"{name}: its inputs or slopes are not finite on the calibration text; set compress.rounding = "
+                '"nearest"'
+            )
+        order = moments.diagonal().argsort(descending=True, stable=True)
+        identity = torch.eye(len(moments), device=moments.device)
+        energy = moments.diagonal().mean()
+        while damping <= 1:
+            damped = moments + (damping * energy + 1e-30) * identity
+            backwards = order.flip(0)
+            lower, failed = torch.linalg.cholesky_ex(damped[backwards][:, backwards])
+            if not failed:
+                upper = lower.flip(0, 1)
+                return cls(damped, order, (upper / upper.diagonal()).T.contiguous())
+            damping *= 10
+        raise UnsupportedModelError(
+            f'{name}: its inputs hardly vary on the calibration text; set compress.rounding = "nearest"'
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """What an error of a layer's weights costs.
+
+    Attributes:
+        inputs: the side of what the layer reads.
+        outputs: the side of the slopes at its outputs; None where every output counts alike.
+    """
+
+    inputs: Side
+    outputs: Side | None
+
+    @classmethod
+    def of(cls, moments: Moments, name: str) -> "Curvature":
+        """The curvature that a text shows.
+
+        Raises:
+            UnsupportedModelError: as Side.of.
+        """
+        outputs = None if moments.outputs is None else Side.of(moments.outputs, OUTPUT_DAMPING, name)
+        return cls(Side.of(moments.inputs, INPUT_DAMPING, name), outputs)
+
+    def slope(self, error: Tensor) -> Tensor:
+        """H_O · E · H_I of an error, (output, input)."""
+        weighted = error @ self.inputs.moments
+        return weighted if self.outputs is None else self.outputs.moments @ weighted
+
+    def slope_of_entries(self, row: Tensor, column: Tensor, values: Tensor, rows: int) -> Tensor:
+        """`slope` of an error that is 0 but for some entries, one in a row at most.
+
+        Args:
+            row, column, values: of the entries, (entries,).
+            rows: of the error.
+        """
+        weighted = values[:, None] * self.inputs.moments[column]
+        if self.outputs is None:
+            return weighted.new_zeros(rows, weighted.shape[1]).index_copy_(0, row, weighted)
+        return self.outputs.moments[:, row] @ weighted
+
+    def cost(self, error: Tensor) -> float:
+        """1/2 · tr(H_O · E · H_I · Eᵀ): in nats per token, for moments of text."""
+        return float((self.slope(error).double() * error).sum()) / 2
+
+    @property
+    def diagonal(self) -> Tensor:
+        """What a change of single entries costs, (output or 1, input)."""
+        inputs = self.inputs.moments.diagonal()
+        return inputs[None] if self.outputs is None else torch.outer(self.outputs.moments.diagonal(), inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that entries can take: (code - zero_point) · step, for codes from `lowest` to `highest`.
+
+    Attributes:
+        step, zero_point: (output, groups, 1) float32.
+        group_size: entries of a row that share both.
+    """
+
+    step: Tensor
+    zero_point: Tensor
+    lowest: int
+    highest: int
+    group_size: int
+
+    @classmethod
+    def of(cls, quantizer: TunableQuantizer) -> "Grid":
+        """A quantizer's present grid."""
+        step, zero_point = quantizer.grid()
+        return cls(step, zero_point, quantizer.level_low, quantizer.level_high, quantizer.layer.group_size)
+
+    def with_steps(self, step: Tensor) -> "Grid":
+        """The grid with other steps, (output, groups, 1), on the float16 values that scales are stored in."""
+        stored = step.half().float()
+        return Grid(
+            torch.where(stored == 0, self.step, stored), self.zero_point, self.lowest, self.highest, self.group_size
+        )
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of groups, (output, groups, 1), for each entry, (output, input)."""
+        return values.expand(-1, -1, self.group_size).flatten(1)
+
+
+def round_successively(weight: Tensor, grid: Grid, curvature: Curvature) -> Tensor:
+    """The values of the grid, (output, input) float32, that entry after entry make up for the errors before.
+
+    Args:
+        weight: (output, input).
+    """
+    columns = curvature.inputs
+    rows = curvature.outputs
+    chosen = columns.order if rows is None else (rows.order[:, None], columns.order[None])
+    pick = (slice(None), columns.order) if rows is None else chosen
+    ordered = _Entries(
+        weight.float()[pick],
+        grid.spread(grid.step)[pick],
+        grid.spread(grid.zero_point)[pick],
+        grid.lowest,
+        grid.highest,
+    )
+    if rows is None:
+        rounded = _round_columns(ordered, columns.factor)
+    else:
+        rounded = _round_tiles(ordered, rows.factor, columns.factor)
+    result = torch.empty_like(rounded)
+    result[pick] = rounded
+    return result
+
+
+def refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, Grid]:
+    """Round successively, fit the steps to the codes, round again as long as the cost falls; then exchange codes.
+
+    Args:
+        weight: (output, input).
+
+    Returns:
+        The rounded values, (output, input) float32, and the grid that they are on.
+    """
+    values = round_successively(weight, grid, curvature)
+    cost = curvature.cost(weight - values)
+    fitted, fitted_values = grid, values
+    for _ in range(_FITS):
+        fitted = fitted_steps(weight, fitted_values, fitted, curvature)
+        fitted_values = round_successively(weight, fitted, curvature)
+        fitted_cost = curvature.cost(weight - fitted_values)
+        if fitted_cost < cost:
+            values, grid, cost = fitted_values, fitted, fitted_cost
+    return exchange(weight, values, grid, curvature), grid
+
+
+def fitted_steps(weight: Tensor, values: Tensor, grid: Grid, curvature: Curvature) -> Grid:
+    """The grid with each step moved towards the one that costs least with the codes as they are.
+
+    A step is fitted with the others as they are, all rows at once, which hang together: so it takes a share of its way.
+
+    Args:
+        values: the rounded weight, (output, input).
+    """
+    size = grid.group_size
+    codes = (values.reshape(*grid.step.shape[:2], size) / grid.step).round()
+    inputs = curvature.inputs.moments
+    rows = 1 if curvature.outputs is None else curvature.outputs.moments.diagonal()
+    step, error = grid.step.clone(), weight - values
+    for group in range(step.shape[1]):
+        columns = slice(group * size, (group + 1) * size)
+        own = codes[:, group]
+        curve = rows * ((own @ inputs[columns, columns]) * own).sum(-1)
+        slope = error @ inputs[:, columns]
+        if curvature.outputs is not None:
+            slope = curvature.outputs.moments @ slope
+        change = _FIT_SHARE * (slope * own).sum(-1) / curve.clamp_min(1e-30)
+        step[:, group, 0] += change
+        error[:, columns] -= change[:, None] * own
+    return grid.with_steps(torch.where(step * grid.step > 0, step, grid.step))
+
+
+def exchange(weight: Tensor, values: Tensor, grid: Grid, curvature: Curvature) -> Tensor:
+    """The rounded values with single codes moved by one, in rounds, while that lowers the cost.
+
+    In a round, the codes that move are those whose gain is the largest of their row, and of their column where rows
+    hang together, so that they hardly get in each other's way. The number of rounds is bounded by the arithmetic that
+    they take.
+
+    Args:
+        values: the rounded weight, (output, input), on the grid.
+    """
+    step, zero_point = grid.spread(grid.step), grid.spread(grid.zero_point)
+    codes = (values / step).round() + zero_point
+    curve = step.square() * curvature.diagonal / 2
+    slope = curvature.slope(weight - values) * step
+    out_features, in_features = weight.shape
+    products = out_features * in_features * min(out_features, in_features)
+    for _ in range(min(_LONGEST_EXCHANGE, max(1, int(_EXCHANGE_PRODUCTS / products)))):
+        direction = torch.where(slope >= 0, 1.0, -1.0)
+        moved = codes + direction
+        gain = (slope * direction - curve).masked_fill_((moved < grid.lowest) | (moved > grid.highest), -1)
+        most, at = gain.max(1)
+        moves = most > 0
+        if curvature.outputs is not None:
+            moves &= most == gain.amax(0)[at]
+        row = moves.nonzero()[:, 0]
+        if not len(row):
+            break
+        column = at[row]
+        change = direction[row, column]
+        codes[row, column] += change
+        slope -= curvature.slope_of_entries(row, column, change * step[row, column], len(weight)) * step
+    return (codes - zero_point) * step
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Entries that are to be rounded, and the grid of each: weight, step and zero point have one shape."""
+
+    weight: Tensor
+    step: Tensor
+    zero_point: Tensor
+    lowest: int
+    highest: int
+
+    def __getitem__(self, index: Any) -> "_Entries":
+        return _Entries(self.weight[index], self.step[index], self.zero_point[index], self.lowest, self.highest)
+
+    def nearest(self, target: Tensor) -> Tensor:
+        """The value of each entry's grid next to its target."""
+        codes = (target / self.step).round_().add_(self.zero_point).clamp_(self.lowest, self.highest)
+        return codes.sub_(self.zero_point).mul_(self.step)
+
+
+def _round_columns(entries: _Entries, factor: Tensor) -> Tensor:
+    """The rounded values, one column after the other, all rows at once; everything in the order of rounding."""
+    weight = entries.weight
+    values, errors = torch.empty_like(weight), torch.zeros_like(weight)
+    for begin in range(0, weight.shape[1], _TILE):
+        end = min(begin + _TILE, weight.shape[1])
+        carried = errors[:, :begin] @ factor[begin:end, :begin].T
+        for column in range(begin, end):
+            target = weight[:, column] + carried[:, column - begin]
+            target += errors[:, begin:column] @ factor[column, begin:column]
+            values[:, column] = entries[:, column].nearest(target)
+            errors[:, column] = weight[:, column] - values[:, column]
+    return values
+
+
+def _round_tiles(entries: _Entries, rows: Tensor, columns: Tensor) -> Tensor:
+    """The rounded values, tiles on an anti-diagonal at once; everything in the order of rounding.
+
+    Tiles at the lower and right edge are filled up with entries that are 0 and stay 0.
+
+    Args:
+        rows, columns: the factors of the two sides.
+    """
+    shape = entries.weight.shape
+    high, wide = (-(-size // _TILE) for size in shape)
+    filled = _Entries(
+        _filled(entries.weight), _filled(entries.step, 1), _filled(entries.zero_point), entries.lowest, entries.highest
+    )
+    rows, columns = _filled(rows).tril(-1), _filled(columns).tril(-1)
+    errors, carried = torch.zeros_like(filled.weight), torch.zeros_like(filled.weight)  # E, and M_O·E
+    for diagonal in range(high + wide - 1):
+        tiles = _Tiles(
+            [(row, diagonal - row) for row in range(max(0, diagonal - wide + 1), min(high, diagonal + 1))],
+        )
+        inside = _Entries(
+            tiles.of(filled.weight), tiles.of(filled.step), tiles.of(filled.zero_point), filled.lowest, filled.highest
+        )
+        target = inside.weight + tiles.products(
+            lambda row, column: rows[row, : row.start] @ errors[: row.start, column]
+        )
+        along = tiles.products(lambda row, column: carried[row, : column.start] @ columns[column, : column.start].T)
+        own_rows = tiles.products(lambda row, _: rows[row, row])
+        own_columns = tiles.products(lambda _, column: columns[column, column].T)
+        found = _round_inside(inside, target, along, own_rows, own_columns)
+        tiles.put(errors, found[0])
+        tiles.put(carried, found[1])
+    return (filled.weight - errors)[: shape[0], : shape[1]]
+
+
+def _round_inside(
+    entries: _Entries, target: Tensor, along: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Round tiles that do not depend on each other, (tiles, rows, columns), entries on an anti-diagonal at once.
+
+    Args:
+        target: the weights, and the multiples of the errors in the tiles above; it is written to.
+        along: what the tiles to the left add; it is written to.
+        rows, columns: the factors within the tiles; that of the columns transposed.
+
+    Returns:
+        Their errors E, and M_O·E.
+    """
+    errors, carried = torch.zeros_like(target), torch.zeros_like(target)
+    index = torch.arange(_TILE, device=target.device)
+    for diagonal in range(2 * _TILE - 1):
+        row = index[max(0, diagonal - _TILE + 1) : diagonal + 1]
+        place = (slice(None), row, diagonal - row)
+        here = target[place]
+        value = entries[place].nearest(here + along[place])
+        errors[place], carried[place] = entries.weight[place] - value, here - value
+        target[:, :, diagonal - row] += rows[:, :, row] * errors[place][:, None, :]
+        along[:, row, :] += carried[place][:, :, None] * columns[:, diagonal - row, :]
+    return errors, carried
+
+
+class _Tiles:
+    """Tiles of a matrix, by the row and column of each among the tiles."""
+
+    def __init__(self, places: list[tuple[int, int]]) -> None:
+        self._spans = [(_span(row), _span(column)) for row, column in places]
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Their entries, (tiles, rows, columns)."""
+        return torch.stack([matrix[span] for span in self._spans])
+
+    def products(self, of: Callable[[slice, slice], Tensor]) -> Tensor:
+        """What a function of each tile's rows and columns gives, (tiles, rows, columns)."""
+        return torch.stack([of(*span) for span in self._spans])
+
+    def put(self, matrix: Tensor, tiles: Tensor) -> None:
+        """Write tiles to a matrix."""
+        for span, tile in zip(self._spans, tiles, strict=True):
+            matrix[span] = tile
+
+
+def _span(index: int) -> slice:
+    return slice(index * _TILE, (index + 1) * _TILE)
+
+
+def _filled(matrix: Tensor, value: float = 0.0) -> Tensor:
+    """A matrix with both sides filled up to whole tiles."""
+    return pad(matrix, (0, -matrix.shape[1] % _TILE, 0, -matrix.shape[0] % _TILE), value=value)

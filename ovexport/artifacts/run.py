@@ -19,6 +19,7 @@ RUN_FILES = (
     "evaluation.json",
     "benchmark.json",
     "gates.json",
+    "sensitivities.json",
 )
 """What of a run lies beside the product's files once it is uploaded."""
 MODELS = ("bf16", "plain", "int4")
@@ -72,6 +73,11 @@ class RunFolder:
     def search(self) -> Path:
         """How the ranks of elastic adapters were chosen."""
         return self.path / "search.json"
+
+    @property
+    def sensitivities(self) -> Path:
+        """How a budget chose the formats of layers; not there where the recipe has none."""
+        return self.path / "sensitivities.json"
 
     @property
     def gates(self) -> Path:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from ovexport.checking import Finding, raised
+from ovexport.compress.allocation import require_room
 from ovexport.compress.starting_points import chosen, starting_points
 from ovexport.errors import OvexportError
 from ovexport.recipe import CompressSpec
-from ovexport.weights.plan import LayerPlan
+from ovexport.weights.plan import LayerPlan, candidate_formats
 from ovexport.weights.policy import layer_policies
 
 
@@ -17,6 +18,8 @@ def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
         plan: the format of each layer.
     """
     yield from plan.problems
+    if spec.budget is not None and not plan.problems:
+        yield from raised(require_room, candidate_formats(plan.layers, spec), plan.layers, spec)
     yield from raised(_check_starting_points, plan, spec)
 
 

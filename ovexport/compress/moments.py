@@ -44,6 +44,12 @@ class Moments:
     inputs: Tensor
     outputs: Tensor | None
 
+    def cost(self, error: Tensor) -> float:
+        """1/2 · tr(H_O · E · H_I · Eᵀ) of an error of the weights, (output, input): in nats per token, where both sides
+        are there."""
+        weighted = error @ self.inputs
+        return float(((weighted if self.outputs is None else self.outputs @ weighted).double() * error).sum()) / 2
+
 
 def moments_by_block(
     network: PreTrainedModel, layers: Collection[str], tokens: Tensor, generator: torch.Generator

@@ -1,9 +1,11 @@
 """The stage: the format of every layer, then the starting points, one after the other. It leaves the checkpoint that
 tuning begins from, which is the plain twin's as well."""
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,62 +15,185 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
+from ovexport.compress.allocation import choose_formats, divergence_from, other_weights, weight_bytes
 from ovexport.compress.starting_points import Start, StartingPoint, chosen
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
+from ovexport.models.device import Compute
 from ovexport.models.loading import load_model, open_packed
 from ovexport.models.matrix_view import weight_digest
+from ovexport.models.packed import PackedFolder, PackedGrid
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
+from ovexport.reports import HeldOut, SensitivityReport
+from ovexport.storage.records import write_record
+from ovexport.versions import stack_versions
 from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.plan import plan_layers
+from ovexport.weights.plan import candidate_formats, plan_layers
 from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)
 
 
-def compress(model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path) -> Checkpoint:
+def compress(
+    model: ModelSpec, spec: CompressSpec, data: PreparedData, seed: int, out: Path, *, sensitivities: Path | None = None
+) -> Checkpoint:
     """Decide the format of every layer and find its starting codes.
 
     Args:
-        data: calibrates starting points that need text.
+        data: calibrates starting points that need text, and a budget's choice of formats, which is checked on the
+            validation text.
         seed: of the adapters' random side.
+        sensitivities: file that takes how a budget chose the formats; without a budget there is none.
 
     Raises:
-        RecipeError: a layer's in-features can't be grouped as asked.
+        RecipeError: a layer's in-features can't be grouped as asked, or a budget is too small.
         PlugInError: a plug-in fails, or leaves what is no starting point.
         UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite or too large for
             float16 scales.
     """
     network = load_model(model)
-    architecture = Architecture(network)
     packed = open_packed(model)
-    matrices = architecture.matrices()
-    layers = plan_layers(packed.marked(matrices) if packed else matrices, spec)
+    matrices = Architecture(network).matrices()
+    matrices = tuple(packed.marked(matrices)) if packed else matrices
+    layers = plan_layers(matrices, spec)
     _tell(layers)
     _require_finite(network)
-    points = chosen(spec)
-    start = Start(
-        network=network,
-        spec=spec,
-        layers=layers,
-        weights={layer.name: architecture.matrix(layer.name).read() for layer in layers},
-        quantizers={layer.name: make_quantizer(layer) for layer in layers if layer.encoding},
-        generator=torch.Generator().manual_seed(seed),
-        calibration=_calibration(points, data, spec),
-        own_grids={name: packed.grid(name) for name in packed.layers} if packed else {},
-    )
-    digests = {name: weight_digest(weight) for name, weight in start.weights.items()}
-    for registered in points:
-        _apply(registered, start, digests)
-    ranks = RankSpace.of(layers, spec.rank_space or (), spec.rank_by).ranks
-    made = (digests, start.weights, start.quantizers, start.replaced_weights)
-    checkpoint = write_checkpoint(out, model, layers, *made, rank_space=ranks, rank_by=spec.rank_by)
+    base = _Base.of(network, packed, layers, spec, data, seed)
+    if spec.budget is None:
+        start = base.started(network, layers)
+        report = None
+    else:
+        start, report = _within_budget(base, network, layers, model, data)
+    ranks = RankSpace.of(start.layers, spec.rank_space or (), spec.rank_by).ranks
+    made = (base.digests, start.weights, start.quantizers, start.replaced_weights)
+    checkpoint = write_checkpoint(out, model, tuple(start.layers), *made, rank_space=ranks, rank_by=spec.rank_by)
+    if report is not None and sensitivities is not None:
+        write_record(report, sensitivities)
     if packed:
         packed.require_codes(checkpoint.manifest.layers, checkpoint.manifest.digests)
     return checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What starting points begin from, whatever the layers' formats.
+
+    Attributes:
+        weights: of the base model by layer, (output, input), in its own type.
+        digests: of their bytes.
+    """
+
+    spec: CompressSpec
+    seed: int
+    points: tuple[Registered[type[StartingPoint]], ...]
+    weights: dict[str, Tensor]
+    digests: dict[str, str]
+    calibration: Tensor
+    own_grids: dict[str, PackedGrid]
+
+    @classmethod
+    def of(
+        cls,
+        network: PreTrainedModel,
+        packed: PackedFolder | None,
+        layers: Sequence[LayerFormat],
+        spec: CompressSpec,
+        data: PreparedData,
+        seed: int,
+    ) -> "_Base":
+        """Of a model as it was loaded."""
+        architecture = Architecture(network)
+        weights = {layer.name: architecture.matrix(layer.name).read() for layer in layers}
+        points = chosen(spec)
+        return cls(
+            spec=spec,
+            seed=seed,
+            points=points,
+            weights=weights,
+            digests={name: weight_digest(weight) for name, weight in weights.items()},
+            calibration=_calibration(points, data, spec),
+            own_grids={name: packed.grid(name) for name in packed.layers} if packed else {},
+        )
+
+    def started(self, network: PreTrainedModel, layers: tuple[LayerFormat, ...]) -> Start:
+        """The start that the recipe's starting points make of a model, which they may change."""
+        start = Start(
+            network=network,
+            spec=self.spec,
+            layers=layers,
+            weights=self.weights,
+            quantizers={layer.name: make_quantizer(layer) for layer in layers if layer.encoding},
+            generator=torch.Generator().manual_seed(self.seed),
+            calibration=self.calibration,
+            own_grids=self.own_grids,
+        )
+        for registered in self.points:
+            _apply(registered, start, self.digests)
+        return start
+
+
+def _within_budget(
+    base: _Base,
+    network: PreTrainedModel,
+    layers: tuple[LayerFormat, ...],
+    model: ModelSpec,
+    data: PreparedData,
+) -> tuple[Start, SensitivityReport]:
+    """The start with the formats that a budget chooses, or with one format for all if that diverges less on the
+    validation text."""
+    spec = base.spec
+    device = Compute.of(spec.device, "fp32").device
+    computing = copy.deepcopy(network).float().to(device)
+    calibration = base.calibration.to(device)
+    formats = candidate_formats(layers, spec, base.own_grids)
+    choice = choose_formats(computing, layers, formats, spec, calibration, torch.Generator().manual_seed(base.seed))
+    validation = torch.from_numpy(data.tokens("validation").astype(np.int64)).to(device)
+    measure = divergence_from(computing, validation)
+    starts: list[Start] = []
+    nats: list[float] = []
+    for given in (choice.layers, choice.uniform):
+        starts.append(base.started(copy.deepcopy(network), given))
+        with other_weights(Architecture(computing), _shipped(starts[-1])):
+            nats.append(measure())
+    mixed = nats[0] <= nats[1]
+    free = {each.name for each in choice.sensitivities}
+    report = SensitivityReport(
+        model_id=model.id,
+        limit_bytes=choice.limit_bytes,
+        fixed_bytes=choice.fixed_bytes,
+        layers=choice.sensitivities,
+        blocks=choice.blocks,
+        frontier=choice.frontier,
+        held_out=HeldOut(
+            chosen_nats=nats[0],
+            chosen_weight_bytes=weight_bytes(choice.layers),
+            uniform_nats=nats[1],
+            uniform_weight_bytes=weight_bytes(choice.uniform),
+            uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
+        ),
+        taken="chosen" if mixed else "uniform",
+        versions=stack_versions(),
+    )
+    logger.info(
+        "  formats within %.2f MB: %.5f nats on held-out text, one format for all: %.5f; the former is taken%s",
+        choice.limit_bytes / 1e6,
+        *nats,
+        "" if mixed else " no more than the latter",
+    )
+    return starts[0 if mixed else 1], report
+
+
+def _shipped(start: Start) -> dict[str, Tensor]:
+    """The weights that ship of a start, by layer, float32."""
+    shipped: dict[str, Tensor] = {}
+    for name, quantizer in start.quantizers.items():
+        weight = start.weight(name)
+        shipped[name] = torch.empty(weight.shape, dtype=torch.float32)
+        quantizer.dequantize_into(weight, shipped[name])
+    return shipped
 
 
 def _tell(layers: tuple[LayerFormat, ...]) -> None:
@@ -85,9 +210,8 @@ def _require_finite(network: PreTrainedModel) -> None:
 
 
 def _calibration(points: Sequence[Registered[type[StartingPoint]]], data: PreparedData, spec: CompressSpec) -> Tensor:
-    """Sequences of the training text, evenly spread, (sequences, length) int64; none where no starting point needs
-    text."""
-    if not any(registered.thing.needs_text for registered in points):
+    """Sequences of the training text, evenly spread, (sequences, length) int64; none where nothing needs text."""
+    if spec.budget is None and not any(registered.thing.needs_text for registered in points):
         return torch.empty(0, 0, dtype=torch.int64)
     tokens: NDArray[np.int32] = data.tokens("train")
     count = min(spec.calibration_sequences, len(tokens))

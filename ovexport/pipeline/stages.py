@@ -43,7 +43,15 @@ def _compress(context: Context) -> None:
     from ovexport.compress import compress
 
     recipe, folder = context.recipe, context.folder
-    compress(recipe.model, recipe.compress, folder.data, recipe.tune.seed, folder.compressed.path)
+    folder.sensitivities.unlink(missing_ok=True)
+    compress(
+        recipe.model,
+        recipe.compress,
+        folder.data,
+        recipe.tune.seed,
+        folder.compressed.path,
+        sensitivities=folder.sensitivities,
+    )
 
 
 def _tune(context: Context) -> None:
@@ -282,7 +290,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         reads={"model": model_files, "compress plug-ins": compress_plug_ins},
         upstream=("prepare",),
         libraries=("ovexport", "torch", "transformers", "nncf"),
-        outputs=("compressed",),
+        outputs=("compressed", "sensitivities.json"),
     ),
     Stage(
         name="tune",

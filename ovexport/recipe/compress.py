@@ -11,6 +11,9 @@ LayerMode = Literal[TunedMode, "int8_asym", "float"]
 """What a recipe can ask of a layer."""
 
 
+_BUDGETS = ("bits_per_weight", "size_mb", "at_most_slower")
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -90,6 +93,12 @@ class CompressSpec(Spec):
             and work on the scales of `awq` and `scale_estimation` if they are on. "nearest" unless given where
             `starting_point`, init = "loftq" or engine = "nncf" round by themselves.
         device: where "two_sided" computes; "auto" takes the GPU if there is one.
+        bits_per_weight: a budget: bits that each weight of the packed matrices takes on average, scales and zero points
+            included, such as 4.6. Each Linear layer gets a group size of 32, 64, 128 or `group_size`, or 8 bits,
+            whichever costs least in measured divergence. A table in `layers` keeps its layers out of the choice.
+        size_mb: the same budget as megabytes (10^6 bytes) of the packed matrices.
+        at_most_slower: the same budget as the weights that a generated token reads, in multiples of what it would read
+            in the recipe's own format, such as 1.05.
         calibration_sequences: sequences of the training text that a starting point uses if it needs text.
         layer_policy: what decides the format of each layer, by name: "recipe" for the keys of this section, or a
             plug-in's.
@@ -117,6 +126,9 @@ class CompressSpec(Spec):
     scale_estimation: bool = False
     rounding: Literal["nearest", "gptq", "two_sided"] = "two_sided"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    bits_per_weight: PositiveReal | None = None
+    size_mb: PositiveReal | None = None
+    at_most_slower: PositiveReal | None = None
     calibration_sequences: Positive = 128
     layer_policy: Annotated[str, Field(min_length=1)] = "recipe"
     layers: Annotated[tuple[LayerRule, ...], BeforeValidator(_tables)] = ()
@@ -129,9 +141,14 @@ class CompressSpec(Spec):
         return self.rounding != "nearest"
 
     @property
+    def budget(self) -> str | None:
+        """The key that says how many bytes the layers may take, for their formats to be chosen; None without one."""
+        return next((key for key in _BUDGETS if getattr(self, key) is not None), None)
+
+    @property
     def has_own_formats(self) -> bool:
         """Whether some layers may have formats of their own, beside the mode and group size of the section."""
-        return bool(self.layers) or self.layer_policy != "recipe"
+        return bool(self.layers) or self.layer_policy != "recipe" or self.budget is not None
 
     @model_validator(mode="before")
     @classmethod
@@ -146,6 +163,7 @@ class CompressSpec(Spec):
     def _consistent(self) -> Self:
         self._check_engine()
         self._check_method()
+        self._check_budget()
         if (self.format == "fq_lora_nls") != (self.rank_space is not None):
             raise ValueError('rank_space and format = "fq_lora_nls" go together; set both or neither')
         if self.rank_space is not None and len(self.rank_space) == 0:
@@ -165,7 +183,7 @@ class CompressSpec(Spec):
         if self.engine == "ovexport":
             return
         defaults = type(self).model_construct(rounding="nearest")
-        others = ("method", "starting_point", "rounding", "layer_policy", "layers", "fallback", "init")
+        others = ("method", "starting_point", "rounding", "layer_policy", "layers", "fallback", "init", *_BUDGETS)
         given = [name for name in others if getattr(self, name) != getattr(defaults, name)]
         if given:
             raise ValueError(f'{given[0]} does not go with engine = "nncf"; leave it out, or set engine = "ovexport"')
@@ -189,6 +207,14 @@ class CompressSpec(Spec):
             raise ValueError(f'{floats[0]}="int4_asym_f16zp" goes with method = "qalora"; use "int4_asym"')
         if self.alpha is not None and self.method == "fq_lora":
             raise ValueError(f'alpha={self.alpha:g} goes with method = "qalora" or "lora"; leave it out')
+
+    def _check_budget(self) -> None:
+        """Refuse budgets that do not go together, or not with who decides the formats."""
+        given = [key for key in _BUDGETS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are budgets; give one of them")
+        if given and self.layer_policy != "recipe":
+            raise ValueError(f"{given[0]} chooses the formats itself; leave layer_policy out")
 
     def _check_init(self) -> None:
         """Refuse a beginning of the adapters that does not go with the other keys."""

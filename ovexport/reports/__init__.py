@@ -23,25 +23,38 @@ from ovexport.reports.evaluation import (
 from ovexport.reports.figures import Estimate, Figures, Interval, Meaning, Samples
 from ovexport.reports.gates import GateReport, GateResult
 from ovexport.reports.search import RankScore, SearchReport
+from ovexport.reports.sensitivity import (
+    BlockCorrection,
+    FormatCost,
+    FrontierPoint,
+    HeldOut,
+    LayerSensitivity,
+    SensitivityReport,
+)
 from ovexport.reports.settings import RuntimeTrial, SettingsReport, WrittenSettings
 from ovexport.reports.verification import PROOF_VERDICTS, Check, LayerRow, VerificationReport, VerificationSummary
 
 __all__ = [
     "PROOF_VERDICTS",
     "BenchmarkReport",
+    "BlockCorrection",
     "Check",
     "Comparison",
     "Divergence",
     "Estimate",
     "EvaluationReport",
     "Figures",
+    "FormatCost",
+    "FrontierPoint",
     "GateReport",
     "GateResult",
     "Generation",
+    "HeldOut",
     "Interval",
     "IsolationStep",
     "LatencyRatios",
     "LayerRow",
+    "LayerSensitivity",
     "MachineLimits",
     "Meaning",
     "ModelBenchmark",
@@ -54,6 +67,7 @@ __all__ = [
     "RuntimeTrial",
     "Samples",
     "SearchReport",
+    "SensitivityReport",
     "SettingsReport",
     "Similarity",
     "VerificationReport",

@@ -1,0 +1,251 @@
+"""Which layer gets how many bits: the formats that cost least within a limit of bytes.
+
+What a format costs a layer is 1/2 · tr(H_O · E · H_I · Eᵀ), with the error E that rounding leaves in it and the second
+moments of the layer (see moments). These add up over the layers as long as errors are small. How far they are from the
+truth differs from block to block more than within one, so each block is measured once: the divergence that all of its
+layers cause in the recipe's format, over what the moments say, corrects the costs of its layers. An exact knapsack then
+takes one format for each layer.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ovexport.compress.knapsack import Frontier, Option, frontier
+from ovexport.compress.moments import moments_by_block
+from ovexport.compress.successive import Curvature, Grid, round_successively
+from ovexport.errors import RecipeError
+from ovexport.models.architecture import Architecture
+from ovexport.models.head import hidden_states
+from ovexport.objectives.loss import divergence
+from ovexport.recipe import CompressSpec
+from ovexport.reports import BlockCorrection, FormatCost, FrontierPoint, LayerSensitivity
+from ovexport.weights.adapters import make_quantizer
+from ovexport.weights.layer import LayerFormat
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_CORRECTION = 4.0
+_MEASURED_SEQUENCES = 32
+_POINTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One format for each layer.
+
+    Attributes:
+        layers: all of the model's.
+        uniform: the same with one group size for all that had a choice, which takes as many bytes or the next fewer.
+        sensitivities: of the layers that had a choice.
+    """
+
+    layers: tuple[LayerFormat, ...]
+    uniform: tuple[LayerFormat, ...]
+    limit_bytes: int
+    fixed_bytes: int
+    sensitivities: tuple[LayerSensitivity, ...]
+    blocks: tuple[BlockCorrection, ...]
+    frontier: tuple[FrontierPoint, ...]
+
+
+def weight_bytes(layers: Sequence[LayerFormat]) -> int:
+    """Of all packed matrices."""
+    return sum(layer.weight_bytes for layer in layers)
+
+
+def limit_of(spec: CompressSpec, layers: Sequence[LayerFormat]) -> int:
+    """The bytes that the packed matrices may take.
+
+    Args:
+        layers: in the recipe's own format.
+    """
+    packed = [layer for layer in layers if layer.encoding]
+    if spec.bits_per_weight is not None:
+        return int(spec.bits_per_weight / 8 * sum(layer.out_features * layer.in_features for layer in packed))
+    if spec.size_mb is not None:
+        return int(spec.size_mb * 1e6)
+    assert spec.at_most_slower is not None
+    looked_up = sum(layer.weight_bytes for layer in packed if layer.kind == "embedding")
+    return int(spec.at_most_slower * (weight_bytes(packed) - looked_up)) + looked_up
+
+
+def require_room(
+    formats: Mapping[str, Sequence[LayerFormat]], layers: Sequence[LayerFormat], spec: CompressSpec
+) -> int:
+    """The limit of bytes.
+
+    Raises:
+        RecipeError: not even the smallest formats are within it.
+    """
+    limit = limit_of(spec, layers)
+    smallest = sum(
+        min((each.weight_bytes for each in formats[layer.name]), default=0)
+        if layer.name in formats
+        else layer.weight_bytes
+        for layer in layers
+    )
+    if smallest > limit:
+        packed = sum(layer.out_features * layer.in_features for layer in layers if layer.encoding)
+        raise RecipeError(
+            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: the smallest formats take "
+            f"{smallest / 1e6:.4g} MB, which is {8 * smallest / packed:.4g} bits per weight; allow as much, or leave "
+            "layers out of compress.layers"
+        )
+    return limit
+
+
+def choose_formats(
+    network: PreTrainedModel,
+    layers: tuple[LayerFormat, ...],
+    formats: Mapping[str, Sequence[LayerFormat]],
+    spec: CompressSpec,
+    calibration: Tensor,
+    generator: torch.Generator,
+) -> Choice:
+    """The formats that cost least within the recipe's budget.
+
+    Args:
+        network: float32, on the device that computes; its weights are the model's own again afterwards.
+        layers: in the recipe's own format.
+        formats: those that a layer can have, by name; its own is among them.
+        calibration: token ids, (sequences, length), on the network's device.
+
+    Raises:
+        RecipeError: the budget is too small.
+        UnsupportedModelError: as moments_by_block.
+    """
+    limit = require_room(formats, layers, spec)
+    costs, blocks = _costs(network, layers, formats, calibration, generator)
+    free = [layer for layer in layers if layer.name in costs]
+    fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
+    options = [
+        [Option(each.weight_bytes, cost) for each, cost in zip(formats[layer.name], costs[layer.name], strict=True)]
+        for layer in free
+    ]
+    best = frontier(options)
+    chosen = dict(zip((layer.name for layer in free), best.within(limit - fixed_bytes), strict=True))
+    taken = {name: formats[name][index] for name, index in chosen.items()}
+    return Choice(
+        layers=tuple(taken.get(layer.name, layer) for layer in layers),
+        uniform=_uniform(layers, {name: formats[name] for name in costs}, limit),
+        limit_bytes=limit,
+        fixed_bytes=fixed_bytes,
+        sensitivities=tuple(_sensitivity(name, formats[name], costs[name], chosen[name]) for name in chosen),
+        blocks=blocks,
+        frontier=_points(best),
+    )
+
+
+@torch.no_grad()
+def _costs(
+    network: PreTrainedModel,
+    layers: Sequence[LayerFormat],
+    formats: Mapping[str, Sequence[LayerFormat]],
+    calibration: Tensor,
+    generator: torch.Generator,
+) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]]:
+    """What each format costs each layer of the blocks, and what corrected it."""
+    architecture = Architecture(network)
+    own = {layer.name: layer for layer in layers}
+    costs: dict[str, list[float]] = {}
+    blocks: list[BlockCorrection] = []
+    measure = divergence_from(network, calibration[:_MEASURED_SEQUENCES])
+    names = {
+        name: path for path, module in architecture.blocks().items() for name in formats if name.startswith(f"{path}.")
+    }
+    for moments in moments_by_block(network, list(names), calibration, generator):
+        found: dict[str, list[float]] = {}
+        values: dict[str, Tensor] = {}
+        for name, of in moments.items():
+            weight, curvature = architecture.matrix(name).read().clone(), Curvature.of(of, name)
+            found[name] = []
+            for layer in formats[name]:
+                quantizer = make_quantizer(layer).to(weight.device)
+                quantizer.fit_grid(weight)
+                rounded = round_successively(weight, Grid.of(quantizer), curvature)
+                found[name].append(of.cost(weight - rounded))
+                if layer == own[name]:
+                    values[name] = rounded
+        if not found:
+            continue
+        predicted = sum(found[name][formats[name].index(own[name])] for name in values)
+        with other_weights(architecture, values):
+            measured = measure()
+        correction = min(max(measured / predicted, 1 / _LARGEST_CORRECTION), _LARGEST_CORRECTION) if predicted else 1.0
+        costs |= {name: [correction * cost for cost in each] for name, each in found.items()}
+        block = names[next(iter(found))]
+        blocks.append(BlockCorrection(block=block, measured_nats=measured, predicted_nats=predicted))
+        logger.info("  measured the formats of %s", block)
+    return costs, tuple(reversed(blocks))
+
+
+def divergence_from(network: PreTrainedModel, tokens: Tensor) -> Callable[[], float]:
+    """What measures the divergence from the network as it is now of the network as it is then, in nats per token."""
+    head = Architecture(network).head()
+    states = [hidden_states(network, row[None]) for row in tokens]
+
+    def measure() -> float:
+        total = sum(
+            float(divergence(hidden_states(network, row[None]), state, head, head))
+            for row, state in zip(tokens, states, strict=True)
+        )
+        return total / tokens.numel()
+
+    return measure
+
+
+@contextmanager
+def other_weights(architecture: Architecture, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, some matrices of a model have other values."""
+    before = {name: architecture.matrix(name).read().clone() for name in values}
+    for name, value in values.items():
+        architecture.matrix(name).write(value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            architecture.matrix(name).write(value)
+
+
+def _uniform(
+    layers: Sequence[LayerFormat], formats: Mapping[str, Sequence[LayerFormat]], limit: int
+) -> tuple[LayerFormat, ...]:
+    """The layers with one mode and group size for all that have a choice, the largest within the limit; where none is,
+    the smallest."""
+    found: list[tuple[LayerFormat, ...]] = []
+    for kind in sorted({_kind(each) for of in formats.values() for each in of}):
+        same = {name: next((each for each in of if _kind(each) == kind), None) for name, of in formats.items()}
+        if all(same.values()):
+            found.append(tuple(same.get(layer.name) or layer for layer in layers))
+    within = [each for each in found if weight_bytes(each) <= limit]
+    return max(within, key=weight_bytes) if within else min(found, key=weight_bytes, default=tuple(layers))
+
+
+def _kind(layer: LayerFormat) -> tuple[str, int]:
+    """Mode and group size, -1 for one scale per output channel."""
+    return layer.mode, -1 if layer.group_size == layer.in_features else layer.group_size
+
+
+def _sensitivity(name: str, formats: Sequence[LayerFormat], costs: Sequence[float], chosen: int) -> LayerSensitivity:
+    return LayerSensitivity(
+        name=name,
+        formats=tuple(
+            FormatCost(mode=each.mode, group_size=each.group_size, weight_bytes=each.weight_bytes, cost_nats=cost)
+            for each, cost in zip(formats, costs, strict=True)
+        ),
+        chosen=chosen,
+    )
+
+
+def _points(best: Frontier) -> tuple[FrontierPoint, ...]:
+    """Some points of the frontier, evenly spread over the sizes."""
+    sizes = best.sizes_bytes
+    wanted = torch.linspace(float(sizes[0]), float(sizes[-1]), _POINTS, dtype=torch.float64).numpy()
+    at = sorted({int(index) for index in sizes.searchsorted(wanted, side="right") - 1})
+    return tuple(FrontierPoint(weight_bytes=int(sizes[i]), cost_nats=float(best.costs[i])) for i in at)

@@ -1,0 +1,149 @@
+"""Bits where they count: an exact knapsack, formats within the budget, a choice that is checked, and a proof of it."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import STORYTELLER, tiny_values
+
+from ovexport import recipe
+from ovexport.artifacts import RunFolder
+from ovexport.compress import check
+from ovexport.compress.allocation import limit_of
+from ovexport.compress.knapsack import Option, frontier
+from ovexport.errors import RecipeError
+from ovexport.pipeline import services
+from ovexport.recipe import CompressSpec, LayerRule, section
+from ovexport.reports import SensitivityReport
+from ovexport.storage.records import read_record
+from ovexport.weights.layer import LayerFormat
+from ovexport.weights.plan import LayerPlan, candidate_formats
+
+
+def random_layers(seed: int) -> list[list[Option]]:
+    generator = np.random.default_rng(seed)
+    return [
+        [
+            Option(int(size), float(cost))
+            for size, cost in zip(generator.integers(1, 9, 3), generator.random(3), strict=True)
+        ]
+        for _ in range(6)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_knapsack_is_exact(seed: int) -> None:
+    layers = random_layers(seed)
+    best = frontier(layers)
+    every = list(itertools.product(range(3), repeat=len(layers)))
+    totals = {
+        choice: (
+            sum(options[index].size_bytes for options, index in zip(layers, choice, strict=True)),
+            sum(options[index].cost for options, index in zip(layers, choice, strict=True)),
+        )
+        for choice in every
+    }
+    for limit in range(int(best.sizes_bytes[0]), int(best.sizes_bytes[-1]) + 3):
+        found = totals[best.within(limit)]
+        assert found[0] <= limit
+        assert found[1] == pytest.approx(min(cost for size, cost in totals.values() if size <= limit))
+    assert (np.diff(best.sizes_bytes) > 0).all()
+    assert (np.diff(best.costs) < 0).all()
+    with pytest.raises(ValueError, match="smallest choice takes"):
+        best.within(int(best.sizes_bytes[0]) - 1)
+
+
+def linear(name: str, in_features: int, **values: object) -> LayerFormat:
+    made = {"kind": "linear", "mode": "int4_asym", "out_features": 64, "group_size": 64, "rank": 8} | values
+    return LayerFormat(name=f"{name}.weight", in_features=in_features, **made)
+
+
+LAYERS = (
+    linear("embed", 64, kind="embedding", mode="int8_asym", out_features=500, rank=0),
+    linear("wide", 256),
+    linear("narrow", 96, group_size=32),
+    linear("ruled", 256),
+    linear("left", 256, mode="float", rank=0, group_size=256),
+)
+
+
+def test_layers_choose_among_the_formats_that_suit_them() -> None:
+    spec = CompressSpec(rank=8, bits_per_weight=5, layers=(LayerRule(pattern="ruled", mode="int8_asym"),))
+    found = candidate_formats(LAYERS, spec)
+    formats = {name: {(each.mode, each.group_size) for each in of} for name, of in found.items()}
+    int8 = "int8_asym"
+    wide = {("int4_asym", 32), ("int4_asym", 64), ("int4_asym", 128), (int8, 256)}
+    assert formats == {"wide.weight": wide, "narrow.weight": {("int4_asym", 32), (int8, 96)}}
+    assert all(layer.rank == (0 if layer.mode == int8 else 8) for of in found.values() for layer in of)
+    assert "wide.weight" not in candidate_formats(LAYERS, spec, {"wide.weight"})
+
+
+def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
+    packed = [layer for layer in LAYERS if layer.encoding]
+    elements = sum(layer.out_features * layer.in_features for layer in packed)
+    assert limit_of(CompressSpec(bits_per_weight=5), LAYERS) == int(5 / 8 * elements)
+    assert limit_of(CompressSpec(size_mb=0.05), LAYERS) == 50_000
+    own = sum(layer.weight_bytes for layer in packed)
+    assert limit_of(CompressSpec(at_most_slower=1), LAYERS) == own
+    assert limit_of(CompressSpec(at_most_slower=1.5), LAYERS) == own + (own - LAYERS[0].weight_bytes) // 2
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
+    (problem,) = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=2))
+    assert isinstance(problem, RecipeError)
+    assert "compress.bits_per_weight=2: the smallest formats take" in str(problem)
+    assert not list(check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=7)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"size_mb": 3, "bits_per_weight": 5}, "bits_per_weight and size_mb are budgets; give one of them"),
+        ({"size_mb": 3, "layer_policy": "mine"}, "size_mb chooses the formats itself; leave layer_policy out"),
+        ({"at_most_slower": 1, "engine": "nncf"}, "at_most_slower does not go with engine"),
+    ],
+)
+def test_budgets_that_do_not_go_together_are_refused(keys: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        section(CompressSpec, **keys)
+
+
+def run_within(folder: Path, **compress: object) -> RunFolder:
+    values = tiny_values(STORYTELLER)
+    values["data"] |= {"sequence_length": 64, "train_sequences": 16, "validation_sequences": 4}
+    values["compress"] = {"group_size": 64, "rank": 8, "calibration_sequences": 8, **compress}
+    values["tune"] |= {"steps": 2}
+    return services.run(recipe.parse(values, base=folder, origin="r"), folder, until="verify")
+
+
+@pytest.mark.run
+def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(tmp_path: Path) -> None:
+    run = run_within(tmp_path / "run", at_most_slower=1.0)
+    report = read_record(run.sensitivities, SensitivityReport)
+    held_out = report.held_out
+    assert held_out.chosen_weight_bytes <= report.limit_bytes == held_out.uniform_weight_bytes
+    assert report.taken == "chosen"
+    assert held_out.chosen_nats < held_out.uniform_nats
+    proof = json.loads((run.path / "verification.json").read_text())
+    assert proof["passed"]
+    assert proof["summary"]["weight_bytes"] == held_out.chosen_weight_bytes
+    assert proof["summary"]["packed_int8"] > 1  # more than the embedding
+    for each in report.layers:
+        sizes = [one.weight_bytes for one in each.formats]
+        costs = [one.cost_nats for one in each.formats]
+        assert costs[int(np.argmax(sizes))] == min(costs)
+    points = report.frontier
+    assert [point.weight_bytes for point in points] == sorted(point.weight_bytes for point in points)
+    assert [point.cost_nats for point in points] == sorted((point.cost_nats for point in points), reverse=True)
+
+
+@pytest.mark.run
+def test_a_run_without_a_budget_leaves_no_sensitivities_of_one_before(tmp_path: Path) -> None:
+    run = run_within(tmp_path / "run", bits_per_weight=6.0)
+    assert run.sensitivities.is_file()
+    values = recipe.load(run.recipe)
+    plain = values.compress.model_copy(update={"bits_per_weight": None})
+    services.run(values.model_copy(update={"compress": plain}), run.path, resume=True, until="compress")
+    assert not run.sensitivities.is_file()

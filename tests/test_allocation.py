@@ -10,12 +10,14 @@ from conftest import STORYTELLER, tiny_values
 
 from ovexport import recipe
 from ovexport.artifacts import RunFolder
+from ovexport.checking import Caution
 from ovexport.compress import check
 from ovexport.compress.allocation import limit_of
 from ovexport.compress.knapsack import Option, frontier
 from ovexport.errors import RecipeError
 from ovexport.pipeline import services
 from ovexport.recipe import CompressSpec, LayerRule, section
+from ovexport.report.page import write_report
 from ovexport.reports import SensitivityReport
 from ovexport.storage.records import read_record
 from ovexport.weights.layer import LayerFormat
@@ -91,10 +93,11 @@ def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
-    (problem,) = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=2))
+    _, problem = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=2))
     assert isinstance(problem, RecipeError)
     assert "compress.bits_per_weight=2: the smallest formats take" in str(problem)
-    assert not list(check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=7)))
+    (caution,) = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=7))
+    assert isinstance(caution, Caution)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,9 @@ def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(tmp_path: Pa
     assert proof["passed"]
     assert proof["summary"]["weight_bytes"] == held_out.chosen_weight_bytes
     assert proof["summary"]["packed_int8"] > 1  # more than the embedding
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"{len(report.layers)} layers and what their formats cost" in page
+    assert page.count("● ") == len(report.layers)
     for each in report.layers:
         sizes = [one.weight_bytes for one in each.formats]
         costs = [one.cost_nats for one in each.formats]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ovexport.checking import Finding, raised
+from ovexport.checking import Caution, Finding, raised
 from ovexport.compress.allocation import require_room
 from ovexport.compress.starting_points import chosen, starting_points
 from ovexport.errors import OvexportError
@@ -19,6 +19,10 @@ def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
     """
     yield from plan.problems
     if spec.budget is not None and not plan.problems:
+        yield Caution(
+            f"compress.{spec.budget}: the stage compress chooses the formats of Linear layers; the table has the "
+            "recipe's own"
+        )
         yield from raised(require_room, candidate_formats(plan.layers, spec), plan.layers, spec)
     yield from raised(_check_starting_points, plan, spec)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ovexport.checking import Finding, raised
-from ovexport.compress import replaces_weights
+from ovexport.compress import limit_of, replaces_weights
 from ovexport.errors import ArtifactError, OvexportError
 from ovexport.evaluate import choose_prompts
 from ovexport.models.architecture import Architecture
@@ -33,6 +33,7 @@ class Shape:
 
     Attributes:
         replaces_weights: the starting point has weights of its own, in float32.
+        budget_bytes: of the packed matrices, where a budget chooses their formats; `plan` has the recipe's own then.
         packed: what the checkpoint is, where its weights are 4-bit codes already.
         positions: how many tokens the model can read; None if it has no limit, or if that is not known.
         problem: why nothing is known.
@@ -42,6 +43,7 @@ class Shape:
     parameters: int = 0
     bytes_per_parameter: int = 2
     replaces_weights: bool = False
+    budget_bytes: int | None = None
     packed: str | None = None
     positions: int | None = None
     problem: OvexportError | None = None
@@ -63,7 +65,8 @@ class Shape:
         replaced = sum(layer.out_features * layer.in_features for layer in packed)
         rest = (self.parameters - replaced) * self.bytes_per_parameter
         beside = sum(4 * layer.adapter_size for layer in packed if layer.adapter == "beside")
-        return rest + beside + sum(layer.weight_bytes for layer in packed)
+        own = sum(layer.weight_bytes for layer in packed)
+        return rest + beside + (own if self.budget_bytes is None else self.budget_bytes)
 
     @property
     def tuned_weights(self) -> int:
@@ -101,8 +104,10 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
         config = load_config(model)
         packed = open_packed(model)
         matrices = Architecture(network).all_matrices()
+        plan = examine_layers(packed.marked(matrices) if packed else matrices, spec)
         return Shape(
-            plan=examine_layers(packed.marked(matrices) if packed else matrices, spec),
+            plan=plan,
+            budget_bytes=limit_of(spec, plan.layers) if spec.budget else None,
             packed=packed.describe() if packed else None,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,

@@ -109,6 +109,7 @@ def _plots(folder: RunFolder, findings: Findings, columns: tuple[Column, ...]) -
         plots.divergence_distribution(columns),
         plots.tuning_curve(folder.logs / "tuning.jsonl"),
         plots.search_scatter(findings.search) if findings.search else None,
+        plots.frontier(findings.sensitivities) if findings.sensitivities else None,
         plots.weight_errors(proof, findings.titles) if proof else None,
         plots.isolation(columns),
         plots.memory(benchmark) if benchmark else None,

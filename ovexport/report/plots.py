@@ -19,6 +19,7 @@ from ovexport.reports import (
     Ratio,
     Samples,
     SearchReport,
+    SensitivityReport,
     VerificationReport,
 )
 from ovexport.storage.records import read_json_lines
@@ -86,6 +87,23 @@ def search_scatter(search: SearchReport) -> Plot:
         axes.set(xlabel="mean rank", title="-log p of a token of the answers, nats")
         axes.legend()
         return Plot(title, "Each configuration that was scored; lower is better.", svg(figure, title))
+
+
+def frontier(sensitivities: SensitivityReport) -> Plot:
+    """The least cost at each size, and the size that was allowed."""
+    title = "Bits where they count"
+    sizes = [(sensitivities.fixed_bytes + point.weight_bytes) / 1e6 for point in sensitivities.frontier]
+    costs = [point.cost_nats for point in sensitivities.frontier]
+    with style():
+        figure, (axes,) = sheet()
+        axes.plot(sizes, costs, color=SERIES[0], marker="o", markersize=3, label="the best formats at a size")
+        axes.axvline(
+            sensitivities.limit_bytes / 1e6, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label="the budget"
+        )
+        axes.set(xlabel="packed matrices, MB", title="what rounding costs by the layers' moments, nats", yscale="log")
+        logarithmic(axes.yaxis, min(costs), max(costs))
+        axes.legend()
+        return Plot(title, "What the formats of layers were chosen from, before any tuning.", svg(figure, title))
 
 
 def divergence_distribution(columns: Sequence[Column]) -> Plot | None:

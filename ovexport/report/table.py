@@ -16,6 +16,7 @@ from ovexport.reports import (
     ModelBenchmark,
     ModelEvaluation,
     SearchReport,
+    SensitivityReport,
     VerificationReport,
 )
 from ovexport.storage.records import read_record
@@ -32,6 +33,7 @@ class Findings:
     benchmark: BenchmarkReport | None
     search: SearchReport | None = None
     gates: GateReport | None = None
+    sensitivities: SensitivityReport | None = None
 
     @property
     def titles(self) -> Titles:
@@ -91,12 +93,14 @@ def read_findings(folder: RunFolder) -> Findings:
 
     verification, evaluation, benchmark = map(there, ("verification.json", "evaluation.json", "benchmark.json"))
     search, gates = there(folder.search.name), there(folder.gates.name)
+    sensitivities = there(folder.sensitivities.name)
     return Findings(
         verification=read_record(verification, VerificationReport) if verification else None,
         evaluation=read_record(evaluation, EvaluationReport) if evaluation else None,
         benchmark=read_record(benchmark, BenchmarkReport) if benchmark else None,
         search=read_record(search, SearchReport) if search else None,
         gates=read_record(gates, GateReport) if gates else None,
+        sensitivities=read_record(sensitivities, SensitivityReport) if sensitivities else None,
     )
 
 

@@ -102,7 +102,8 @@ def test_both_sides_cost_less_than_one_and_each_refinement_costs_less_again(mode
     values["refined"], fitted = refined(weight, grid, curvature)
     costs = [curvature.cost(weight - value) for value in values.values()]
     assert costs == sorted(costs, reverse=True)
-    assert costs[-1] < costs[-2] < costs[-3] < 0.8 * costs[1]
+    assert costs[-2] < costs[-3] < 0.8 * costs[1]
+    assert costs[-1] < costs[-2] or mode == "int8_asym"  # steps of large groups are not fitted
     codes = values["refined"] / fitted.spread(fitted.step) + fitted.spread(fitted.zero_point)
     assert torch.allclose(codes, codes.round(), atol=1e-3)
     assert float(codes.min()) > fitted.lowest - 0.5

@@ -498,6 +498,84 @@ def engines_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def peers_table(document: dict[str, Any]) -> str:
+    """What benchmarks/peers.py measured: a line per model, for each part that was measured."""
+    conditions, versions = document["conditions"], document["versions"]
+    measured_on = (
+        f"{conditions['device_name']}, {conditions['threads']} threads; llama-cpp-python "
+        f"{versions['llama-cpp-python']} (llama.cpp {versions['llama.cpp']}), openvino {versions['openvino']}."
+    )
+    parts = {"quality": _peers_quality, "speed": _peers_speed}
+    lines = [line for name, part in parts.items() if name in document for line in (*part(document), "")]
+    return "\n".join([*lines, measured_on])
+
+
+def _peers_quality(document: dict[str, Any]) -> Iterator[str]:
+    rows, conditions = document["quality"]["rows"], document["quality"]["conditions"]
+    compress, tune = conditions["compress"], conditions["tune"]
+    ours = (
+        f"ours {compress['mode']} group {compress['group_size']}, rank {compress['rank']}, {tune['steps']} steps; "
+        if compress and tune
+        else ""
+    )
+    yield (
+        "| | bits per weight | file, MB | weights, MB | KL of the weights, nats (95 %) | same likeliest token "
+        "| perplexity | KL as the engine runs, nats (95 %) | same likeliest token | perplexity | matrices |"
+    )
+    yield "|---|" + "---:|" * 9 + "---|"
+    for name, row in sorted(rows.items(), key=lambda item: float(item[1]["weights"]["kl_mean_nats"])):
+        sizes = (f"{row['bits_per_weight']:.2f}", f"{row['file_bytes'] / 1e6:.2f}", f"{row['weight_bytes'] / 1e6:.2f}")
+        figures = [cell for of in ("weights", "engine") for cell in _divergence_cells(row[of])]
+        yield f"| {' | '.join([name, *sizes, *figures, _stored(row['types'])])} |"
+    yield ""
+    yield (
+        f"{conditions['model']}; {ours}importance matrices of {conditions['train_tokens']} tokens of "
+        f"{conditions['train']}, those that ours is tuned on; tested on {conditions['test_sequences']} x "
+        f"{conditions['sequence_length']} other tokens, in pieces of {conditions['piece_tokens']} as the engines run. "
+        f"The two engines' float32 models differ by {conditions['float_kl_nats']:.0e} nats."
+    )
+
+
+def _divergence_cells(figures: dict[str, Any]) -> tuple[str, str, str]:
+    kl = f"{figures['kl_mean_nats']:.5f}"
+    interval = "({:.5f}–{:.5f})".format(*figures["kl_ci95"]) if figures["kl_ci95"] else ""
+    return f"{kl} {interval}".strip(), f"{figures['same_top1']:.2%}", f"{figures['perplexity']:.3f}"
+
+
+def _stored(types: dict[str, Any]) -> str:
+    """How many matrices are stored in each type, the type with the most bytes first."""
+    found = sorted(types.items(), key=lambda item: -item[1]["bytes"])
+    return ", ".join(f"{name}: {one['matrices']}" for name, one in found)
+
+
+def _peers_speed(document: dict[str, Any]) -> Iterator[str]:
+    models, conditions = document["speed"]["models"], document["speed"]["conditions"]
+    yield (
+        "| | time to first token, ms | ratio ovexport / this (95 %) | time per output token, ms "
+        "| ratio ovexport / this (95 %) | bits per weight | weights, MB | matrices |"
+    )
+    yield "|---|" + "---:|" * 6 + "---|"
+    for name, model in models.items():
+        cells = [name]
+        for figure in ("time_to_first_token", "time_per_output_token"):
+            ratio = document["ratios"].get(f"{figure} ovexport / {name}")
+            cells += [f"{model[f'{figure}_ms']['median']:.2f}", _spread(ratio)]
+        cells += [f"{model['bits_per_weight']:.2f}", f"{model['weight_bytes'] / 1e6:.1f}", _stored(model["types"])]
+        yield f"| {' | '.join(cells)} |"
+    shape, compress, runtime = conditions["shape"], conditions["compress"], conditions["runtime"]
+    busy = conditions["busy_share"]
+    own, theirs = runtime["ovexport"], next(one for name, one in runtime.items() if name != "ovexport")
+    yield ""
+    yield (
+        f"Random weights, hidden size {shape['hidden_size']}, {shape['layers']} layers; ours {compress['mode']} group "
+        f"{compress['group_size']}, inference in {own['INFERENCE_PRECISION_HINT']}, KV cache "
+        f"{own['KV_CACHE_PRECISION']}; llama.cpp's KV cache {theirs['type_k']}; {conditions['prompt_tokens']} prompt "
+        f"and {conditions['output_tokens']} output tokens, batch {conditions['batch_size']}; "
+        f"{conditions['sessions']} sessions of {conditions['repetitions']} repetitions. Before a session, other "
+        f"programs took {busy['median']:.0%} of the processors' time (median; at most {busy['largest']:.0%})."
+    )
+
+
 def kills_table(document: dict[str, Any]) -> str:
     """A row per stage."""
     lines = ["| stage | kills | resumed runs | runs that ended with the same files |", "|---|---:|---:|---:|"]
@@ -535,6 +613,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "downstream": downstream_table,
     "methods": methods_table,
     "engines": engines_table,
+    "peers": peers_table,
 }
 """By benchmark, what shows its document."""
 

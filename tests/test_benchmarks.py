@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from llama import interleaved
 from provenance import modules_of, source_digest, stale_sources
 from reliability import count
 from shapes import TINY, build_run
-from tables import BENCHMARKS_README, filled
+from tables import BENCHMARKS_README, filled, peers_table
 
 from ovexport.recipe import CompressSpec
 
@@ -51,6 +53,55 @@ def test_a_stale_or_quick_result_or_one_without_its_origin_is_named() -> None:
 def test_a_result_without_a_place_on_its_page_is_named_and_not_appended() -> None:
     with pytest.raises(SystemExit, match=r"benchmarks/README\.md: has no place for the table demo"):
         filled(BENCHMARKS_README, "# A page without marks")
+
+
+@pytest.mark.slow
+def test_without_a_built_llama_cpp_one_line_says_what_to_give(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "peers.py")]
+    for options, message in (
+        ([], "peers.py: give --llama, a folder in which llama.cpp is built; --help has the commands"),
+        (["--llama", str(tmp_path)], f"--llama {tmp_path}: has no PKG-INFO; build llama.cpp there as --help says"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == message
+        assert "Traceback" not in done.stderr
+
+
+def test_the_table_of_peers_shows_the_parts_that_were_measured() -> None:
+    types = {"Q5_0": {"matrices": 2, "bytes": 1}, "Q4_K": {"matrices": 3, "bytes": 9}}
+    sizes = {"bits_per_weight": 4.5, "file_bytes": 2e6, "weight_bytes": 1e6, "types": types}
+    figures = {"kl_mean_nats": 0.5, "kl_ci95": None, "same_top1": 0.75, "perplexity": 8.0}
+    quality = {
+        "rows": {"Q4_K_M": sizes | {"weights": figures, "engine": figures | {"kl_ci95": [0.25, 1.0]}}},
+        "conditions": {
+            "model": "a",
+            "compress": {"mode": "int4_asym", "group_size": 64, "rank": 8},
+            "tune": {"steps": 3},
+            "train": "b.txt",
+            "train_tokens": 512,
+            "test_sequences": 2,
+            "sequence_length": 256,
+            "piece_tokens": 32,
+            "float_kl_nats": 1e-12,
+        },
+    }
+    versions = {"llama-cpp-python": "0.3", "llama.cpp": "abc", "openvino": "2026"}
+    document = {"ratios": {}, "conditions": {"device_name": "CPU", "threads": 2}, "versions": versions}
+    shown = peers_table(document | {"quality": quality})
+    row = "| Q4_K_M | 4.50 | 2.00 | 1.00 | 0.50000 | 75.00% | 8.000 | 0.50000 (0.25000–1.00000) | 75.00% | 8.000 |"
+    assert f"{row} Q4_K: 3, Q5_0: 2 |" in shown
+    assert "time to first token" not in shown
+    assert shown.endswith("CPU, 2 threads; llama-cpp-python 0.3 (llama.cpp abc), openvino 2026.")
+
+
+def test_the_rows_of_a_head_are_put_in_the_order_in_which_llama_cpp_rotates_them() -> None:
+    config = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    rows = torch.arange(8.0)[:, None]
+    query, key = (interleaved(f"layers.0.self_attn.{name}.weight", rows, config) for name in ("q_proj", "k_proj"))
+    assert query[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert key[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert interleaved("layers.0.self_attn.v_proj.weight", rows, config)[:, 0].tolist() == rows[:, 0].tolist()
 
 
 @pytest.mark.run

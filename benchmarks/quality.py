@@ -9,10 +9,10 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
   by validation is taken; the same with our learning rate, with our starting point, and with both;
-- our starting point, the same with GPTQ's rounding, and our tuning of the recipe.
+- our starting point, and our tuning of the recipe.
 
-Our starting point and our tuning are made with each seed: their figures are means over the seeds, and their intervals
-are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
+Our tuning and the loop with its defaults run with each seed: their figures are means over the seeds, and their
+intervals are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
 1 - KL / KL(rounding to nearest). With --work, intermediate results stay in a folder, and the same command resumes
 there.
 """
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import command
 import numpy as np
@@ -61,7 +61,6 @@ from ovexport.versions import stack_versions
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
-OUR_GPTQ = "ovexport, GPTQ, not tuned"
 THEIRS = "documented NNCF loop"
 
 
@@ -75,6 +74,8 @@ class Loop:
 
 LOOPS = {
     THEIRS: Loop(),
+    f"{THEIRS}, our learning rate": Loop(learning_rate=True),
+    f"{THEIRS}, our starting point": Loop(start=True),
     f"{THEIRS}, both of ours": Loop(learning_rate=True, start=True),
 }
 PTQ = {
@@ -109,11 +110,12 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
     maker = Maker(recipe, scratch)
     made: dict[str, list[IR]] = {}
     seconds: dict[str, list[float]] = {}
-    made[OURS], made[START], seconds[OURS] = maker.ours(seeds)
+    made[OURS], seconds[OURS] = maker.ours(seeds)
+    made[START] = [maker.start]
     for name, loop in LOOPS.items():
-        made[name], seconds[name] = maker.documented(name, loop, list(zip(seeds[:1], seconds[OURS], strict=False)))
+        of = seeds if name == THEIRS else seeds[:1]
+        made[name], seconds[name] = maker.documented(name, loop, list(zip(of, seconds[OURS], strict=False)))
     run = maker.run
-    made[OUR_GPTQ] = [_rounded("gptq", recipe, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
@@ -147,6 +149,7 @@ class Maker:
 
     Attributes:
         run: the recipe's run, up to the tuning of the last seed.
+        start: the IR of its starting point.
         revisions: of git, at which each row was tuned.
     """
 
@@ -156,24 +159,21 @@ class Maker:
         self.revisions: set[str] = set()
         resume = (scratch / "run").is_dir()
         self.run = services.run(recipe, scratch / "run", resume=resume, until="compress")
+        self.start = self._converted(self.run.compressed, "start")
 
-    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[IR], list[float]]:
-        """The IR of our tuning for each seed, that of its starting point, and the seconds that the tuning took."""
+    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[float]]:
+        """The IR of our tuning for each seed, and the seconds that it took."""
 
         def tuned(seed: int, folder: Path) -> float:
             tune = self._recipe.tune.model_copy(update={"seed": seed})
             recipe = self._recipe.model_copy(update={"tune": tune})
             run = services.run(recipe, self._scratch / "run", resume=True, until="search")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
-            shutil.copytree(run.compressed.path, folder / "start")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 
         folders = [self._once(f"ours-{seed}", partial(tuned, seed)) for seed in seeds]
-        made, starts = (
-            [self._converted(Checkpoint(folder / of), f"{folder.name}-{of}-ir") for folder, _ in folders]
-            for of in ("checkpoint", "start")
-        )
-        return made, starts, [seconds for _, seconds in folders]
+        made = [self._converted(Checkpoint(folder / "checkpoint"), f"{folder.name}-ir") for folder, _ in folders]
+        return made, [seconds for _, seconds in folders]
 
     def documented(self, name: str, loop: Loop, seeds: list[tuple[int, float]]) -> tuple[list[IR], list[float]]:
         """The IR of the loop's best checkpoint for each seed and its seconds, and the seconds that it took."""
@@ -241,16 +241,11 @@ def _post_training(
 ) -> IR:
     """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
     if not flags:
-        return _rounded("nearest", recipe, run, scratch)
+        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": "nearest"})
+        checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
+        return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
     shutil.rmtree(scratch / name, ignore_errors=True)
     return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
-
-
-def _rounded(rounding: Literal["nearest", "gptq"], recipe: Recipe, run: RunFolder, scratch: Path) -> IR:
-    """Our own rounding of the model, with nothing before it."""
-    plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": rounding})
-    checkpoint = compress(recipe.model, plain, run.data, 0, scratch / rounding)
-    return _converted(checkpoint, run.ir("bf16"), scratch / f"{rounding}-rounded")
 
 
 def _evaluated(

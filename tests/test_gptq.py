@@ -56,7 +56,11 @@ def test_codes_are_the_textbooks_and_the_error_is_smaller(mode: str) -> None:
     quantizer, weight, moments = layer_and_inputs(mode)
     plain = quantizer(weight).detach()
     rounded = rounded_by_gptq(weight, moments, quantizer)
+    curvature = Curvature.of(Moments(moments, None), "w")
     assert torch.equal(quantizer(rounded).detach(), rounded)  # they are the values of codes
+    targets = curvature.inputs.targets(weight, rounded)
+    assert torch.allclose(quantizer(targets).detach(), rounded)  # and what they were rounded from rounds to them
+    assert float((targets - weight).abs().max()) > 0
     expected = textbook(weight, moments, quantizer)
     assert (rounded.double() - expected).abs().gt(1e-4).float().mean() < 0.005  # float32 against float64: a tie or two
 

@@ -89,6 +89,17 @@ class Side:
             f'{name}: its inputs hardly vary on the calibration text; set compress.rounding = "nearest"'
         )
 
+    def targets(self, weight: Tensor, values: Tensor) -> Tensor:
+        """What the entries of a weight were rounded from by this side alone, (output, input).
+
+        Args:
+            values: the rounded weight.
+        """
+        errors = (weight - values)[:, self.order]
+        result = torch.empty_like(weight)
+        result[:, self.order] = weight[:, self.order] + errors @ self.factor.tril(-1).T
+        return result
+
 
 @dataclass(frozen=True, slots=True)
 class Curvature:

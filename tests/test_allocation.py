@@ -18,8 +18,8 @@ from ovexport.errors import RecipeError
 from ovexport.pipeline import services
 from ovexport.recipe import CompressSpec, LayerRule, section
 from ovexport.report.page import write_report
-from ovexport.reports import SensitivityReport
-from ovexport.storage.records import read_record
+from ovexport.reports import FormatCost, HeldOut, LayerSensitivity, SensitivityReport
+from ovexport.storage.records import read_record, write_record
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.plan import LayerPlan, candidate_formats
 
@@ -143,6 +143,42 @@ def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(tmp_path: Pa
     points = report.frontier
     assert [point.weight_bytes for point in points] == sorted(point.weight_bytes for point in points)
     assert [point.cost_nats for point in points] == sorted((point.cost_nats for point in points), reverse=True)
+
+
+@pytest.mark.run
+def test_another_run_reads_the_costs_and_comes_to_the_same_choice(tmp_path: Path) -> None:
+    first = run_within(tmp_path / "first", at_most_slower=1.0)
+    second = run_within(tmp_path / "second", at_most_slower=1.0, sensitivities=str(first.sensitivities))
+    ours, theirs = (read_record(run.sensitivities, SensitivityReport) for run in (first, second))
+    assert ours == theirs
+    assert first.compressed.manifest.digests == second.compressed.manifest.digests
+
+
+def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) -> None:
+    def problems(**changes: object) -> list[str]:
+        cost = {"mode": "int4_asym", "group_size": 32, "weight_bytes": 1, "cost_nats": 1.0}
+        layer = LayerSensitivity(name="wide.weight", formats=(FormatCost(**cost),), chosen=0)
+        nats = {"chosen_nats": 1, "uniform_nats": 1, "chosen_weight_bytes": 1, "uniform_weight_bytes": 1}
+        report = SensitivityReport(
+            model_id="m",
+            limit_bytes=1,
+            fixed_bytes=0,
+            layers=(layer.with_values(**changes),),
+            blocks=(),
+            frontier=(),
+            held_out=HeldOut(**nats, uniform_group_size=64),
+            taken="chosen",
+            versions={},
+        )
+        write_record(report, tmp_path / "s.json")
+        spec = CompressSpec(rank=8, bits_per_weight=7, sensitivities=str(tmp_path / "s.json"))
+        return [str(one) for one in check(LayerPlan(layers=LAYERS), spec) if not isinstance(one, Caution)]
+
+    assert "has no cost of wide with mode, group size and bytes" in " ".join(problems())
+    assert "has none of the model's layers" in " ".join(problems(name="other.weight"))
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(RecipeError, match="goes with a budget; give one of bits_per_weight"):
+        section(CompressSpec, sensitivities="s.json")
 
 
 @pytest.mark.run

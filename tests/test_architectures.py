@@ -117,7 +117,7 @@ def test_a_family_goes_the_whole_way(family: str, tied: bool, tmp_path: Path) ->
 def test_other_families_convert_and_pass_the_proof(kind: str, tmp_path: Path) -> None:
     model = ModelSpec(id=str(save_tiny_model(tmp_path / "model", getattr(transformers, kind)(**CONVERTED[kind]))))
     base = trace(model, ConvertSpec(), tmp_path / "bf16")
-    spec = CompressSpec(group_size=16, rank=4)
+    spec = CompressSpec(group_size=16, rank=4, rounding="nearest")
     checkpoint = compress(model, spec, PreparedData(tmp_path), 0, tmp_path / "checkpoint")
     product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")
     report = verify(product, checkpoint=checkpoint, base=base)

@@ -236,7 +236,7 @@ def _forget_what_is_registered() -> Iterator[None]:
 @pytest.fixture
 def compress_tiny(tiny_model: Path, tmp_path: Path):
     def compressed(**keys: str) -> Checkpoint:
-        spec = CompressSpec(group_size=32, rank=4, **keys)
+        spec = CompressSpec(group_size=32, rank=4, **({"rounding": "nearest"} | keys))
         return compress(ModelSpec(id=str(tiny_model)), spec, PreparedData(tmp_path), 0, tmp_path / "compressed")
 
     return compressed

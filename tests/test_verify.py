@@ -296,7 +296,7 @@ def test_whatever_is_tuned_is_what_ships(traced, mode, group_size, active_rank, 
     """Every dtype, mode, group size and format, the INT8 embedding and head of an untied model included."""
     model, base = traced
     nls = {"format": "fq_lora_nls", "rank_space": (8, 4)} if active_rank else {"rank": 8}
-    spec = CompressSpec(mode=mode, group_size=group_size, **nls)
+    spec = CompressSpec(mode=mode, group_size=group_size, rounding="nearest", **nls)
     start = compress(model, spec, PreparedData(tmp_path), 0, tmp_path / "start")
     checkpoint = moved(start, model, tmp_path / "checkpoint", active_rank)
     product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")

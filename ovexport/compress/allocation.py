@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from ovexport.models.architecture import Architecture
 from ovexport.models.head import hidden_states
 from ovexport.objectives.loss import divergence
 from ovexport.recipe import CompressSpec
-from ovexport.reports import BlockCorrection, FormatCost, FrontierPoint, LayerSensitivity
+from ovexport.reports import BlockCorrection, FormatCost, FrontierPoint, LayerSensitivity, SensitivityReport
+from ovexport.storage.records import read_record
 from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
 
@@ -117,11 +119,12 @@ def choose_formats(
         calibration: token ids, (sequences, length), on the network's device.
 
     Raises:
-        RecipeError: the budget is too small.
+        ArtifactError, RecipeError: as known_costs; or the budget is too small.
         UnsupportedModelError: as moments_by_block.
     """
     limit = require_room(formats, layers, spec)
-    costs, blocks = _costs(network, layers, formats, calibration, generator)
+    known = known_costs(formats, spec)
+    costs, blocks = known or _costs(network, layers, formats, calibration, generator)
     free = [layer for layer in layers if layer.name in costs]
     fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
     options = [
@@ -140,6 +143,38 @@ def choose_formats(
         blocks=blocks,
         frontier=_points(best),
     )
+
+
+def known_costs(
+    formats: Mapping[str, Sequence[LayerFormat]], spec: CompressSpec
+) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]] | None:
+    """What each format costs each layer, by the file that the recipe names; None where it names none.
+
+    Raises:
+        ArtifactError: the file is missing or corrupt.
+        RecipeError: it lacks a layer or a format, so it is of another model or of other formats.
+    """
+    if spec.sensitivities is None:
+        return None
+    report = read_record(Path(spec.sensitivities), SensitivityReport)
+    costs: dict[str, list[float]] = {}
+    of_layer = {layer.name: layer for layer in report.layers}
+    for name in set(of_layer) & set(formats):
+        known = {(each.mode, each.group_size, each.weight_bytes): each.cost_nats for each in of_layer[name].formats}
+        try:
+            costs[name] = [known[each.mode, each.group_size, each.weight_bytes] for each in formats[name]]
+        except KeyError as missing:
+            raise RecipeError(
+                f"compress.sensitivities={spec.sensitivities!r}: has no cost of {name.removesuffix('.weight')} with "
+                f"mode, group size and bytes {missing.args[0]}; give a file of this model with these formats, or leave it "
+                "out"
+            ) from None
+    if not costs:
+        raise RecipeError(
+            f"compress.sensitivities={spec.sensitivities!r}: has none of the model's layers; give a file of this "
+            "model, or leave it out"
+        )
+    return {layer: costs[layer] for layer in formats if layer in costs}, report.blocks
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ovexport.checking import Caution, Finding, raised
-from ovexport.compress.allocation import require_room
+from ovexport.compress.allocation import known_costs, require_room
 from ovexport.compress.starting_points import chosen, starting_points
 from ovexport.errors import OvexportError
 from ovexport.recipe import CompressSpec
@@ -23,7 +23,9 @@ def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
             f"compress.{spec.budget}: the stage compress chooses the formats of Linear layers; the table has the "
             "recipe's own"
         )
-        yield from raised(require_room, candidate_formats(plan.layers, spec), plan.layers, spec)
+        formats = candidate_formats(plan.layers, spec)
+        yield from raised(require_room, formats, plan.layers, spec)
+        yield from raised(known_costs, formats, spec)
     yield from raised(_check_starting_points, plan, spec)
 
 

@@ -45,6 +45,11 @@ def compress_plug_ins(recipe: Recipe) -> dict[str, str | None]:
     return compress.plug_ins(recipe.compress)
 
 
+def sensitivities_file(recipe: Recipe) -> str | None:
+    """What formats of layers cost, where another run measured it."""
+    return _file_digest(recipe.compress.sensitivities)
+
+
 def prompts_file(recipe: Recipe) -> str | None:
     """The file of the evaluation's prompts."""
     return _file_digest(recipe.evaluate.prompts)

@@ -15,6 +15,7 @@ from ovexport.pipeline.inputs import (
     model_files,
     objective_code,
     prompts_file,
+    sensitivities_file,
     text_files,
 )
 from ovexport.pipeline.stage import Context, Stage
@@ -287,7 +288,7 @@ STAGES: "tuple[Stage[Outlook], ...]" = (
         run=_compress,
         check=_check_compress,
         sections=("model", "compress", "tune.seed"),
-        reads={"model": model_files, "compress plug-ins": compress_plug_ins},
+        reads={"model": model_files, "compress plug-ins": compress_plug_ins, "sensitivities": sensitivities_file},
         upstream=("prepare",),
         libraries=("ovexport", "torch", "transformers", "nncf"),
         outputs=("compressed", "sensitivities.json"),

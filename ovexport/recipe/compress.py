@@ -99,6 +99,8 @@ class CompressSpec(Spec):
         size_mb: the same budget as megabytes (10^6 bytes) of the packed matrices.
         at_most_slower: the same budget as the weights that a generated token reads, in multiples of what it would read
             in the recipe's own format, such as 1.05.
+        sensitivities: with a budget, the sensitivities.json of another run of the same model: what formats cost is
+            taken from there and not measured again.
         calibration_sequences: sequences of the training text that a starting point uses if it needs text.
         layer_policy: what decides the format of each layer, by name: "recipe" for the keys of this section, or a
             plug-in's.
@@ -129,6 +131,7 @@ class CompressSpec(Spec):
     bits_per_weight: PositiveReal | None = None
     size_mb: PositiveReal | None = None
     at_most_slower: PositiveReal | None = None
+    sensitivities: Annotated[str, Field(min_length=1)] | None = None
     calibration_sequences: Positive = 128
     layer_policy: Annotated[str, Field(min_length=1)] = "recipe"
     layers: Annotated[tuple[LayerRule, ...], BeforeValidator(_tables)] = ()
@@ -213,6 +216,10 @@ class CompressSpec(Spec):
         given = [key for key in _BUDGETS if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are budgets; give one of them")
+        if self.sensitivities is not None and not given:
+            raise ValueError(
+                f"sensitivities={self.sensitivities!r} goes with a budget; give one of {', '.join(_BUDGETS)}"
+            )
         if given and self.layer_policy != "recipe":
             raise ValueError(f"{given[0]} chooses the formats itself; leave layer_policy out")
 

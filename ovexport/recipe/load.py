@@ -171,6 +171,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
                 update={"id": resolve(recipe.model.id), "adapter": resolve(recipe.model.adapter)}
             ),
             "data": data.model_copy(update=sources),
+            "compress": recipe.compress.model_copy(update={"sensitivities": resolve(recipe.compress.sensitivities)}),
             "task": recipe.task and _resolve_task(recipe.task, base),
             "evaluate": evaluate.model_copy(
                 update={

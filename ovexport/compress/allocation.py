@@ -166,8 +166,8 @@ def known_costs(
         except KeyError as missing:
             raise RecipeError(
                 f"compress.sensitivities={spec.sensitivities!r}: has no cost of {name.removesuffix('.weight')} with "
-                f"mode, group size and bytes {missing.args[0]}; give a file of this model with these formats, or leave it "
-                "out"
+                f"mode, group size and bytes {missing.args[0]}; give a file of this model with these formats, or leave "
+                "it out"
             ) from None
     if not costs:
         raise RecipeError(

@@ -127,6 +127,19 @@ def test_exchange_ends_where_no_single_code_gains(both: bool, monkeypatch: pytes
                     assert curvature.cost(weight - moved) > cost - 1e-5 * cost
 
 
+def test_rows_that_do_not_hang_together_are_done_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, grid, moments = layer("int4_asym")
+    curvature = Curvature.of(Moments(moments.inputs, None), "w")
+    values = refined(weight, grid, curvature)[0]
+    monkeypatch.setattr("ovexport.compress.successive._BLOCK_ELEMENTS", 1)
+    each = [refined(weight[row : row + 1], grid.rows(slice(row, row + 1)), curvature) for row in range(len(weight))]
+    again = refined(weight, grid, curvature)
+    assert torch.allclose(again[0], torch.cat([one for one, _ in each]))
+    assert torch.equal(again[1].step, torch.cat([one.step for _, one in each]))
+    costs = [curvature.cost(weight - one) for one in (again[0], values)]
+    assert costs[0] <= costs[1] * 1.0001  # a row's fit is kept or not by itself
+
+
 def test_fitted_steps_cost_less_with_the_same_codes() -> None:
     weight, grid, moments = layer("int4_asym")
     curvature = Curvature.of(moments, "w")

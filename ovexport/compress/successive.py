@@ -13,15 +13,15 @@ most is rounded while there is most left to make up for it. With M_O the identit
 An entry depends on those above and left of it, so all tiles on an anti-diagonal can be done at once, and within tiles
 all entries on one; what goes from tile to tile is products of matrices.
 
-Afterwards single codes are moved by one where that lowers the cost (`exchange`), and steps are fitted to the codes
-(`fitted_steps`).
+Afterwards the steps of small groups are fitted to the codes (`fitted_steps`), and single codes are moved by one where
+that lowers the cost (`exchange`).
 
 Sources: Frantar et al., arXiv:2210.17323 (GPTQ); Tseng, Sun and De Sa, arXiv:2505.22988 (both sides). The factor
 without an inverse, the tiles, the exchange and the fit are ours.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,12 +30,13 @@ from torch.nn.functional import pad
 
 from ovexport.compress.moments import Moments
 from ovexport.errors import UnsupportedModelError
-from ovexport.weights.quantizer import TunableQuantizer
+from ovexport.weights.quantizer import LARGEST_STEP, TunableQuantizer
 
 INPUT_DAMPING = 0.01
 OUTPUT_DAMPING = 0.03
 """What is added to the diagonals, in units of their means."""
 _TILE = 32
+_BLOCK_ELEMENTS = 2**24
 _FITS = 3
 _LARGEST_FITTED_GROUP = 32
 """Steps of larger groups are not fitted: that took 25 % off the cost with groups of 4, 2 % with 32 and 0.6 % with 64,
@@ -174,10 +175,12 @@ class Grid:
 
     def with_steps(self, step: Tensor) -> "Grid":
         """The grid with other steps, (output, groups, 1), on the float16 values that scales are stored in."""
-        stored = step.half().float()
-        return Grid(
-            torch.where(stored == 0, self.step, stored), self.zero_point, self.lowest, self.highest, self.group_size
-        )
+        stored = step.clamp(-LARGEST_STEP, LARGEST_STEP).half().float()
+        return replace(self, step=torch.where(stored == 0, self.step, stored))
+
+    def rows(self, rows: slice) -> "Grid":
+        """The grid of some rows."""
+        return replace(self, step=self.step[rows], zero_point=self.zero_point[rows])
 
     def spread(self, values: Tensor) -> Tensor:
         """Values of groups, (output, groups, 1), for each entry, (output, input)."""
@@ -212,7 +215,7 @@ def round_successively(weight: Tensor, grid: Grid, curvature: Curvature) -> Tens
 
 def refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, Grid]:
     """Round successively; of small groups, fit the steps to the codes and round again, as long as the cost falls; then
-    exchange codes.
+    exchange codes. Where rows do not hang together, a block of them is done at a time.
 
     Args:
         weight: (output, input).
@@ -220,6 +223,14 @@ def refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, G
     Returns:
         The rounded values, (output, input) float32, and the grid that they are on.
     """
+    height = len(weight) if curvature.outputs is not None else max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    blocks = [slice(begin, begin + height) for begin in range(0, len(weight), height)]
+    done = [_refined(weight[rows], grid.rows(rows), curvature) for rows in blocks]
+    step = torch.cat([block.step for _, block in done])
+    return torch.cat([values for values, _ in done]), replace(grid, step=step)
+
+
+def _refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, Grid]:
     values = round_successively(weight, grid, curvature)
     cost = curvature.cost(weight - values)
     fitted, fitted_values = grid, values

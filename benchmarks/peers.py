@@ -277,7 +277,7 @@ def speed(
     shape: Shape, sessions: int, llama: LlamaCpp, scratch: Path, threads: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Latencies and conditions, and their ratios."""
-    spec, compress = BenchSpec(threads=threads), CompressSpec()
+    spec, compress = BenchSpec(threads=threads), CompressSpec(rounding="nearest")
     point = spec.points[0]
     ir = build_run(scratch, shape, compress).ir("int4")
     whole = llama.write_float(scratch / "model", scratch / "float.gguf")

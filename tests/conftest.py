@@ -67,7 +67,7 @@ def tiny_values(model: Path) -> dict:
             "validation_sequences": 4,
             "test_sequences": 8,
         },
-        "compress": {"group_size": 32, "rank": 8},
+        "compress": {"group_size": 32, "rank": 8, "rounding": "nearest"},
         "tune": {"steps": 4, "batch_size": 2, "gradient_accumulation_steps": 2, "validate_every": 2, "save_every": 2},
         "evaluate": {"encoder": "offline", "prompt_count": 5, "prompt_words": 8, "max_new_tokens": 8},
         "bench": {"prompt_tokens": 16, "output_tokens": 4, "pairs": 5, "sessions": 5, "warmup": 1},

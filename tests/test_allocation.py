@@ -21,7 +21,8 @@ from ovexport.report.page import write_report
 from ovexport.reports import FormatCost, HeldOut, LayerSensitivity, SensitivityReport
 from ovexport.storage.records import read_record, write_record
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.plan import LayerPlan, candidate_formats
+from ovexport.weights.plan import LayerPlan
+from ovexport.weights.policy import candidate_formats
 
 
 def random_layers(seed: int) -> list[list[Option]]:
@@ -113,17 +114,23 @@ def test_budgets_that_do_not_go_together_are_refused(keys: dict, message: str) -
         section(CompressSpec, **keys)
 
 
-def run_within(folder: Path, **compress: object) -> RunFolder:
+def run_within(folder: Path, until: str = "compress", **compress: object) -> RunFolder:
     values = tiny_values(STORYTELLER)
     values["data"] |= {"sequence_length": 64, "train_sequences": 16, "validation_sequences": 4}
     values["compress"] = {"group_size": 64, "rank": 8, "calibration_sequences": 8, **compress}
     values["tune"] |= {"steps": 2}
-    return services.run(recipe.parse(values, base=folder, origin="r"), folder, until="verify")
+    return services.run(recipe.parse(values, base=folder, origin="r"), folder, until=until)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run within the bytes of its own format, up to the proof."""
+    return run_within(tmp_path_factory.mktemp("mixed") / "run", until="verify", at_most_slower=1.0)
 
 
 @pytest.mark.run
-def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(tmp_path: Path) -> None:
-    run = run_within(tmp_path / "run", at_most_slower=1.0)
+def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(mixed: RunFolder) -> None:
+    run = mixed
     report = read_record(run.sensitivities, SensitivityReport)
     held_out = report.held_out
     assert held_out.chosen_weight_bytes <= report.limit_bytes == held_out.uniform_weight_bytes
@@ -146,12 +153,11 @@ def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(tmp_path: Pa
 
 
 @pytest.mark.run
-def test_another_run_reads_the_costs_and_comes_to_the_same_choice(tmp_path: Path) -> None:
-    first = run_within(tmp_path / "first", at_most_slower=1.0)
-    second = run_within(tmp_path / "second", at_most_slower=1.0, sensitivities=str(first.sensitivities))
-    ours, theirs = (read_record(run.sensitivities, SensitivityReport) for run in (first, second))
+def test_another_run_reads_the_costs_and_comes_to_the_same_choice(mixed: RunFolder, tmp_path: Path) -> None:
+    run = run_within(tmp_path / "run", at_most_slower=1.0, sensitivities=str(mixed.sensitivities))
+    ours, theirs = (read_record(one.sensitivities, SensitivityReport) for one in (run, mixed))
     assert ours == theirs
-    assert first.compressed.manifest.digests == second.compressed.manifest.digests
+    assert run.compressed.manifest.digests == mixed.compressed.manifest.digests
 
 
 def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) -> None:
@@ -182,10 +188,10 @@ def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.run
-def test_a_run_without_a_budget_leaves_no_sensitivities_of_one_before(tmp_path: Path) -> None:
-    run = run_within(tmp_path / "run", bits_per_weight=6.0)
+def test_a_run_without_a_budget_leaves_no_sensitivities_of_one_before(mixed: RunFolder, tmp_path: Path) -> None:
+    run = run_within(tmp_path / "run", bits_per_weight=6.0, sensitivities=str(mixed.sensitivities))
     assert run.sensitivities.is_file()
     values = recipe.load(run.recipe)
-    plain = values.compress.model_copy(update={"bits_per_weight": None})
+    plain = values.compress.model_copy(update={"bits_per_weight": None, "sensitivities": None, "rounding": "nearest"})
     services.run(values.model_copy(update={"compress": plain}), run.path, resume=True, until="compress")
     assert not run.sensitivities.is_file()

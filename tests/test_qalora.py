@@ -154,7 +154,7 @@ def test_gradients_are_those_of_the_adapter_with_rounding_passed_straight_throug
 @pytest.fixture(scope="module", params=MODES)
 def qalora_run(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     values = tiny_values(tiny_model)
-    values["compress"] = {"group_size": 16, "rank": 4, "alpha": 8.0, "method": "qalora", "mode": request.param}
+    values["compress"] |= {"group_size": 16, "rank": 4, "alpha": 8.0, "method": "qalora", "mode": request.param}
     values["tune"] |= {"learning_rate": 0.003, "steps": 12, "validate_every": 4}
     parsed = recipe.parse(values, base=REPOSITORY, origin="qalora")
     return services.run(parsed, tmp_path_factory.mktemp("qalora") / request.param, until="verify")
@@ -200,7 +200,7 @@ def test_a_checker_written_from_the_manual_alone_agrees(
 @pytest.mark.run
 def test_a_killed_tuning_with_dropout_goes_on_to_the_same_adapters(tiny_model: Path, tmp_path: Path) -> None:
     values = tiny_values(tiny_model)
-    values["compress"] = {"group_size": 16, "rank": 4, "method": "qalora"}
+    values["compress"] |= {"group_size": 16, "rank": 4, "method": "qalora"}
     values["tune"] |= {"adapter_dropout": 0.2, "gradient_checkpointing": True, "save_every": 1}
     parsed = recipe.parse(values, base=REPOSITORY, origin="qalora")
     whole = services.run(parsed, tmp_path / "whole", until="tune").tuned.files

@@ -83,7 +83,7 @@ def test_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, grid, moments = layer("int4_asym", 45, 72)
     curvature = Curvature.of(moments, "w")
     expected = round_successively(weight, grid, curvature)
-    monkeypatch.setattr("ovexport.compress.successive._TILE", 128)  # a single tile
+    monkeypatch.setattr("ovexport.compress.successive.TILE", 128)  # a single tile
     assert torch.equal(round_successively(weight, grid, curvature), expected)
 
 
@@ -112,7 +112,7 @@ def test_both_sides_cost_less_than_one_and_each_refinement_costs_less_again(mode
 
 @pytest.mark.parametrize("both", [True, False])
 def test_exchange_ends_where_no_single_code_gains(both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovexport.compress.successive._LONGEST_EXCHANGE", 10_000)
+    monkeypatch.setattr("ovexport.compress.successive.LONGEST_EXCHANGE", 10_000)
     weight, grid, moments = layer("int4_asym", 12, 24)
     curvature = Curvature.of(moments if both else Moments(moments.inputs, None), "w")
     values = exchange(weight, round_successively(weight, grid, curvature), grid, curvature)
@@ -131,7 +131,7 @@ def test_rows_that_do_not_hang_together_are_done_in_blocks(monkeypatch: pytest.M
     weight, grid, moments = layer("int4_asym")
     curvature = Curvature.of(Moments(moments.inputs, None), "w")
     values = refined(weight, grid, curvature)[0]
-    monkeypatch.setattr("ovexport.compress.successive._BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("ovexport.compress.successive.BLOCK_ELEMENTS", 1)
     each = [refined(weight[row : row + 1], grid.rows(slice(row, row + 1)), curvature) for row in range(len(weight))]
     again = refined(weight, grid, curvature)
     assert torch.allclose(again[0], torch.cat([one for one, _ in each]))
@@ -225,7 +225,7 @@ def test_hidden_states_beyond_the_memory_lie_in_files(
         return [moments.inputs for part in parts for moments in part.values()]
 
     expected = gathered()
-    monkeypatch.setattr(blocks, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(blocks, "KEPT_BYTES", 0)
     assert all(map(torch.equal, gathered(), expected))
 
 
@@ -236,7 +236,7 @@ def test_a_layer_with_very_many_outputs_has_one_side() -> None:
 def start(tmp_path: Path, rounding: str) -> float:
     """Validation divergence of a starting point of the bundled model."""
     values = tiny_values(STORYTELLER)
-    values["data"] |= {"sequence_length": 128, "train_sequences": 64, "validation_sequences": 8}
+    values["data"] |= {"sequence_length": 64, "train_sequences": 48, "validation_sequences": 4}
     values["compress"] = {"group_size": 64, "rank": 8, "rounding": rounding}
     values["tune"] |= {"steps": 0}
     run = services.run(recipe.parse(values, base=tmp_path, origin="r"), tmp_path / rounding, until="search")

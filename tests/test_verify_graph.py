@@ -271,7 +271,7 @@ def test_matrices_with_equal_values_are_told_apart_the_whole_way(kind: str, tmp_
     config, values, dtype = EQUAL[kind]
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     folder = with_equal_matrices(tmp_path / "model", config(**values | ends), dtype, ZEROS)
-    run = convert_moved(ModelSpec(id=str(folder)), tmp_path, CompressSpec(group_size=16, rank=8))
+    run = convert_moved(ModelSpec(id=str(folder)), tmp_path, CompressSpec(group_size=16, rank=8, rounding="nearest"))
     report = proof(run, runtime=True)
     assert report.passed, failures(report)
     assert report.summary.packed_int4 == (8 if kind == "transposed" else 14)
@@ -298,7 +298,7 @@ def test_matrices_that_the_tracer_computes_as_one_are_refused_by_name(tmp_path: 
     config = LlamaConfig(**COMMON, tie_word_embeddings=True)
     folder = with_equal_matrices(tmp_path / "model", config, torch.float32, {"k_proj": 0.0, "v_proj": 0.0})
     with pytest.raises(UnsupportedModelError, match=r"v_proj\.weight: its weights equal those of .*k_proj\.weight"):
-        convert_moved(ModelSpec(id=str(folder)), tmp_path, CompressSpec(group_size=16, rank=8))
+        convert_moved(ModelSpec(id=str(folder)), tmp_path, CompressSpec(group_size=16, rank=8, rounding="nearest"))
 
 
 def test_what_is_unpacked_by_too_much_is_no_weight_and_takes_no_time() -> None:

@@ -7,8 +7,8 @@ from ovexport.compress.allocation import known_costs, require_room
 from ovexport.compress.starting_points import chosen, starting_points
 from ovexport.errors import OvexportError
 from ovexport.recipe import CompressSpec
-from ovexport.weights.plan import LayerPlan, candidate_formats
-from ovexport.weights.policy import layer_policies
+from ovexport.weights.plan import LayerPlan
+from ovexport.weights.policy import candidate_formats, layer_policies
 
 
 def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:

@@ -31,7 +31,8 @@ from ovexport.storage.records import write_record
 from ovexport.versions import stack_versions
 from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
-from ovexport.weights.plan import candidate_formats, plan_layers
+from ovexport.weights.plan import plan_layers
+from ovexport.weights.policy import candidate_formats
 from ovexport.weights.ranks import RankSpace
 
 logger = logging.getLogger(__name__)

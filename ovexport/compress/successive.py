@@ -35,14 +35,14 @@ from ovexport.weights.quantizer import LARGEST_STEP, TunableQuantizer
 INPUT_DAMPING = 0.01
 OUTPUT_DAMPING = 0.03
 """What is added to the diagonals, in units of their means."""
-_TILE = 32
-_BLOCK_ELEMENTS = 2**24
+TILE = 32
+BLOCK_ELEMENTS = 2**24
 _FITS = 3
 _LARGEST_FITTED_GROUP = 32
 """Steps of larger groups are not fitted: that took 25 % off the cost with groups of 4, 2 % with 32 and 0.6 % with 64,
 in four times the time."""
 _FIT_SHARE = 0.7
-_LONGEST_EXCHANGE = 100
+LONGEST_EXCHANGE = 100
 _EXCHANGE_PRODUCTS = 1e11
 
 
@@ -223,7 +223,7 @@ def refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, G
     Returns:
         The rounded values, (output, input) float32, and the grid that they are on.
     """
-    height = len(weight) if curvature.outputs is not None else max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    height = len(weight) if curvature.outputs is not None else max(1, BLOCK_ELEMENTS // weight.shape[1])
     blocks = [slice(begin, begin + height) for begin in range(0, len(weight), height)]
     done = [_refined(weight[rows], grid.rows(rows), curvature) for rows in blocks]
     step = torch.cat([block.step for _, block in done])
@@ -285,7 +285,7 @@ def exchange(weight: Tensor, values: Tensor, grid: Grid, curvature: Curvature) -
     slope = curvature.slope(weight - values) * step
     out_features, in_features = weight.shape
     products = out_features * in_features * min(out_features, in_features)
-    for _ in range(min(_LONGEST_EXCHANGE, max(1, int(_EXCHANGE_PRODUCTS / products)))):
+    for _ in range(min(LONGEST_EXCHANGE, max(1, int(_EXCHANGE_PRODUCTS / products)))):
         direction = torch.where(slope >= 0, 1.0, -1.0)
         moved = codes + direction
         gain = (slope * direction - curve).masked_fill_((moved < grid.lowest) | (moved > grid.highest), -1)
@@ -337,8 +337,8 @@ def _round_columns(entries: _Entries, factor: Tensor) -> Tensor:
     """The rounded values, one column after the other, all rows at once; everything in the order of rounding."""
     weight = entries.weight
     values, errors = torch.empty_like(weight), torch.zeros_like(weight)
-    for begin in range(0, weight.shape[1], _TILE):
-        end = min(begin + _TILE, weight.shape[1])
+    for begin in range(0, weight.shape[1], TILE):
+        end = min(begin + TILE, weight.shape[1])
         carried = errors[:, :begin] @ factor[begin:end, :begin].T
         for column in range(begin, end):
             target = weight[:, column] + carried[:, column - begin]
@@ -357,7 +357,7 @@ def _round_tiles(entries: _Entries, rows: Tensor, columns: Tensor) -> Tensor:
         rows, columns: the factors of the two sides.
     """
     shape = entries.weight.shape
-    high, wide = (-(-size // _TILE) for size in shape)
+    high, wide = (-(-size // TILE) for size in shape)
     filled = _Entries(
         _filled(entries.weight), _filled(entries.step, 1), _filled(entries.zero_point), entries.lowest, entries.highest
     )
@@ -401,9 +401,9 @@ def _round_inside(
     mirrored = entries.mirrored()
     target, along, columns = target.flip(2), along.flip(2), columns.flip((1, 2))
     errors, carried = torch.zeros_like(target).transpose(1, 2), torch.zeros_like(target)  # errors by column, then row
-    for diagonal in range(2 * _TILE - 1):
-        offset = _TILE - 1 - diagonal
-        row = slice(max(0, -offset), _TILE - max(0, offset))
+    for diagonal in range(2 * TILE - 1):
+        offset = TILE - 1 - diagonal
+        row = slice(max(0, -offset), TILE - max(0, offset))
         column = slice(row.start + offset, row.stop + offset)
         here = target.diagonal(offset, 1, 2) + (rows[:, row] * errors[:, column]).sum(-1)
         ahead = along.diagonal(offset, 1, 2) + (carried[:, row] * columns[:, column]).sum(-1)
@@ -435,9 +435,9 @@ class _Tiles:
 
 
 def _span(index: int) -> slice:
-    return slice(index * _TILE, (index + 1) * _TILE)
+    return slice(index * TILE, (index + 1) * TILE)
 
 
 def _filled(matrix: Tensor, value: float = 0.0) -> Tensor:
     """A matrix with both sides filled up to whole tiles."""
-    return pad(matrix, (0, -matrix.shape[1] % _TILE, 0, -matrix.shape[0] % _TILE), value=value)
+    return pad(matrix, (0, -matrix.shape[1] % TILE, 0, -matrix.shape[0] % TILE), value=value)

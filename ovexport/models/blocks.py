@@ -26,7 +26,7 @@ from ovexport.errors import UnsupportedModelError
 
 _LARGEST_BATCH = 16
 _STATES = "hidden_states"
-_KEPT_BYTES = 2**31
+KEPT_BYTES = 2**31
 
 
 class _Reached(Exception):
@@ -262,7 +262,7 @@ class _Kept:
     def keep(self, states: Tensor) -> Tensor:
         """The same values, in memory or in a file."""
         self._bytes += states.nbytes
-        if self._bytes <= _KEPT_BYTES or states.device.type != "cpu":
+        if self._bytes <= KEPT_BYTES or states.device.type != "cpu":
             return states
         self._files += 1
         file = str(self._folder / f"{self._files}.states")

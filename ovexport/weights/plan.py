@@ -1,16 +1,14 @@
 """The fate of every weight matrix of a model: a pure function of shapes and the recipe."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from ovexport.errors import OvexportError, RecipeError, UnsupportedModelError
 from ovexport.recipe import CompressSpec, LayerMode, TunedMode
-from ovexport.weights.group_sizes import ODD_INT8, computed_rightly
+from ovexport.weights.group_sizes import computed_rightly
 from ovexport.weights.layer import LayerFormat, WeightMatrix
 from ovexport.weights.policy import (
-    Defaults,
     LayerPolicy,
     LayerRefused,
     format_layer,
@@ -18,9 +16,6 @@ from ovexport.weights.policy import (
     name_matches,
     own_format,
 )
-
-BUDGET_GROUP_SIZES = (32, 64, 128)
-"""Group sizes that a budget chooses from, beside the recipe's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +46,6 @@ def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[L
     if plan.problems:
         raise type(plan.problems[0])("; ".join(map(str, plan.problems)))
     return plan.layers
-
-
-def candidate_formats(
-    layers: Iterable[LayerFormat], spec: CompressSpec, fixed: Collection[str] = ()
-) -> dict[str, tuple[LayerFormat, ...]]:
-    """By name, the formats that a budget chooses from: the recipe's mode with groups of 32, 64, 128 and the recipe's
-    own size, as far as they suit, and 8 bits.
-
-    Linear layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
-
-    Args:
-        layers: in the recipe's own format.
-        fixed: names of those that the model's checkpoint holds as codes.
-    """
-    sizes = sorted({*BUDGET_GROUP_SIZES, spec.group_size})
-    policies = [Defaults(spec.model_copy(update={"group_size": size, "fallback": "error"})) for size in sizes]
-    found: dict[str, tuple[LayerFormat, ...]] = {}
-    for layer in layers:
-        ruled = any(name_matches(layer.name, pattern) for rule in spec.layers for pattern in rule.pattern)
-        if layer.kind != "linear" or ruled or layer.name in fixed or layer.encoding is None:
-            continue
-        matrix = WeightMatrix(
-            name=layer.name,
-            kind=layer.kind,
-            out_features=layer.out_features,
-            in_features=layer.in_features,
-            transposed=layer.transposed,
-        )
-        formats = [layer]
-        for policy in policies:
-            with suppress(LayerRefused):
-                formats.append(policy(matrix))
-        formats.append(format_layer(matrix, "int8_asym", note=ODD_INT8 if matrix.in_features % 2 else None))
-        found[layer.name] = tuple({(each.mode, each.group_size): each for each in reversed(formats)}.values())
-    return found
 
 
 def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> LayerPlan:

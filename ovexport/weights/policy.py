@@ -3,7 +3,8 @@
 The policy of a recipe asks its tables [[compress.layers]], the first that matches, and else its defaults.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from ovexport.registry import Registry
 from ovexport.weights.encoding import ENCODINGS, Mode
 from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
 from ovexport.weights.layer import AdapterKind, LayerFormat, OwnFormat, WeightMatrix
+
+BUDGET_GROUP_SIZES = (32, 64, 128)
+"""Group sizes that a budget chooses from, beside the recipe's own."""
 
 
 class LayerPolicy(Protocol):
@@ -276,3 +280,38 @@ def _clamped(rank: int, largest: int, note: str | None) -> tuple[int, str | None
     if rank <= largest:
         return rank, note
     return largest, "; ".join(filter(None, (note, f"rank {rank} clamped to {largest}")))
+
+
+def candidate_formats(
+    layers: Iterable[LayerFormat], spec: CompressSpec, fixed: Collection[str] = ()
+) -> dict[str, tuple[LayerFormat, ...]]:
+    """By name, the formats that a budget chooses from: the recipe's mode with groups of 32, 64, 128 and the recipe's
+    own size, as far as they suit, and 8 bits.
+
+    Linear layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
+
+    Args:
+        layers: in the recipe's own format.
+        fixed: names of those that the model's checkpoint holds as codes.
+    """
+    sizes = sorted({*BUDGET_GROUP_SIZES, spec.group_size})
+    policies = [Defaults(spec.model_copy(update={"group_size": size, "fallback": "error"})) for size in sizes]
+    found: dict[str, tuple[LayerFormat, ...]] = {}
+    for layer in layers:
+        ruled = any(name_matches(layer.name, pattern) for rule in spec.layers for pattern in rule.pattern)
+        if layer.kind != "linear" or ruled or layer.name in fixed or layer.encoding is None:
+            continue
+        matrix = WeightMatrix(
+            name=layer.name,
+            kind=layer.kind,
+            out_features=layer.out_features,
+            in_features=layer.in_features,
+            transposed=layer.transposed,
+        )
+        formats = [layer]
+        for policy in policies:
+            with suppress(LayerRefused):
+                formats.append(policy(matrix))
+        formats.append(format_layer(matrix, "int8_asym", note=ODD_INT8 if matrix.in_features % 2 else None))
+        found[layer.name] = tuple({(each.mode, each.group_size): each for each in reversed(formats)}.values())
+    return found

@@ -9,6 +9,7 @@ from conftest import STORYTELLER, tiny_values
 from torch import nn
 
 from ovexport import recipe
+from ovexport.compress import check
 from ovexport.compress.moments import LARGEST_OUTPUTS, Moments, moments_by_block, slope_at_drawn_tokens
 from ovexport.compress.successive import (
     Curvature,
@@ -24,8 +25,9 @@ from ovexport.models.architecture import Architecture
 from ovexport.models.head import Head
 from ovexport.models.loading import load_model
 from ovexport.pipeline import services
-from ovexport.recipe import ModelSpec
+from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.weights.layer import LayerFormat
+from ovexport.weights.plan import LayerPlan
 from ovexport.weights.quantizer import FakeQuantizer
 
 MODES = ["int4_asym", "int4_sym", "int8_asym"]
@@ -227,6 +229,13 @@ def test_hidden_states_beyond_the_memory_lie_in_files(
     expected = gathered()
     monkeypatch.setattr(blocks, "KEPT_BYTES", 0)
     assert all(map(torch.equal, gathered(), expected))
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work() -> None:
+    found = [str(one) for one in check(LayerPlan(), CompressSpec(device="cuda"))]
+    assert found == (
+        [] if torch.cuda.is_available() else ['compress.device="cuda": no CUDA device here; use "auto" or "cpu"']
+    )
 
 
 def test_a_layer_with_very_many_outputs_has_one_side() -> None:

@@ -6,6 +6,7 @@ from ovexport.checking import Caution, Finding, raised
 from ovexport.compress.allocation import known_costs, require_room
 from ovexport.compress.starting_points import chosen, starting_points
 from ovexport.errors import OvexportError
+from ovexport.models.device import require_device
 from ovexport.recipe import CompressSpec
 from ovexport.weights.plan import LayerPlan
 from ovexport.weights.policy import candidate_formats, layer_policies
@@ -26,6 +27,7 @@ def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
         formats = candidate_formats(plan.layers, spec)
         yield from raised(require_room, formats, plan.layers, spec)
         yield from raised(known_costs, formats, spec)
+    yield from raised(require_device, spec.device, "compress.device")
     yield from raised(_check_starting_points, plan, spec)
 
 

@@ -20,7 +20,7 @@ from ovexport.compress.starting_points import Start, StartingPoint, chosen
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
 from ovexport.models.checkpoint import write_checkpoint
-from ovexport.models.device import Compute
+from ovexport.models.device import Compute, require_device
 from ovexport.models.loading import load_model, open_packed
 from ovexport.models.matrix_view import weight_digest
 from ovexport.models.packed import PackedFolder, PackedGrid
@@ -50,11 +50,12 @@ def compress(
         sensitivities: file that takes how a budget chose the formats; without a budget there is none.
 
     Raises:
-        RecipeError: a layer's in-features can't be grouped as asked, or a budget is too small.
+        RecipeError: a layer's in-features can't be grouped as asked, a budget is too small, or the device is not there.
         PlugInError: a plug-in fails, or leaves what is no starting point.
         UnsupportedModelError: a layer can't be compressed, or holds weights that are not finite or too large for
             float16 scales.
     """
+    require_device(spec.device, "compress.device")
     network = load_model(model)
     packed = open_packed(model)
     matrices = Architecture(network).matrices()

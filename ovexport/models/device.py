@@ -48,14 +48,17 @@ class Compute:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else None
 
 
-def require_device(device: DeviceName) -> None:
+def require_device(device: DeviceName, key: str = "tune.device") -> None:
     """Refuse a device that this machine does not have.
+
+    Args:
+        key: of the recipe, that names it.
 
     Raises:
         RecipeError: it does not.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError('tune.device="cuda": no CUDA device here; use "auto" or "cpu"')
+        raise RecipeError(f'{key}="cuda": no CUDA device here; use "auto" or "cpu"')
 
 
 def _is_fast_at_bfloat16(device: torch.device) -> bool:

@@ -1,5 +1,6 @@
 """NNCF's post-training quantization of an OpenVINO IR."""
 
+import shutil
 from pathlib import Path
 
 import nncf
@@ -8,15 +9,28 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovexport.artifacts import IR
-from ovexport.openvino.graph import read_graph
+from ovexport.openvino.graph import read_graph, weights
 from ovexport.recipe import CompressSpec
 
+_HALVINGS = 6
 
-def post_training(base: IR, spec: CompressSpec, tokens: NDArray[np.int32], out: Path, **methods: bool) -> IR:
+
+def post_training(
+    base: IR,
+    spec: CompressSpec,
+    tokens: NDArray[np.int32],
+    out: Path,
+    *,
+    ratio: float = 1.0,
+    sensitivity_metric: nncf.SensitivityMetric | None = None,
+    **methods: bool,
+) -> IR:
     """The IR with its Linear layers in the recipe's bits and groups, embeddings and head in 8 bits.
 
     Args:
         tokens: calibrate it, (sequences, length); as many as the recipe's own calibration takes, from the first.
+        ratio: share of the Linear layers' weights in the recipe's bits; the others have 8.
+        sensitivity_metric: chooses them.
         methods: awq, scale_estimation, gptq.
     """
     count = min(spec.calibration_sequences, len(tokens))
@@ -24,7 +38,8 @@ def post_training(base: IR, spec: CompressSpec, tokens: NDArray[np.int32], out: 
     graph = nncf.compress_weights(
         graph,
         mode=nncf.CompressWeightsMode(spec.mode),
-        ratio=1.0,
+        ratio=ratio,
+        sensitivity_metric=sensitivity_metric,
         group_size=spec.group_size,
         dataset=nncf.Dataset([_inputs(graph, row) for row in tokens[:count]]),
         subset_size=count,
@@ -48,3 +63,32 @@ def _inputs(graph: ov.Model, row: NDArray[np.int32]) -> dict[str, NDArray[np.int
     }
     names = {name for port in graph.inputs for name in port.get_names()}
     return {name: value for name, value in every.items() if name in names}
+
+
+def packed_bytes(ir: IR) -> int:
+    """Codes, scales and zero points of an IR's packed matrices."""
+    return sum(weight.byte_size for weight in weights(read_graph(ir)) if weight.packed)
+
+
+def mixed_precision(
+    base: IR, spec: CompressSpec, tokens: NDArray[np.int32], out: Path, limit: int, metric: str
+) -> IR | None:
+    """NNCF's mixed precision within a limit of bytes: as few 4-bit weights as that allows, the others in 8 bits, GPTQ's
+    rounding; None where not even 4 bits for all Linear layers are within it.
+
+    Args:
+        metric: name of one of nncf.SensitivityMetric.
+    """
+
+    def made(ratio: float, **methods: bool) -> IR:
+        shutil.rmtree(out, ignore_errors=True)
+        chosen = nncf.SensitivityMetric[metric] if ratio < 1 else None
+        return post_training(base, spec, tokens, out, ratio=ratio, sensitivity_metric=chosen, **methods)
+
+    if packed_bytes(made(1.0)) > limit:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if packed_bytes(made(middle)) <= limit else (middle, high)
+    return made(high, gptq=True)

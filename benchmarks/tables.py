@@ -597,6 +597,26 @@ def fuzz_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def frontier_table(document: dict[str, Any]) -> str:
+    """What benchmarks/frontier.py measured: a line per size and maker."""
+    lines = [
+        "| size | made by | packed matrices, MB | KL from BF16, nats (95 %) | ours over it (95 %) |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in document["rows"]:
+        low, high = row["kl_ci95"] or (float("nan"), float("nan"))
+        ratio = document["ratios"].get(f"kl ours / {row['made_by']}, {row['size']}")
+        cells = [
+            row["size"],
+            row["made_by"],
+            f"{row['weight_bytes'] / 1e6:.3f}",
+            f"{row['kl_mean_nats']:.5f} ({low:.5f}–{high:.5f})",
+            _spread(ratio),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reliability": reliability_table,
     "kills": kills_table,
@@ -614,6 +634,7 @@ MEASURED: dict[str, Callable[[dict[str, Any]], str]] = {
     "methods": methods_table,
     "engines": engines_table,
     "peers": peers_table,
+    "frontier": frontier_table,
 }
 """By benchmark, what shows its document."""
 

@@ -1,0 +1,180 @@
+"""Divergence against size: our mixed formats and NNCF's mixed precision at the same bytes, and one format for all.
+
+python benchmarks/frontier.py [RECIPE] [--set section.key=value]… [--work FOLDER] [--quick] [--json] [--save]
+
+Sizes are those of the packed matrices: uniform groups of 128 and of 64, and four between groups of 128 everywhere and 8
+bits everywhere. At each size:
+
+- ours: a budget of that size (`compress.size_mb`), rounded on both sides, not tuned; what formats cost is measured
+  once, for all sizes;
+- NNCF: on the OpenVINO model, `ratio` with each of its sensitivity metrics, the smallest share of 4-bit weights that
+  stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. The metrics and GPTQ get as
+  much calibration text as ours.
+
+Every IR is measured by the same code on the same tokens, in float32, against the BF16 IR. Ratios are ours over theirs,
+with bootstrap intervals over sequences.
+"""
+
+import shutil
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import command
+import numpy as np
+import openvino as ov
+from intervals import interval, ratio
+from numpy.typing import NDArray
+from ptq import mixed_precision, packed_bytes
+
+from ovexport import recipe as recipes
+from ovexport.artifacts import IR, RunFolder
+from ovexport.convert import convert
+from ovexport.evaluate.divergence import compare
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
+from ovexport.pipeline import services
+from ovexport.progress import silent
+from ovexport.recipe import Recipe
+from ovexport.strip import strip
+from ovexport.versions import stack_versions
+
+DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
+SHARES = (0.1, 0.3, 0.5, 0.7)
+"""Of the way from groups of 128 everywhere to 8 bits everywhere."""
+METRICS = (
+    "WEIGHT_QUANTIZATION_ERROR",
+    "HESSIAN_INPUT_ACTIVATION",
+    "MEAN_ACTIVATION_VARIANCE",
+    "MAX_ACTIVATION_VARIANCE",
+    "MEAN_ACTIVATION_MAGNITUDE",
+)
+
+
+def main() -> None:
+    """Make every IR, then measure them."""
+    parser = command.parser(__doc__, "frontier", "one size and one metric, 16 calibration sequences")
+    parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
+    parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there")
+    options = parser.parse_args()
+    quick = ["compress.calibration_sequences=16"] if options.quick else []
+    recipe = recipes.load(options.recipe, [*options.overrides, "compress.rounding=two_sided", "tune.steps=0", *quick])
+    folder = nullcontext(options.work) if options.work else TemporaryDirectory()
+    with folder as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
+        document = measured(recipe, Path(scratch), quick=options.quick)
+    command.publish(document, "frontier", options, case=options.recipe.stem, recipe=options.recipe)
+
+
+def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
+    """The document: a row for each IR, ratios, conditions."""
+    maker = Maker(recipe, scratch)
+    uniform = {f"group size {size}": maker.uniform(size) for size in ((64,) if quick else (128, 64))}
+    sizes = {name: packed_bytes(ir) for name, ir in uniform.items()}
+    if not quick:
+        smallest, largest = sizes["group size 128"], packed_bytes(maker.eight_bits())
+        sizes |= {f"{share:.0%} of the way": int(smallest + share * (largest - smallest)) for share in SHARES}
+    samples: dict[str, NDArray[np.float64]] = {}
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, Any] = {}
+    for name, limit in sizes.items():
+        made = {"ours": maker.mixed(limit)} | {
+            f"NNCF, {metric}": maker.nncf(limit, metric) for metric in (METRICS[:1] if quick else METRICS)
+        }
+        made |= {"one format": uniform[name]} if name in uniform else {}
+        for who, ir in made.items():
+            if ir is None:
+                continue
+            samples[who] = maker.divergence(ir)
+            rows.append(
+                {
+                    "size": name,
+                    "limit_bytes": limit,
+                    "made_by": who,
+                    "weight_bytes": packed_bytes(ir),
+                    "kl_mean_nats": float(samples[who].mean()),
+                    "kl_ci95": interval(samples[who]),
+                }
+            )
+            if who != "ours":
+                ratios[f"kl ours / {who}, {name}"] = ratio(samples["ours"], samples[who])
+    return {
+        "rows": rows,
+        "ratios": ratios,
+        "conditions": {
+            "model": Path(recipe.model.id).name,
+            "compress": recipe.compress.model_dump(mode="json"),
+            "test_sequences": len(maker.run.data.tokens("test")),
+            "sequence_length": recipe.data.sequence_length,
+            "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        },
+        "versions": stack_versions(),
+    }
+
+
+class Maker:
+    """Makes and measures the IRs of one model.
+
+    Attributes:
+        run: of the recipe, compressed in one way after the other.
+    """
+
+    def __init__(self, recipe: Recipe, scratch: Path) -> None:
+        self._recipe = recipe
+        self._scratch = scratch
+        self._costs: Path | None = None
+        self.run = self._compressed()
+
+    def uniform(self, group_size: int) -> IR:
+        """One group size for all Linear layers, rounded on both sides."""
+        return self._converted(self._compressed(group_size=group_size), f"uniform-{group_size}")
+
+    def eight_bits(self) -> IR:
+        """8 bits for all layers."""
+        return self._converted(self._compressed(layers=({"pattern": "*", "mode": "int8_asym"},)), "eight-bits")
+
+    def mixed(self, limit: int) -> IR:
+        """Our formats within a limit of bytes."""
+        costs = {} if self._costs is None else {"sensitivities": str(self._costs)}
+        run = self._compressed(size_mb=limit / 1e6, **costs)
+        if self._costs is None:
+            self._costs = Path(shutil.copyfile(run.sensitivities, self._scratch / "costs.json"))
+        return self._converted(run, f"mixed-{limit}")
+
+    def nncf(self, limit: int, metric: str) -> IR | None:
+        """NNCF's formats within a limit of bytes; None where not even 4 bits for all layers are."""
+        tokens = self.run.data.tokens("train")
+        for group_size in (self._recipe.compress.group_size, 128):
+            spec = self._recipe.compress.model_copy(update={"group_size": group_size})
+            out = self._scratch / f"nncf-{limit}-{metric}-{group_size}"
+            found = mixed_precision(self.run.ir("bf16"), spec, tokens, out, limit, metric)
+            if found is not None:
+                return found
+        return None
+
+    def divergence(self, ir: IR) -> NDArray[np.float64]:
+        """KL from the BF16 IR of each test sequence, in nats per token, (1, sequences)."""
+        runners = {
+            "bf16": LogitsRunner(read_graph(self.run.ir("bf16")), "bf16"),
+            "row": LogitsRunner(read_graph(ir), "row"),
+        }
+        tokens = self.run.data.tokens("test")
+        found = compare(runners, "bf16", tokens, self._recipe.evaluate.batch_size, silent)
+        return np.asarray(found["row"].joined("kl").mean(1)[None])
+
+    def _compressed(self, **compress: Any) -> RunFolder:
+        spec = type(self._recipe.compress)(**(self._recipe.compress.model_dump() | compress))
+        recipe = self._recipe.model_copy(update={"compress": spec})
+        folder = self._scratch / "run"
+        return services.run(recipe, folder, resume=folder.is_dir(), until="compress")
+
+    def _converted(self, run: RunFolder, name: str) -> IR:
+        out = self._scratch / name
+        shutil.rmtree(out, ignore_errors=True)
+        return convert(run.ir("bf16"), strip(run.compressed, run.ir("bf16"), out / "packed"), out / "ir")
+
+
+if __name__ == "__main__":
+    main()

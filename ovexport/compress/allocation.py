@@ -86,12 +86,7 @@ def require_room(
         RecipeError: not even the smallest formats are within it.
     """
     limit = limit_of(spec, layers)
-    smallest = sum(
-        min((each.weight_bytes for each in formats[layer.name]), default=0)
-        if layer.name in formats
-        else layer.weight_bytes
-        for layer in layers
-    )
+    smallest = sum(min(each.weight_bytes for each in formats.get(layer.name, (layer,))) for layer in layers)
     if smallest > limit:
         packed = sum(layer.out_features * layer.in_features for layer in layers if layer.encoding)
         raise RecipeError(
@@ -191,9 +186,7 @@ def _costs(
     costs: dict[str, list[float]] = {}
     blocks: list[BlockCorrection] = []
     measure = divergence_from(network, calibration[:_MEASURED_SEQUENCES])
-    names = {
-        name: path for path, module in architecture.blocks().items() for name in formats if name.startswith(f"{path}.")
-    }
+    names = {name: path for path in architecture.blocks() for name in formats if name.startswith(f"{path}.")}
     for moments in moments_by_block(network, list(names), calibration, generator):
         found: dict[str, list[float]] = {}
         values: dict[str, Tensor] = {}

@@ -167,7 +167,7 @@ class _Vocabulary:
     """Sums of the moments of embeddings and the head.
 
     Attributes:
-        layers: by name of the weight, whether its layer is an embedding and whether it is the head.
+        layers: names of the weights that it has moments of.
     """
 
     def __init__(self, network: PreTrainedModel, layers: Collection[str]) -> None:
@@ -175,10 +175,9 @@ class _Vocabulary:
         self._paths = {
             f"{path}.weight": path for path, module in network.named_modules() if isinstance(module, nn.Embedding)
         }
-        shared = {id(network.get_parameter(name)): name for name in self._paths if name in layers}
         name_of_head = next((name for name, value in network.named_parameters() if head and value is head.weight), None)
         self._head = name_of_head if name_of_head in layers else None
-        self.layers = {name for name in (*shared.values(), self._head) if name is not None}
+        self.layers = {name for name in (*self._paths, self._head) if name in layers}
         self._sums: dict[str, Tensor] = {}
 
     def add_hidden(self, hidden: Tensor) -> None:

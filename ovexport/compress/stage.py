@@ -180,10 +180,11 @@ def _within_budget(
         versions=stack_versions(),
     )
     logger.info(
-        "  formats within %.2f MB: %.5f nats on held-out text, one format for all: %.5f; the former is taken%s",
+        "  validation text: %.5f nats with the formats chosen within %.2f MB, %.5f with one format for all; %s",
+        nats[0],
         choice.limit_bytes / 1e6,
-        *nats,
-        "" if mixed else " no more than the latter",
+        nats[1],
+        "the chosen ones are taken" if mixed else "the one format is taken",
     )
     return starts[0 if mixed else 1], report
 

@@ -8,7 +8,7 @@ takes one format for each layer.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.compress.knapsack import Frontier, Option, frontier
-from ovexport.compress.moments import moments_by_block
-from ovexport.compress.successive import Curvature, Grid, round_successively
+from ovexport.compress.moments import Moments, moments_by_block
+from ovexport.compress.roundings import Roundings
+from ovexport.compress.successive import Curvature, Grid, refined
 from ovexport.errors import RecipeError
 from ovexport.models.architecture import Architecture
 from ovexport.models.head import hidden_states
@@ -54,6 +55,23 @@ class Choice:
     sensitivities: tuple[LayerSensitivity, ...]
     blocks: tuple[BlockCorrection, ...]
     frontier: tuple[FrontierPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What the costs of formats are measured with.
+
+    Attributes:
+        calibration: token ids, (sequences, length), on the network's device.
+        generator: draws the tokens that slopes are of; on the CPU.
+        fixed: names of layers that the model's checkpoint holds as codes, and that are not rounded.
+        roundings: takes every layer in each of its formats.
+    """
+
+    calibration: Tensor
+    generator: torch.Generator
+    fixed: Collection[str]
+    roundings: Roundings
 
 
 def weight_bytes(layers: Sequence[LayerFormat]) -> int:
@@ -102,8 +120,7 @@ def choose_formats(
     layers: tuple[LayerFormat, ...],
     formats: Mapping[str, Sequence[LayerFormat]],
     spec: CompressSpec,
-    calibration: Tensor,
-    generator: torch.Generator,
+    measuring: "Measuring",
 ) -> Choice:
     """The formats that cost least within the recipe's budget.
 
@@ -111,7 +128,7 @@ def choose_formats(
         network: float32, on the device that computes; its weights are the model's own again afterwards.
         layers: in the recipe's own format.
         formats: those that a layer can have, by name; its own is among them.
-        calibration: token ids, (sequences, length), on the network's device.
+        measuring: what costs are measured with, unless a file has them.
 
     Raises:
         ArtifactError, RecipeError: as known_costs; or the budget is too small.
@@ -119,7 +136,7 @@ def choose_formats(
     """
     limit = require_room(formats, layers, spec)
     known = known_costs(formats, spec)
-    costs, blocks = known or _costs(network, layers, formats, calibration, generator)
+    costs, blocks = known or _costs(network, layers, formats, measuring)
     free = [layer for layer in layers if layer.name in costs]
     fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
     options = [
@@ -177,29 +194,22 @@ def _costs(
     network: PreTrainedModel,
     layers: Sequence[LayerFormat],
     formats: Mapping[str, Sequence[LayerFormat]],
-    calibration: Tensor,
-    generator: torch.Generator,
+    measuring: Measuring,
 ) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]]:
     """What each format costs each layer of the blocks, and what corrected it."""
     architecture = Architecture(network)
-    own = {layer.name: layer for layer in layers}
+    own = {layer.name: layer for layer in layers if layer.encoding and layer.name not in measuring.fixed}
     costs: dict[str, list[float]] = {}
     blocks: list[BlockCorrection] = []
-    measure = divergence_from(network, calibration[:_MEASURED_SEQUENCES])
-    names = {name: path for path in architecture.blocks() for name in formats if name.startswith(f"{path}.")}
-    for moments in moments_by_block(network, list(names), calibration, generator):
+    measure = divergence_from(network, measuring.calibration[:_MEASURED_SEQUENCES])
+    for moments in moments_by_block(network, list(own), measuring.calibration, measuring.generator):
         found: dict[str, list[float]] = {}
         values: dict[str, Tensor] = {}
         for name, of in moments.items():
-            weight, curvature = architecture.matrix(name).read().clone(), Curvature.of(of, name)
-            found[name] = []
-            for layer in formats[name]:
-                quantizer = make_quantizer(layer).to(weight.device)
-                quantizer.fit_grid(weight)
-                rounded = round_successively(weight, Grid.of(quantizer), curvature)
-                found[name].append(of.cost(weight - rounded))
-                if layer == own[name]:
-                    values[name] = rounded
+            rounded = _in_formats(architecture.matrix(name).read(), of, formats.get(name, (own[name],)), measuring)
+            if name in formats:
+                found[name] = [cost for cost, _ in rounded]
+                values[name] = rounded[formats[name].index(own[name])][1]
         if not found:
             continue
         predicted = sum(found[name][formats[name].index(own[name])] for name in values)
@@ -207,10 +217,25 @@ def _costs(
             measured = measure()
         correction = min(max(measured / predicted, 1 / _LARGEST_CORRECTION), _LARGEST_CORRECTION) if predicted else 1.0
         costs |= {name: [correction * cost for cost in each] for name, each in found.items()}
-        block = names[next(iter(found))]
+        block = next(path for path in architecture.blocks() if next(iter(found)).startswith(f"{path}."))
         blocks.append(BlockCorrection(block=block, measured_nats=measured, predicted_nats=predicted))
         logger.info("  measured the formats of %s", block)
     return costs, tuple(reversed(blocks))
+
+
+def _in_formats(
+    weight: Tensor, moments: Moments, formats: Sequence[LayerFormat], measuring: Measuring
+) -> list[tuple[float, Tensor]]:
+    """Of each format, what it costs, and the values that a weight is rounded to."""
+    curvature = Curvature.of(moments, formats[0].name)
+    found: list[tuple[float, Tensor]] = []
+    for layer in formats:
+        quantizer = make_quantizer(layer).to(weight.device)
+        quantizer.fit_grid(weight)
+        values, grid = refined(weight, Grid.of(quantizer), curvature)
+        measuring.roundings.keep(layer, values, grid)
+        found.append((moments.cost(weight - values), values))
+    return found
 
 
 def divergence_from(network: PreTrainedModel, tokens: Tensor) -> Callable[[], float]:

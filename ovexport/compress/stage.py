@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ovexport.artifacts import Checkpoint, PreparedData
-from ovexport.compress.allocation import choose_formats, divergence_from, other_weights, weight_bytes
+from ovexport.compress.allocation import (
+    Choice,
+    Measuring,
+    choose_formats,
+    divergence_from,
+    other_weights,
+    weight_bytes,
+)
+from ovexport.compress.roundings import Roundings
 from ovexport.compress.starting_points import Start, StartingPoint, chosen
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
@@ -120,8 +129,14 @@ class _Base:
             own_grids={name: packed.grid(name) for name in packed.layers} if packed else {},
         )
 
-    def started(self, network: PreTrainedModel, layers: tuple[LayerFormat, ...]) -> Start:
-        """The start that the recipe's starting points make of a model, which they may change."""
+    def started(
+        self, network: PreTrainedModel, layers: tuple[LayerFormat, ...], roundings: Roundings | None = None
+    ) -> Start:
+        """The start that the recipe's starting points make of a model, which they may change.
+
+        Args:
+            roundings: of all layers in these formats, if there are any.
+        """
         start = Start(
             network=network,
             spec=self.spec,
@@ -131,6 +146,7 @@ class _Base:
             generator=torch.Generator().manual_seed(self.seed),
             calibration=self.calibration,
             own_grids=self.own_grids,
+            roundings=roundings,
         )
         for registered in self.points:
             _apply(registered, start, self.digests)
@@ -149,20 +165,39 @@ def _within_budget(
     spec = base.spec
     device = Compute.of(spec.device, "fp32").device
     computing = copy.deepcopy(network).float().to(device)
-    calibration = base.calibration.to(device)
     formats = candidate_formats(layers, spec, base.own_grids)
-    choice = choose_formats(computing, layers, formats, spec, calibration, torch.Generator().manual_seed(base.seed))
     validation = torch.from_numpy(data.tokens("validation").astype(np.int64)).to(device)
     measure = divergence_from(computing, validation)
     starts: list[Start] = []
     nats: list[float] = []
-    for given in (choice.layers, choice.uniform):
-        starts.append(base.started(copy.deepcopy(network), given))
-        with other_weights(Architecture(computing), _shipped(starts[-1])):
-            nats.append(measure())
+    with TemporaryDirectory(prefix="ovexport-") as folder:
+        roundings = Roundings(Path(folder))
+        generator = torch.Generator().manual_seed(base.seed)
+        measuring = Measuring(base.calibration.to(device), generator, base.own_grids, roundings)
+        choice = choose_formats(computing, layers, formats, spec, measuring)
+        for given in (choice.layers, choice.uniform):
+            starts.append(base.started(copy.deepcopy(network), given, roundings or None))
+            with other_weights(Architecture(computing), _shipped(starts[-1])):
+                nats.append(measure())
     mixed = nats[0] <= nats[1]
+    logger.info(
+        "  validation text: %.5f nats with the formats chosen within %.2f MB, %.5f with one format for all; %s",
+        nats[0],
+        choice.limit_bytes / 1e6,
+        nats[1],
+        "the chosen ones are taken" if mixed else "the one format is taken",
+    )
+    return starts[0 if mixed else 1], _report(choice, nats, model)
+
+
+def _report(choice: Choice, nats: Sequence[float], model: ModelSpec) -> SensitivityReport:
+    """How the formats were chosen.
+
+    Args:
+        nats: on the validation text, of the chosen formats and of one format for all.
+    """
     free = {each.name for each in choice.sensitivities}
-    report = SensitivityReport(
+    return SensitivityReport(
         model_id=model.id,
         limit_bytes=choice.limit_bytes,
         fixed_bytes=choice.fixed_bytes,
@@ -176,17 +211,9 @@ def _within_budget(
             uniform_weight_bytes=weight_bytes(choice.uniform),
             uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
         ),
-        taken="chosen" if mixed else "uniform",
+        taken="chosen" if nats[0] <= nats[1] else "uniform",
         versions=stack_versions(),
     )
-    logger.info(
-        "  validation text: %.5f nats with the formats chosen within %.2f MB, %.5f with one format for all; %s",
-        nats[0],
-        choice.limit_bytes / 1e6,
-        nats[1],
-        "the chosen ones are taken" if mixed else "the one format is taken",
-    )
-    return starts[0 if mixed else 1], report
 
 
 def _shipped(start: Start) -> dict[str, Tensor]:

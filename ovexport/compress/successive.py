@@ -173,6 +173,10 @@ class Grid:
         step, zero_point = quantizer.grid()
         return cls(step, zero_point, quantizer.level_low, quantizer.level_high, quantizer.layer.group_size)
 
+    def to(self, device: torch.device) -> "Grid":
+        """The grid on a device."""
+        return replace(self, step=self.step.to(device), zero_point=self.zero_point.to(device))
+
     def with_steps(self, step: Tensor) -> "Grid":
         """The grid with other steps, (output, groups, 1), on the float16 values that scales are stored in."""
         stored = step.clamp(-LARGEST_STEP, LARGEST_STEP).half().float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ovexport.compress.roundings import Roundings
 from ovexport.models.packed import PackedGrid
 from ovexport.recipe import CompressSpec
 from ovexport.registry import Registry
@@ -44,6 +45,7 @@ class Start:
         calibration: token ids of training text, (sequences, length) int64; empty, (0, 0), unless a starting point of
             the recipe needs text.
         own_grids: of the layers that the base model's checkpoint holds as codes, by name; rounding sets them.
+        roundings: of the base model's weights on both sides, if a budget made them when it chose the formats.
     """
 
     network: PreTrainedModel
@@ -55,6 +57,7 @@ class Start:
     calibration: Tensor
     own_grids: Mapping[str, PackedGrid] = field(default_factory=dict)
     replaced_weights: dict[str, Tensor] = field(default_factory=dict)
+    roundings: Roundings | None = None
 
     def weight(self, name: str) -> Tensor:
         """The weight that a layer's codes are made from, (output, input): the replaced one, else the model's."""

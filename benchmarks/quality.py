@@ -8,11 +8,11 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
   many calibration sequences as ours; and rounding to nearest;
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
-  by validation is taken; the same with our learning rate, with our starting point, and with both;
-- our starting point, and our tuning of the recipe.
+  by validation is taken; the same with both our starting point and our learning rate ("both of ours");
+- our own GPTQ, without tuning; our starting point, which is the recipe's; and our tuning of the recipe.
 
-Our tuning and the loop with its defaults run with each seed: their figures are means over the seeds, and their
-intervals are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
+Our starting point and our tuning are made with each seed: their figures are means over the seeds, and their intervals
+are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
 1 - KL / KL(rounding to nearest). With --work, intermediate results stay in a folder, and the same command resumes
 there.
 """
@@ -22,11 +22,10 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import command
 import numpy as np
@@ -61,23 +60,12 @@ from ovexport.versions import stack_versions
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
+OUR_GPTQ = "ovexport, GPTQ, not tuned"
 THEIRS = "documented NNCF loop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """What the documented loop is given of ours."""
-
-    learning_rate: bool = False
-    start: bool = False
-
-
-LOOPS = {
-    THEIRS: Loop(),
-    f"{THEIRS}, our learning rate": Loop(learning_rate=True),
-    f"{THEIRS}, our starting point": Loop(start=True),
-    f"{THEIRS}, both of ours": Loop(learning_rate=True, start=True),
-}
+LOOPS = {THEIRS: False, f"{THEIRS}, both of ours": True}
+"""Whether the documented loop is given our starting point and our learning rate."""
 PTQ = {
     ROUNDING: {},
     "AWQ": {"awq": True},
@@ -110,12 +98,11 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
     maker = Maker(recipe, scratch)
     made: dict[str, list[IR]] = {}
     seconds: dict[str, list[float]] = {}
-    made[OURS], seconds[OURS] = maker.ours(seeds)
-    made[START] = [maker.start]
-    for name, loop in LOOPS.items():
-        of = seeds if name == THEIRS else seeds[:1]
-        made[name], seconds[name] = maker.documented(name, loop, list(zip(of, seconds[OURS], strict=False)))
+    made[OURS], made[START], seconds[OURS] = maker.ours(seeds)
+    for name, ours in LOOPS.items():
+        made[name], seconds[name] = maker.documented(name, seeds[0], seconds[OURS][0], ours=ours)
     run = maker.run
+    made[OUR_GPTQ] = [_rounded("gptq", recipe, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
@@ -149,7 +136,6 @@ class Maker:
 
     Attributes:
         run: the recipe's run, up to the tuning of the last seed.
-        start: the IR of its starting point.
         revisions: of git, at which each row was tuned.
     """
 
@@ -159,32 +145,36 @@ class Maker:
         self.revisions: set[str] = set()
         resume = (scratch / "run").is_dir()
         self.run = services.run(recipe, scratch / "run", resume=resume, until="compress")
-        self.start = self._converted(self.run.compressed, "start")
 
-    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[float]]:
-        """The IR of our tuning for each seed, and the seconds that it took."""
+    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[IR], list[float]]:
+        """The IR of our tuning for each seed, that of its starting point, and the seconds that the tuning took."""
 
         def tuned(seed: int, folder: Path) -> float:
             tune = self._recipe.tune.model_copy(update={"seed": seed})
             recipe = self._recipe.model_copy(update={"tune": tune})
             run = services.run(recipe, self._scratch / "run", resume=True, until="search")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
+            shutil.copytree(run.compressed.path, folder / "start")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 
         folders = [self._once(f"ours-{seed}", partial(tuned, seed)) for seed in seeds]
-        made = [self._converted(Checkpoint(folder / "checkpoint"), f"{folder.name}-ir") for folder, _ in folders]
-        return made, [seconds for _, seconds in folders]
+        made, starts = (
+            [self._converted(Checkpoint(folder / name), f"{folder.name}-{name}-ir") for folder, _ in folders]
+            for name in ("checkpoint", "start")
+        )
+        return made, starts, [seconds for _, seconds in folders]
 
-    def documented(self, name: str, loop: Loop, seeds: list[tuple[int, float]]) -> tuple[list[IR], list[float]]:
-        """The IR of the loop's best checkpoint for each seed and its seconds, and the seconds that it took."""
+    def documented(self, name: str, seed: int, allowed: float, *, ours: bool) -> tuple[list[IR], list[float]]:
+        """The IR of the loop's best checkpoint within its seconds, and the seconds that it took.
+
+        Args:
+            ours: give it our starting point with this seed, and our learning rate.
+        """
         short = name.replace(",", "").replace(" ", "-")
-
-        def tuned(seed: int, allowed: float, folder: Path) -> float:
-            return self._loop(loop, seed, allowed, folder / "nncf.pth")
-
-        folders = [self._once(f"{short}-{seed}", partial(tuned, seed, allowed)) for seed, allowed in seeds]
-        made = [self._adopted(folder / "nncf.pth", folder.name) for folder, _ in folders]
-        return made, [seconds for _, seconds in folders]
+        folder, seconds = self._once(
+            f"{short}-{seed}", lambda folder: self._loop(seed, allowed, folder / "nncf.pth", ours=ours)
+        )
+        return [self._adopted(folder / "nncf.pth", folder.name)], [seconds]
 
     def _once(self, name: str, make: Callable[[Path], float]) -> tuple[Path, float]:
         """A folder that `make` filled, now or before, and the seconds that it counted."""
@@ -198,7 +188,7 @@ class Maker:
         self.revisions.add(note["revision"])
         return done, note["seconds"]
 
-    def _loop(self, loop: Loop, seed: int, allowed: float, path: Path) -> float:
+    def _loop(self, seed: int, allowed: float, path: Path, *, ours: bool) -> float:
         """The seconds that the loop used; it leaves its best checkpoint by the divergence on the validation text."""
         recipe, run = self._recipe, self.run
         tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
@@ -206,9 +196,9 @@ class Maker:
             group_size=recipe.compress.group_size,
             rank=min(layer.rank for layer in run.compressed.manifest.layers if layer.rank),
             mode=recipe.compress.mode,
-            learning_rate=recipe.tune.learning_rate if loop.learning_rate else LEARNING_RATE,
+            learning_rate=recipe.tune.learning_rate if ours else LEARNING_RATE,
         )
-        start = run.compressed if loop.start else None
+        start = Checkpoint(self._scratch / f"ours-{seed}" / "start") if ours else None
         tuning = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed, start)
         best = [float("inf")]
 
@@ -218,7 +208,7 @@ class Maker:
                 best[0] = divergence
                 tuning.save(path)
 
-        if loop.start:
+        if ours:
             keep()  # what it begins from is good already, and may be better than what it comes to
         return tuning.tune_for(allowed, keep)
 
@@ -241,11 +231,16 @@ def _post_training(
 ) -> IR:
     """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
     if not flags:
-        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": "nearest"})
-        checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
-        return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
+        return _rounded("nearest", recipe, run, scratch)
     shutil.rmtree(scratch / name, ignore_errors=True)
     return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
+
+
+def _rounded(rounding: Literal["nearest", "gptq"], recipe: Recipe, run: RunFolder, scratch: Path) -> IR:
+    """Our own rounding of the model, with neither AWQ nor Scale Estimation before it."""
+    plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": rounding})
+    checkpoint = compress(recipe.model, plain, run.data, 0, scratch / f"ours-{rounding}")
+    return _converted(checkpoint, run.ir("bf16"), scratch / f"ours-{rounding}-ir")
 
 
 def _evaluated(

@@ -1,11 +1,17 @@
 """Accuracy by post-training quantization, by the documented NNCF loop and by ovexport, on one test text.
 
-python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--work FOLDER] [--quick] [--json] [--save]
+python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--auto-round PYTHON] [--work FOLDER] [--quick]
+    [--json] [--save]
 
 Every row is an IR, measured by the same code on the same tokens, in float32, against the BF16 IR:
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
+- AutoRound with 200 iterations, calibrated with our own calibration sequences (128 at most, its default), in groups as
+  the recipe has them. auto_round_folder.py makes its folder; the IR has the folder's codes, and embeddings and head in
+  8 bits as every row. auto-round requires other packages than ours, so --auto-round names the interpreter of an
+  environment that has it. Without the option the row is left out, and so it is where AutoRound would leave layers in
+  floating point that the other rows have in 4 bits; the conditions say why;
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
   by validation is taken; the same with both our starting point and our learning rate ("both of ours");
@@ -27,10 +33,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import auto_round_codes
 import command
 import numpy as np
 import openvino as ov
 import torch
+from auto_round_folder import ITERATIONS, SEQUENCES
 from intervals import interval, ratio
 from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
@@ -39,7 +47,7 @@ from ptq import post_training
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord
-from ovexport.compress import compress
+from ovexport.compress import compress, evenly_spread
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
@@ -55,6 +63,7 @@ from ovexport.recipe import EvaluateSpec, Recipe
 from ovexport.storage.files import write_text
 from ovexport.storage.records import read_record
 from ovexport.strip import strip
+from ovexport.trace.stage import trace
 from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
@@ -62,7 +71,7 @@ SEEDS = (0, 1, 2)
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
 OUR_GPTQ = "ovexport, GPTQ, not tuned"
 THEIRS = "documented NNCF loop"
-
+AUTO_ROUND = f"AutoRound, {ITERATIONS} iterations"
 
 LOOPS = {THEIRS: False, f"{THEIRS}, both of ours": True}
 """Whether the documented loop is given our starting point and our learning rate."""
@@ -79,22 +88,34 @@ PTQ = {
 
 def main() -> None:
     """Make every row's IRs, then measure them."""
-    parser = command.parser(__doc__, "quality", "one seed, 20 steps, and GPTQ alone beside rounding to nearest")
+    parser = command.parser(__doc__, "quality", "one seed, 20 steps, of NNCF's methods GPTQ alone, no AutoRound")
     parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    parser.add_argument(
+        "--auto-round", type=Path, metavar="PYTHON", help="the interpreter of an environment that has auto-round"
+    )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there, and go on from it")
     options = parser.parse_args()
+    auto_round = None if options.quick else options.auto_round
+    if auto_round:
+        auto_round_codes.require_installed(auto_round)
     quick = ["tune.steps=20"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, *quick])
     seeds = SEEDS[:1] if options.quick else SEEDS
     folder = nullcontext(options.work) if options.work else TemporaryDirectory()
     with folder as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
-        document = measured(recipe, Path(scratch), seeds, quick=options.quick)
+        document = measured(recipe, Path(scratch), seeds, auto_round, quick=options.quick)
     command.publish(document, "quality", options, case=options.recipe.stem, recipe=options.recipe)
 
 
-def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
-    """The document: rows, ratios, conditions."""
+def measured(
+    recipe: Recipe, scratch: Path, seeds: tuple[int, ...], auto_round: Path | None, *, quick: bool
+) -> dict[str, Any]:
+    """The document: rows, ratios, conditions.
+
+    Args:
+        auto_round: an interpreter that has auto-round; None where there is none.
+    """
     maker = Maker(recipe, scratch)
     made: dict[str, list[IR]] = {}
     seconds: dict[str, list[float]] = {}
@@ -102,6 +123,10 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
     for name, ours in LOOPS.items():
         made[name], seconds[name] = maker.documented(name, seeds[0], seconds[OURS][0], ours=ours)
     run = maker.run
+    about_auto_round = maker.against_auto_round(auto_round)
+    if not about_auto_round:
+        made[AUTO_ROUND], about_auto_round = maker.auto_round(auto_round, seeds[0])
+        seconds[AUTO_ROUND] = [about_auto_round["seconds"]]
     made[OUR_GPTQ] = [_rounded("gptq", recipe, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
@@ -123,6 +148,7 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
             "test_sequences": len(run.data.tokens("test")),
             "sequence_length": recipe.data.sequence_length,
             "calibration_sequences": min(recipe.compress.calibration_sequences, len(tokens)),
+            "auto_round": about_auto_round,
             "encoder": recipe.evaluate.encoder,
             "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": torch.get_num_threads(),
@@ -175,6 +201,28 @@ class Maker:
             f"{short}-{seed}", lambda folder: self._loop(seed, allowed, folder / "nncf.pth", ours=ours)
         )
         return [self._adopted(folder / "nncf.pth", folder.name)], [seconds]
+
+    def against_auto_round(self, python: Path | None) -> dict[str, Any]:
+        """Why the row of AutoRound is left out; nothing where it is not."""
+        if python is None:
+            return {"left_out": "no interpreter was given that has it"}
+        reason = auto_round_codes.reason_against(self.run.compressed.manifest.layers)
+        return {"left_out": reason} if reason else {}
+
+    def auto_round(self, python: Path, seed: int) -> tuple[list[IR], dict[str, Any]]:
+        """The IR of AutoRound's codes, and what auto_round_folder.py notes of them."""
+        recipe, run = self._recipe, self.run
+        layers = run.compressed.manifest.layers
+        count = min(recipe.compress.calibration_sequences, SEQUENCES)
+        tokens = evenly_spread(run.data.tokens("train"), count)
+        out, _ = self._once(
+            f"auto-round-{seed}",
+            lambda out: auto_round_codes.make_folder(python, recipe.model, layers, tokens, seed, out),
+        )
+        folder = auto_round_codes.folder_of(out)
+        checkpoint = auto_round_codes.checkpoint_of(folder, recipe.compress, run.data, layers, out / "checkpoint")
+        base = trace(folder, recipe.convert, out / "traced")
+        return [_converted(checkpoint, base, self._scratch / f"{out.name}-ir")], auto_round_codes.note(out)
 
     def _once(self, name: str, make: Callable[[Path], float]) -> tuple[Path, float]:
         """A folder that `make` filled, now or before, and the seconds that it counted."""

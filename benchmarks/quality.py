@@ -1,4 +1,4 @@
-"""Accuracy by post-training quantization, by the documented NNCF loop and by ovexport, on one test text.
+"""Accuracy by post-training quantization, by AutoRound, by the documented NNCF loop and by ovexport, on one test text.
 
 python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--auto-round PYTHON] [--work FOLDER] [--quick]
     [--json] [--save]
@@ -7,11 +7,11 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
-- AutoRound with 200 iterations, calibrated with our own calibration sequences (128 at most, its default), in groups as
-  the recipe has them. auto_round_folder.py makes its folder; the IR has the folder's codes, and embeddings and head in
-  8 bits as every row. auto-round requires other packages than ours, so --auto-round names the interpreter of an
-  environment that has it. Without the option the row is left out, and so it is where AutoRound would leave layers in
-  floating point that the other rows have in 4 bits; the conditions say why;
+- AutoRound with 200 iterations, calibrated with our calibration sequences (at most 128, its default), in the recipe's
+  group size. auto_round_folder.py makes its folder, and the IR has the folder's codes; embeddings and head, which
+  AutoRound leaves in floating point, have 8 bits as in every row. auto-round requires other versions of packages than
+  ours, so --auto-round names the interpreter of an environment that has it. Without the option there is no such row,
+  nor where AutoRound can't pack every layer that has 4 bits in the other rows; the conditions say why;
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
   by validation is taken; the same with both our starting point and our learning rate ("both of ours");

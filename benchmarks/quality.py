@@ -1,18 +1,24 @@
-"""Accuracy by post-training quantization, by the documented NNCF loop and by ovexport, on one test text.
+"""Accuracy by post-training quantization, by AutoRound, by the documented NNCF loop and by ovexport, on one test text.
 
-python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--work FOLDER] [--quick] [--json] [--save]
+python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--auto-round PYTHON] [--work FOLDER] [--quick]
+    [--json] [--save]
 
 Every row is an IR, measured by the same code on the same tokens, in float32, against the BF16 IR:
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
+- AutoRound with 200 iterations, calibrated with our calibration sequences (at most 128, its default), in the recipe's
+  group size. auto_round_folder.py makes its folder, and the IR has the folder's codes; embeddings and head, which
+  AutoRound leaves in floating point, have 8 bits as in every row. auto-round requires other versions of packages than
+  ours, so --auto-round names the interpreter of an environment that has it. Without the option there is no such row,
+  nor where AutoRound can't pack every layer that has 4 bits in the other rows; the conditions say why;
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
-  by validation is taken; the same with our learning rate, with our starting point, and with both;
-- our starting point, and our tuning of the recipe.
+  by validation is taken; the same with both our starting point and our learning rate ("both of ours");
+- our own GPTQ, without tuning; our starting point, which is the recipe's; and our tuning of the recipe.
 
-Our tuning and the loop with its defaults run with each seed: their figures are means over the seeds, and their
-intervals are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
+Our starting point and our tuning are made with each seed: their figures are means over the seeds, and their intervals
+are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
 1 - KL / KL(rounding to nearest). With --work, intermediate results stay in a folder, and the same command resumes
 there.
 """
@@ -22,16 +28,17 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
+import auto_round_codes
 import command
 import numpy as np
 import openvino as ov
 import torch
+from auto_round_folder import ITERATIONS, SEQUENCES
 from intervals import interval, ratio
 from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
@@ -40,7 +47,7 @@ from ptq import post_training
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord
-from ovexport.compress import compress
+from ovexport.compress import compress, evenly_spread
 from ovexport.convert import convert
 from ovexport.evaluate import load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
@@ -56,28 +63,18 @@ from ovexport.recipe import EvaluateSpec, Recipe
 from ovexport.storage.files import write_text
 from ovexport.storage.records import read_record
 from ovexport.strip import strip
+from ovexport.trace.stage import trace
 from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
+OUR_GPTQ = "ovexport, GPTQ, not tuned"
 THEIRS = "documented NNCF loop"
+AUTO_ROUND = f"AutoRound, {ITERATIONS} iterations"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """What the documented loop is given of ours."""
-
-    learning_rate: bool = False
-    start: bool = False
-
-
-LOOPS = {
-    THEIRS: Loop(),
-    f"{THEIRS}, our learning rate": Loop(learning_rate=True),
-    f"{THEIRS}, our starting point": Loop(start=True),
-    f"{THEIRS}, both of ours": Loop(learning_rate=True, start=True),
-}
+LOOPS = {THEIRS: False, f"{THEIRS}, both of ours": True}
+"""Whether the documented loop is given our starting point and our learning rate."""
 PTQ = {
     ROUNDING: {},
     "AWQ": {"awq": True},
@@ -91,31 +88,46 @@ PTQ = {
 
 def main() -> None:
     """Make every row's IRs, then measure them."""
-    parser = command.parser(__doc__, "quality", "one seed, 20 steps, and GPTQ alone beside rounding to nearest")
+    parser = command.parser(__doc__, "quality", "one seed, 20 steps, of NNCF's methods GPTQ alone, no AutoRound")
     parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
+    parser.add_argument(
+        "--auto-round", type=Path, metavar="PYTHON", help="the interpreter of an environment that has auto-round"
+    )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there, and go on from it")
     options = parser.parse_args()
+    auto_round = None if options.quick else options.auto_round
+    if auto_round:
+        auto_round_codes.require_installed(auto_round)
     quick = ["tune.steps=20"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, *quick])
     seeds = SEEDS[:1] if options.quick else SEEDS
     folder = nullcontext(options.work) if options.work else TemporaryDirectory()
     with folder as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
-        document = measured(recipe, Path(scratch), seeds, quick=options.quick)
+        document = measured(recipe, Path(scratch), seeds, auto_round, quick=options.quick)
     command.publish(document, "quality", options, case=options.recipe.stem, recipe=options.recipe)
 
 
-def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
-    """The document: rows, ratios, conditions."""
+def measured(
+    recipe: Recipe, scratch: Path, seeds: tuple[int, ...], auto_round: Path | None, *, quick: bool
+) -> dict[str, Any]:
+    """The document: rows, ratios, conditions.
+
+    Args:
+        auto_round: an interpreter that has auto-round; None where there is none.
+    """
     maker = Maker(recipe, scratch)
     made: dict[str, list[IR]] = {}
     seconds: dict[str, list[float]] = {}
-    made[OURS], seconds[OURS] = maker.ours(seeds)
-    made[START] = [maker.start]
-    for name, loop in LOOPS.items():
-        of = seeds if name == THEIRS else seeds[:1]
-        made[name], seconds[name] = maker.documented(name, loop, list(zip(of, seconds[OURS], strict=False)))
+    made[OURS], made[START], seconds[OURS] = maker.ours(seeds)
+    for name, ours in LOOPS.items():
+        made[name], seconds[name] = maker.documented(name, seeds[0], seconds[OURS][0], ours=ours)
     run = maker.run
+    about_auto_round = maker.against_auto_round(auto_round)
+    if not about_auto_round:
+        made[AUTO_ROUND], about_auto_round = maker.auto_round(auto_round, seeds[0])
+        seconds[AUTO_ROUND] = [about_auto_round["seconds"]]
+    made[OUR_GPTQ] = [_rounded("gptq", recipe, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
@@ -136,6 +148,7 @@ def measured(recipe: Recipe, scratch: Path, seeds: tuple[int, ...], *, quick: bo
             "test_sequences": len(run.data.tokens("test")),
             "sequence_length": recipe.data.sequence_length,
             "calibration_sequences": min(recipe.compress.calibration_sequences, len(tokens)),
+            "auto_round": about_auto_round,
             "encoder": recipe.evaluate.encoder,
             "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": torch.get_num_threads(),
@@ -149,7 +162,6 @@ class Maker:
 
     Attributes:
         run: the recipe's run, up to the tuning of the last seed.
-        start: the IR of its starting point.
         revisions: of git, at which each row was tuned.
     """
 
@@ -159,32 +171,58 @@ class Maker:
         self.revisions: set[str] = set()
         resume = (scratch / "run").is_dir()
         self.run = services.run(recipe, scratch / "run", resume=resume, until="compress")
-        self.start = self._converted(self.run.compressed, "start")
 
-    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[float]]:
-        """The IR of our tuning for each seed, and the seconds that it took."""
+    def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[IR], list[float]]:
+        """The IR of our tuning for each seed, that of its starting point, and the seconds that the tuning took."""
 
         def tuned(seed: int, folder: Path) -> float:
             tune = self._recipe.tune.model_copy(update={"seed": seed})
             recipe = self._recipe.model_copy(update={"tune": tune})
             run = services.run(recipe, self._scratch / "run", resume=True, until="search")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
+            shutil.copytree(run.compressed.path, folder / "start")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 
         folders = [self._once(f"ours-{seed}", partial(tuned, seed)) for seed in seeds]
-        made = [self._converted(Checkpoint(folder / "checkpoint"), f"{folder.name}-ir") for folder, _ in folders]
-        return made, [seconds for _, seconds in folders]
+        made, starts = (
+            [self._converted(Checkpoint(folder / name), f"{folder.name}-{name}-ir") for folder, _ in folders]
+            for name in ("checkpoint", "start")
+        )
+        return made, starts, [seconds for _, seconds in folders]
 
-    def documented(self, name: str, loop: Loop, seeds: list[tuple[int, float]]) -> tuple[list[IR], list[float]]:
-        """The IR of the loop's best checkpoint for each seed and its seconds, and the seconds that it took."""
+    def documented(self, name: str, seed: int, allowed: float, *, ours: bool) -> tuple[list[IR], list[float]]:
+        """The IR of the loop's best checkpoint within its seconds, and the seconds that it took.
+
+        Args:
+            ours: give it our starting point with this seed, and our learning rate.
+        """
         short = name.replace(",", "").replace(" ", "-")
+        folder, seconds = self._once(
+            f"{short}-{seed}", lambda folder: self._loop(seed, allowed, folder / "nncf.pth", ours=ours)
+        )
+        return [self._adopted(folder / "nncf.pth", folder.name)], [seconds]
 
-        def tuned(seed: int, allowed: float, folder: Path) -> float:
-            return self._loop(loop, seed, allowed, folder / "nncf.pth")
+    def against_auto_round(self, python: Path | None) -> dict[str, Any]:
+        """Why the row of AutoRound is left out; nothing where it is not."""
+        if python is None:
+            return {"left_out": "no interpreter was given that has it"}
+        reason = auto_round_codes.reason_against(self.run.compressed.manifest.layers)
+        return {"left_out": reason} if reason else {}
 
-        folders = [self._once(f"{short}-{seed}", partial(tuned, seed, allowed)) for seed, allowed in seeds]
-        made = [self._adopted(folder / "nncf.pth", folder.name) for folder, _ in folders]
-        return made, [seconds for _, seconds in folders]
+    def auto_round(self, python: Path, seed: int) -> tuple[list[IR], dict[str, Any]]:
+        """The IR of AutoRound's codes, and what auto_round_folder.py notes of them."""
+        recipe, run = self._recipe, self.run
+        layers = run.compressed.manifest.layers
+        count = min(recipe.compress.calibration_sequences, SEQUENCES)
+        tokens = evenly_spread(run.data.tokens("train"), count)
+        out, _ = self._once(
+            f"auto-round-{seed}",
+            lambda out: auto_round_codes.make_folder(python, recipe.model, layers, tokens, seed, out),
+        )
+        folder = auto_round_codes.folder_of(out)
+        checkpoint = auto_round_codes.checkpoint_of(folder, recipe.compress, run.data, layers, out / "checkpoint")
+        base = trace(folder, recipe.convert, out / "traced")
+        return [_converted(checkpoint, base, self._scratch / f"{out.name}-ir")], auto_round_codes.note(out)
 
     def _once(self, name: str, make: Callable[[Path], float]) -> tuple[Path, float]:
         """A folder that `make` filled, now or before, and the seconds that it counted."""
@@ -198,7 +236,7 @@ class Maker:
         self.revisions.add(note["revision"])
         return done, note["seconds"]
 
-    def _loop(self, loop: Loop, seed: int, allowed: float, path: Path) -> float:
+    def _loop(self, seed: int, allowed: float, path: Path, *, ours: bool) -> float:
         """The seconds that the loop used; it leaves its best checkpoint by the divergence on the validation text."""
         recipe, run = self._recipe, self.run
         tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
@@ -206,9 +244,9 @@ class Maker:
             group_size=recipe.compress.group_size,
             rank=min(layer.rank for layer in run.compressed.manifest.layers if layer.rank),
             mode=recipe.compress.mode,
-            learning_rate=recipe.tune.learning_rate if loop.learning_rate else LEARNING_RATE,
+            learning_rate=recipe.tune.learning_rate if ours else LEARNING_RATE,
         )
-        start = run.compressed if loop.start else None
+        start = Checkpoint(self._scratch / f"ours-{seed}" / "start") if ours else None
         tuning = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed, start)
         best = [float("inf")]
 
@@ -218,7 +256,7 @@ class Maker:
                 best[0] = divergence
                 tuning.save(path)
 
-        if loop.start:
+        if ours:
             keep()  # what it begins from is good already, and may be better than what it comes to
         return tuning.tune_for(allowed, keep)
 
@@ -241,11 +279,16 @@ def _post_training(
 ) -> IR:
     """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
     if not flags:
-        plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": "nearest"})
-        checkpoint = compress(recipe.model, plain, run.data, 0, scratch / "nearest")
-        return _converted(checkpoint, run.ir("bf16"), scratch / "rounded")
+        return _rounded("nearest", recipe, run, scratch)
     shutil.rmtree(scratch / name, ignore_errors=True)
     return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
+
+
+def _rounded(rounding: Literal["nearest", "gptq"], recipe: Recipe, run: RunFolder, scratch: Path) -> IR:
+    """Our own rounding of the model, with neither AWQ nor Scale Estimation before it."""
+    plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": rounding})
+    checkpoint = compress(recipe.model, plain, run.data, 0, scratch / f"ours-{rounding}")
+    return _converted(checkpoint, run.ir("bf16"), scratch / f"ours-{rounding}-ir")
 
 
 def _evaluated(

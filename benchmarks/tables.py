@@ -329,9 +329,19 @@ def quality_table(document: dict[str, Any]) -> str:
         f"sequences, learning rate {tune['learning_rate']:g}; tested on {conditions['test_sequences']} x "
         f"{conditions['sequence_length']} other tokens; {conditions['calibration_sequences']} calibration sequences; "
         f"{len(conditions['seeds'])} seeds, tuning took (median) {times}; {conditions['device_name']}, "
-        f"{conditions['threads']} threads; encoder {conditions['encoder']}.",
+        f"{conditions['threads']} threads; encoder {conditions['encoder']}.{_about_auto_round(conditions)}",
     ]
     return "\n".join(lines)
+
+
+def _about_auto_round(conditions: dict[str, Any]) -> str:
+    """What its row was made with, or why there is none."""
+    about = conditions.get("auto_round")
+    if about is None:
+        return ""
+    if "left_out" in about:
+        return f" No row of AutoRound: {about['left_out']}."
+    return f" AutoRound {about['versions']['auto-round']} with {about['sequences']} of the calibration sequences."
 
 
 def tuning_table(document: dict[str, Any]) -> str:

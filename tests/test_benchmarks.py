@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import auto_round_codes
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -13,6 +14,8 @@ from shapes import TINY, build_run
 from tables import BENCHMARKS_README, filled, peers_table
 
 from ovexport.recipe import CompressSpec
+from ovexport.weights.layer import LayerFormat, WeightMatrix
+from ovexport.weights.policy import format_layer
 
 
 def test_the_tables_on_the_pages_are_the_committed_results() -> None:
@@ -53,6 +56,24 @@ def test_a_stale_or_quick_result_or_one_without_its_origin_is_named() -> None:
 def test_a_result_without_a_place_on_its_page_is_named_and_not_appended() -> None:
     with pytest.raises(SystemExit, match=r"benchmarks/README\.md: has no place for the table demo"):
         filled(BENCHMARKS_README, "# A page without marks")
+
+
+def test_auto_round_has_no_row_where_it_packs_other_layers_than_the_other_rows() -> None:
+    def layer(name: str, rows: int, group_size: int = 32) -> LayerFormat:
+        matrix = WeightMatrix(name=name, kind="linear", out_features=rows, in_features=64, transposed=False)
+        return format_layer(matrix, "int4_asym", group_size=group_size)
+
+    reason = auto_round_codes.reason_against
+    assert reason([layer("a.weight", 64), layer("b.weight", 96)]) is None
+    assert reason([layer("a.weight", 64), layer("b.weight", 172)]) == (
+        "it would leave 1 of 2 layers in floating point, such as one of 172 x 64 weights, as it needs multiples of 32"
+    )
+    assert reason([layer("a.weight", 64), layer("b.weight", 96, 64)]) == "the layers have several group sizes"
+
+
+def test_an_interpreter_without_auto_round_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"--auto-round {tmp_path / 'python'}: No such file or directory; give "):
+        auto_round_codes.require_installed(tmp_path / "python")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from ovexport.compress.allocation import limit_of
 from ovexport.compress.check import check, plug_ins, replaces_weights
-from ovexport.compress.stage import compress
+from ovexport.compress.stage import compress, evenly_spread
 from ovexport.compress.starting_points import Start, StartingPoint, chosen, starting_points
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check",
     "chosen",
     "compress",
+    "evenly_spread",
     "limit_of",
     "plug_ins",
     "replaces_weights",

@@ -243,10 +243,13 @@ def _calibration(points: Sequence[Registered[type[StartingPoint]]], data: Prepar
     """Sequences of the training text, evenly spread, (sequences, length) int64; none where nothing needs text."""
     if spec.budget is None and not any(registered.thing.needs_text for registered in points):
         return torch.empty(0, 0, dtype=torch.int64)
-    tokens: NDArray[np.int32] = data.tokens("train")
-    count = min(spec.calibration_sequences, len(tokens))
-    rows = np.linspace(0, len(tokens) - 1, count).round().astype(int)
-    return torch.from_numpy(tokens[rows]).long()
+    return torch.from_numpy(evenly_spread(data.tokens("train"), spec.calibration_sequences)).long()
+
+
+def evenly_spread(tokens: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """So many of the sequences, (sequences, length), from the first to the last; all where there are no more."""
+    rows = np.linspace(0, len(tokens) - 1, min(count, len(tokens))).round().astype(int)
+    return np.take(tokens, rows, axis=0)
 
 
 def _apply(registered: Registered[type[StartingPoint]], start: Start, digests: Mapping[str, str]) -> None:

@@ -15,7 +15,9 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
   by validation is taken; the same with both our starting point and our learning rate ("both of ours");
-- our own GPTQ, without tuning; our starting point, which is the recipe's; and our tuning of the recipe.
+- our own GPTQ, without tuning; our starting point, which is the recipe's; and our tuning of the recipe. If the recipe
+  has a budget, all rows but the last two have its own format for all layers; so have two more rows, our starting point
+  and our tuning without the budget.
 
 Our starting point and our tuning are made with each seed: their figures are means over the seeds, and their intervals
 are bootstraps over seeds and sequences. Every other row is made once, with the first seed. `recovered_gap` is
@@ -70,6 +72,8 @@ DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
 OUR_GPTQ = "ovexport, GPTQ, not tuned"
+ONE_FORMAT, ONE_FORMAT_START = "ovexport, one format, tuned", "ovexport, one format, not tuned"
+NO_BUDGET = {"bits_per_weight": None, "size_mb": None, "at_most_slower": None, "sensitivities": None}
 THEIRS = "documented NNCF loop"
 AUTO_ROUND = f"AutoRound, {ITERATIONS} iterations"
 
@@ -120,18 +124,20 @@ def measured(
     made: dict[str, list[IR]] = {}
     seconds: dict[str, list[float]] = {}
     made[OURS], made[START], seconds[OURS] = maker.ours(seeds)
+    if recipe.compress.budget:
+        made[ONE_FORMAT], made[ONE_FORMAT_START], seconds[ONE_FORMAT] = maker.one_format(seeds[:1])
     for name, ours in LOOPS.items():
         made[name], seconds[name] = maker.documented(name, seeds[0], seconds[OURS][0], ours=ours)
     run = maker.run
-    about_auto_round = maker.against_auto_round(auto_round)
+    about_auto_round = maker.against_auto_round(auto_round, seeds[0])
     if not about_auto_round:
         made[AUTO_ROUND], about_auto_round = maker.auto_round(auto_round, seeds[0])
         seconds[AUTO_ROUND] = [about_auto_round["seconds"]]
-    made[OUR_GPTQ] = [_rounded("gptq", recipe, run, scratch)]
+    made[OUR_GPTQ] = [_rounded("gptq", maker.uniform, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
-        made[name] = [_post_training(name, flags, recipe, run, tokens, scratch)]
+        made[name] = [_post_training(name, flags, maker.uniform, run, tokens, scratch)]
     rows, samples = _evaluated(base, made, recipe, run)
     return {
         "rows": rows,
@@ -162,33 +168,46 @@ class Maker:
 
     Attributes:
         run: the recipe's run, up to the tuning of the last seed.
+        uniform: the recipe without a budget.
         revisions: of git, at which each row was tuned.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._recipe = recipe
         self._scratch = scratch
+        self.uniform = recipe.model_copy(update={"compress": recipe.compress.model_copy(update=NO_BUDGET)})
         self.revisions: set[str] = set()
-        resume = (scratch / "run").is_dir()
-        self.run = services.run(recipe, scratch / "run", resume=resume, until="compress")
+        self.run = services.run(recipe, scratch / "run", resume=(scratch / "run").is_dir(), until="trace")
 
     def ours(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[IR], list[float]]:
         """The IR of our tuning for each seed, that of its starting point, and the seconds that the tuning took."""
+        return self._tuned(self._recipe, "ours", self.run.path, seeds)
 
+    def one_format(self, seeds: tuple[int, ...]) -> tuple[list[IR], list[IR], list[float]]:
+        """The same without the recipe's budget."""
+        return self._tuned(self.uniform, "one-format", self._scratch / "one-format", seeds)
+
+    def _tuned(
+        self, recipe: Recipe, name: str, path: Path, seeds: tuple[int, ...]
+    ) -> tuple[list[IR], list[IR], list[float]]:
         def tuned(seed: int, folder: Path) -> float:
-            tune = self._recipe.tune.model_copy(update={"seed": seed})
-            recipe = self._recipe.model_copy(update={"tune": tune})
-            run = services.run(recipe, self._scratch / "run", resume=True, until="search")
+            seeded = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"seed": seed})})
+            run = services.run(seeded, path, resume=path.is_dir(), until="search")
             shutil.copytree(run.checkpoint.path, folder / "checkpoint")
             shutil.copytree(run.compressed.path, folder / "start")
             return read_record(run.stage_record("tune"), StageRecord).seconds
 
-        folders = [self._once(f"ours-{seed}", partial(tuned, seed)) for seed in seeds]
+        folders = [self._once(f"{name}-{seed}", partial(tuned, seed)) for seed in seeds]
         made, starts = (
-            [self._converted(Checkpoint(folder / name), f"{folder.name}-{name}-ir") for folder, _ in folders]
-            for name in ("checkpoint", "start")
+            [self._converted(Checkpoint(folder / of), f"{folder.name}-{of}-ir") for folder, _ in folders]
+            for of in ("checkpoint", "start")
         )
         return made, starts, [seconds for _, seconds in folders]
+
+    def _uniform_start(self, seed: int) -> Checkpoint:
+        """Our starting point with one format for all layers."""
+        name = "one-format" if self._recipe.compress.budget else "ours"
+        return Checkpoint(self._scratch / f"{name}-{seed}" / "start")
 
     def documented(self, name: str, seed: int, allowed: float, *, ours: bool) -> tuple[list[IR], list[float]]:
         """The IR of the loop's best checkpoint within its seconds, and the seconds that it took.
@@ -202,17 +221,17 @@ class Maker:
         )
         return [self._adopted(folder / "nncf.pth", folder.name)], [seconds]
 
-    def against_auto_round(self, python: Path | None) -> dict[str, Any]:
+    def against_auto_round(self, python: Path | None, seed: int) -> dict[str, Any]:
         """Why the row of AutoRound is left out; nothing where it is not."""
         if python is None:
             return {"left_out": "no interpreter was given that has it"}
-        reason = auto_round_codes.reason_against(self.run.compressed.manifest.layers)
+        reason = auto_round_codes.reason_against(self._uniform_start(seed).manifest.layers)
         return {"left_out": reason} if reason else {}
 
     def auto_round(self, python: Path, seed: int) -> tuple[list[IR], dict[str, Any]]:
         """The IR of AutoRound's codes, and what auto_round_folder.py notes of them."""
         recipe, run = self._recipe, self.run
-        layers = run.compressed.manifest.layers
+        layers = self._uniform_start(seed).manifest.layers
         count = min(recipe.compress.calibration_sequences, SEQUENCES)
         tokens = evenly_spread(run.data.tokens("train"), count)
         out, _ = self._once(
@@ -220,7 +239,7 @@ class Maker:
             lambda out: auto_round_codes.make_folder(python, recipe.model, layers, tokens, seed, out),
         )
         folder = auto_round_codes.folder_of(out)
-        checkpoint = auto_round_codes.checkpoint_of(folder, recipe.compress, run.data, layers, out / "checkpoint")
+        checkpoint = auto_round_codes.checkpoint_of(folder, self.uniform.compress, run.data, layers, out / "checkpoint")
         base = trace(folder, recipe.convert, out / "traced")
         return [_converted(checkpoint, base, self._scratch / f"{out.name}-ir")], auto_round_codes.note(out)
 
@@ -239,15 +258,15 @@ class Maker:
     def _loop(self, seed: int, allowed: float, path: Path, *, ours: bool) -> float:
         """The seconds that the loop used; it leaves its best checkpoint by the divergence on the validation text."""
         recipe, run = self._recipe, self.run
+        start = self._uniform_start(seed)
         tokens, validation = (torch.from_numpy(run.data.tokens(name)).long() for name in ("train", "validation"))
         settings = Settings(
             group_size=recipe.compress.group_size,
-            rank=min(layer.rank for layer in run.compressed.manifest.layers if layer.rank),
+            rank=min(layer.rank for layer in start.manifest.layers if layer.rank),
             mode=recipe.compress.mode,
             learning_rate=recipe.tune.learning_rate if ours else LEARNING_RATE,
         )
-        start = Checkpoint(self._scratch / f"ours-{seed}" / "start") if ours else None
-        tuning = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed, start)
+        tuning = NncfLoop(Path(recipe.model.id), tokens, validation, settings, seed, start if ours else None)
         best = [float("inf")]
 
         def keep() -> None:

@@ -176,9 +176,8 @@ class NncfLoop:
 @torch.no_grad()
 def _load_weights(network: nn.Module, start: Checkpoint) -> None:
     """The weights that the starting point changed, in the network's type."""
-    weights = start.weights
     for name in start.manifest.replaced_weights:
-        network.get_parameter(name).copy_(torch.from_numpy(weights.require(name)))
+        network.get_parameter(name).copy_(torch.from_numpy(start.weights.require(name)))
 
 
 @torch.no_grad()

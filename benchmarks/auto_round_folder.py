@@ -19,8 +19,6 @@ import numpy as np
 
 ITERATIONS = 200
 """AutoRound's default: steps of each transformer block."""
-SEQUENCES = 128
-"""AutoRound's default: calibration sequences."""
 MULTIPLE = 32
 """AutoRound leaves a layer in floating point unless both its sides are multiples of this."""
 NOTE = "auto_round.json"

@@ -7,11 +7,11 @@ Every row is an IR, measured by the same code on the same tokens, in float32, ag
 
 - NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
   many calibration sequences as ours; and rounding to nearest;
-- AutoRound with 200 iterations, calibrated with our calibration sequences (at most 128, its default), in the recipe's
-  group size. auto_round_folder.py makes its folder, and the IR has the folder's codes; embeddings and head, which
-  AutoRound leaves in floating point, have 8 bits as in every row. auto-round requires other versions of packages than
-  ours, so --auto-round names the interpreter of an environment that has it. Without the option there is no such row,
-  nor where AutoRound can't pack every layer that has 4 bits in the other rows; the conditions say why;
+- AutoRound with 200 iterations, calibrated with our calibration sequences, in the recipe's group size.
+  auto_round_folder.py makes its folder, and the IR has the folder's codes; embeddings and head, which AutoRound leaves
+  in floating point, have 8 bits as in every row. auto-round requires other versions of packages than ours, so
+  --auto-round names the interpreter of an environment that has it. Without the option there is no such row, nor where
+  AutoRound can't pack every layer that has 4 bits in the other rows; the conditions say why;
 - the documented NNCF loop in our own implementation (nncf_loop.py), with its defaults and the recipe's rank. It gets
   the seconds that our tuning took (its compression, hidden states and validation do not count), and its best checkpoint
   by validation is taken; the same with both our starting point and our learning rate ("both of ours");
@@ -40,7 +40,7 @@ import command
 import numpy as np
 import openvino as ov
 import torch
-from auto_round_folder import ITERATIONS, SEQUENCES
+from auto_round_folder import ITERATIONS
 from intervals import interval, ratio
 from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
@@ -232,8 +232,7 @@ class Maker:
         """The IR of AutoRound's codes, and what auto_round_folder.py notes of them."""
         recipe, run = self._recipe, self.run
         layers = self._uniform_start(seed).manifest.layers
-        count = min(recipe.compress.calibration_sequences, SEQUENCES)
-        tokens = evenly_spread(run.data.tokens("train"), count)
+        tokens = evenly_spread(run.data.tokens("train"), recipe.compress.calibration_sequences)
         out, _ = self._once(
             f"auto-round-{seed}",
             lambda out: auto_round_codes.make_folder(python, recipe.model, layers, tokens, seed, out),

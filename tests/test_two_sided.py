@@ -10,7 +10,14 @@ from torch import nn
 
 from ovexport import recipe
 from ovexport.compress import check
-from ovexport.compress.moments import LARGEST_OUTPUTS, Moments, moments_by_block, slope_at_drawn_tokens
+from ovexport.compress.moments import (
+    LARGEST_OUTPUTS,
+    Moments,
+    add_products,
+    mirrored,
+    moments_by_block,
+    slope_at_drawn_tokens,
+)
 from ovexport.compress.successive import (
     Curvature,
     Grid,
@@ -150,6 +157,13 @@ def test_fitted_steps_cost_less_with_the_same_codes() -> None:
     scaled = values / grid.spread(grid.step) * fitted.spread(fitted.step)
     assert curvature.cost(weight - scaled) < curvature.cost(weight - values)
     assert torch.equal(fitted.step, fitted.step.half().float())  # as scales are stored
+
+
+def test_sums_of_products_are_whole_though_half_of_them_is_computed() -> None:
+    total, first, second = torch.zeros(600, 600), torch.randn(50, 600), torch.randn(70, 600)
+    add_products(total, first)
+    add_products(total, second)
+    torch.testing.assert_close(mirrored(total), first.T @ first + second.T @ second, rtol=1e-4, atol=1e-4)
 
 
 def test_moments_that_are_not_finite_or_nothing_at_all() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ovexport.compress.moments import Moments
+from ovexport.compress.moments import Moments, add_products, mirrored
 from ovexport.compress.starting_points.starting_point import Start, StartingPoint, starting_points
 from ovexport.compress.successive import Curvature, Grid, round_successively
 from ovexport.models.architecture import Architecture
@@ -97,6 +97,7 @@ def _second_moments(inputs: Iterable[Tensor]) -> Tensor:
     for batch in inputs:
         rows = batch.reshape(-1, batch.shape[-1]).float()
         count += len(rows)
-        moments = rows.T @ rows if moments is None else moments.addmm_(rows.T, rows)
+        moments = rows.new_zeros(rows.shape[1], rows.shape[1]) if moments is None else moments
+        add_products(moments, rows)
     assert moments is not None
-    return moments / count
+    return mirrored(moments) / count

@@ -5,9 +5,10 @@ python benchmarks/quality.py [RECIPE] [--set section.key=value]… [--auto-round
 
 Every row is an IR, measured by the same code on the same tokens, in float32, against the BF16 IR:
 
-- NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on as
-  many calibration sequences as ours; and rounding to nearest;
-- AutoRound with 200 iterations, calibrated with our calibration sequences, in the recipe's group size.
+- NNCF's post-training quantization on the OpenVINO model: AWQ, Scale Estimation, GPTQ and their combinations, on 128 of
+  our calibration sequences, or all if there are fewer: as many as NNCF and AutoRound take by default; and rounding to
+  nearest;
+- AutoRound with 200 iterations, calibrated with the same sequences, in the recipe's group size.
   auto_round_folder.py makes its folder, and the IR has the folder's codes; embeddings and head, which AutoRound leaves
   in floating point, have 8 bits as in every row. auto-round requires other versions of packages than ours, so
   --auto-round names the interpreter of an environment that has it. Without the option there is no such row, nor where
@@ -70,6 +71,7 @@ from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
 SEEDS = (0, 1, 2)
+PEERS_SEQUENCES = 128
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
 OUR_GPTQ = "ovexport, GPTQ, not tuned"
 ONE_FORMAT, ONE_FORMAT_START = "ovexport, one format, tuned", "ovexport, one format, not tuned"
@@ -232,7 +234,7 @@ class Maker:
         """The IR of AutoRound's codes, and what auto_round_folder.py notes of them."""
         recipe, run = self._recipe, self.run
         layers = self._uniform_start(seed).manifest.layers
-        tokens = evenly_spread(run.data.tokens("train"), recipe.compress.calibration_sequences)
+        tokens = evenly_spread(run.data.tokens("train"), calibration_of_peers(recipe))
         out, _ = self._once(
             f"auto-round-{seed}",
             lambda out: auto_round_codes.make_folder(python, recipe.model, layers, tokens, seed, out),
@@ -292,6 +294,11 @@ def _converted(checkpoint: Checkpoint, base: IR, out: Path) -> IR:
     return convert(base, strip(checkpoint, base, out / "packed"), out / "ir")
 
 
+def calibration_of_peers(recipe: Recipe) -> int:
+    """Sequences that NNCF's methods and AutoRound are calibrated with."""
+    return min(recipe.compress.calibration_sequences, PEERS_SEQUENCES)
+
+
 def _post_training(
     name: str, flags: Mapping[str, bool], recipe: Recipe, run: RunFolder, tokens: NDArray[np.int32], scratch: Path
 ) -> IR:
@@ -299,7 +306,8 @@ def _post_training(
     if not flags:
         return _rounded("nearest", recipe, run, scratch)
     shutil.rmtree(scratch / name, ignore_errors=True)
-    return post_training(run.ir("bf16"), recipe.compress, tokens, scratch / name, **flags)
+    spec = recipe.compress.model_copy(update={"calibration_sequences": calibration_of_peers(recipe)})
+    return post_training(run.ir("bf16"), spec, tokens, scratch / name, **flags)
 
 
 def _rounded(rounding: Literal["nearest", "gptq"], recipe: Recipe, run: RunFolder, scratch: Path) -> IR:

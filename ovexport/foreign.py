@@ -35,8 +35,11 @@ class Row:
     cure: str
 
 
-_LESS_MEMORY = "lower tune.batch_size or data.sequence_length, close other programs, or take a machine with more memory"
-_LESS_DEVICE_MEMORY = 'lower tune.batch_size or data.sequence_length, or set tune.device = "cpu"'
+_LESS_MEMORY = (
+    "lower tune.batch_size or data.sequence_length, close other programs, or take a machine with more memory; if it was "
+    'the stage compress, compress.rounding = "nearest" takes the least'
+)
+_LESS_DEVICE_MEMORY = 'lower tune.batch_size or data.sequence_length, or set tune.device and compress.device to "cpu"'
 _ALLOCATION = (
     r"can't allocate memory|Cannot allocate memory|not enough memory|bad_alloc|bad allocation|bad_array_new_length"
     r"|failed to allocate|Failed to allocate|os error 12\b|Storage size calculation overflowed"
@@ -59,7 +62,7 @@ _FAILED_DISK = ("the disk failed to read or write ({said})", "look at the disk, 
 _ALL_PACKAGES = (
     '"pip install ovexport" installs what is missing; verify, bench and runtime need less (ovexport doctor --target)'
 )
-_ON_CPU = 'set tune.device = "cpu"'
+_ON_CPU = 'set tune.device and compress.device to "cpu"'
 _OTHER_MODEL = "choose another model"
 _NAME_OR_FOLDER = "check the name and the network, or give a folder"
 _DEVICE_FULL = "out of memory on the device ({said})"

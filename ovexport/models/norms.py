@@ -51,7 +51,7 @@ class Norm:
 def find_norms(network: PreTrainedModel) -> tuple[Norm, ...]:
     """Every parameter of the model's normalization layers, in the model's order."""
     found: list[Norm] = []
-    for path, module in network.named_modules():
+    for path, module in network.named_modules(remove_duplicate=False):
         if "norm" in type(module).__name__.lower():
             found += _norms_of(path, module)
     shared = [id(norm.parameter) for norm in found]

@@ -50,8 +50,9 @@ def norm_constants(graph: ov.Model, names: Iterable[str]) -> dict[str, Any]:
     for name, node in found.items():
         if node is None:
             raise UnsupportedModelError(
-                f"{name}: no float32 constant of the traced graph holds this norm alone; trace the model again if an "
-                "earlier version of ovexport traced it, else set tune.norms = false"
+                f"{name}: no float32 constant of the traced graph holds this norm alone (the tracer leaves out weights "
+                "of 1 and biases of 0); trace the model again if an earlier version of ovexport traced it, else set "
+                "tune.norms = false"
             )
     return found
 

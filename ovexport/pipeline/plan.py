@@ -53,18 +53,25 @@ def plan_model(model: ModelSpec, spec: CompressSpec) -> Plan:
     """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
     shape = look_at(model, spec)
     findings = [*shape.plan.problems, *check_trace(model, shape.problem)]
-    return _plan(model, shape, findings, steps=None, seconds=None)
+    return _plan(model, shape, findings, tuned=shape.tuned_parameters, steps=None, seconds=None)
 
 
 def plan_run(outlook: Outlook, findings: Sequence[Finding]) -> Plan:
     """The plan of a recipe, with what the stages' checks found."""
     recipe, shape = outlook.recipe, outlook.shape
     steps, seconds = _tuning_length(recipe.tune, recipe.data, shape)
-    return _plan(recipe.model, shape, findings, steps=steps, seconds=seconds)
+    tuned = shape.tuned_parameters + (shape.norm_parameters if recipe.tune.norms else 0)
+    return _plan(recipe.model, shape, findings, tuned=tuned, steps=steps, seconds=seconds)
 
 
 def _plan(
-    model: ModelSpec, shape: Shape, findings: Sequence[Finding], *, steps: int | None, seconds: float | None
+    model: ModelSpec,
+    shape: Shape,
+    findings: Sequence[Finding],
+    *,
+    tuned: int,
+    steps: int | None,
+    seconds: float | None,
 ) -> Plan:
     problems = sorted_problems(findings)
     return Plan(
@@ -75,7 +82,7 @@ def _plan(
         parameters=shape.parameters,
         baseline_bytes=shape.baseline_bytes,
         product_bytes=shape.product_bytes,
-        tuned_parameters=shape.tuned_parameters,
+        tuned_parameters=tuned,
         tuning_memory_bytes=shape.tuning_memory_bytes,
         tuning_steps=steps,
         tuning_seconds=seconds,

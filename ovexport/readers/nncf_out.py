@@ -31,12 +31,17 @@ def to_nncf(checkpoint: Checkpoint, model: ModelSpec) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the checkpoint is corrupt, or of another base model.
-        UnsupportedModelError: a layer has a format that NNCF's formats have not.
+        UnsupportedModelError: a layer has a format that NNCF's formats have not, or norms were tuned.
     """
     import nncf.torch
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
     manifest, adapters = checkpoint.manifest, checkpoint.adapters
+    if manifest.norms:
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: its norms were tuned (tune.norms), and NNCF's quantizers hold none; convert the "
+            "checkpoint to an IR"
+        )
     network = load_model(model, dtype=torch.float32)
     stored = load_model(model)
     replaced = checkpoint.weights if manifest.replaced_weights else {}

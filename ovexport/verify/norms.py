@@ -1,6 +1,6 @@
 """Are the norms those that were tuned? Each constant is compared with the checkpoint's, bit by bit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,28 @@ def tuned_norms(graph: ov.Model, manifest: CheckpointManifest, adapters: TensorF
     checks = []
     for norm in manifest.norms:
         expected = _expected(norm, adapters)
-        problem = _misplaced(norm, constants.get(norm.name, ()))
-        if problem:
-            checks.append(zero(_TUNED, norm.name, expected.size, problem))
-            continue
-        differing = np.flatnonzero(_stored(constants[norm.name][0]) != expected.reshape(-1).view(np.uint32))
-        detail = f"other values than those that were tuned, first at {differing[0]}" if len(differing) else ""
-        checks.append(zero(_TUNED, norm.name, len(differing), detail))
+        nodes = constants.get(norm.name, ())
+        problem = _misplaced(norm, nodes)
+        checks.append(zero(_TUNED, norm.name, expected.size, problem) if problem else _same(norm, nodes[0], expected))
+    return checks
+
+
+def onnx_norms(constants: Mapping[str, Any], manifest: CheckpointManifest, adapters: TensorFile) -> list[Check]:
+    """Every tuned norm is a constant of an ONNX graph, which holds parameters as the model does, by their names.
+
+    Args:
+        constants: of the graph, by name.
+
+    Raises:
+        ArtifactError: as tuned_norms.
+    """
+    checks = []
+    for norm in manifest.norms:
+        expected, node = _parameter(norm, adapters), constants.get(f"network.{norm.name}")
+        if node is None or type_name(node) != "f32" or tuple(node.get_output_shape(0)) != norm.shape:
+            checks.append(zero(_TUNED, norm.name, expected.size, "not in the graph"))
+        else:
+            checks.append(_same(norm, node, expected))
     return checks
 
 
@@ -76,13 +91,22 @@ def _misplaced(norm: TunedNorm, nodes: Sequence[Any]) -> str:
     return ""
 
 
+def _same(norm: TunedNorm, node: Any, expected: NDArray[np.float32]) -> Check:
+    """A constant's values are the expected ones, bit by bit."""
+    stored = raw(node).view(np.uint32)
+    differing = np.flatnonzero(stored != np.ascontiguousarray(expected).reshape(-1).view(np.uint32))
+    first = f"other values than those that were tuned, first at {differing[0]}" if len(differing) else ""
+    return zero(_TUNED, norm.name, len(differing), first)
+
+
 def _expected(norm: TunedNorm, adapters: TensorFile) -> NDArray[np.float32]:
     """What the layer multiplies with or adds: the tuned values, and 1 more where the model's layer adds it."""
-    values = adapters.require(norm.name)
-    if values.shape != norm.shape or values.dtype != np.float32 or not np.isfinite(values).all():
-        raise ArtifactError(f"{norm.name}: no finite float32 values of shape {norm.shape}; tune again")
+    values = _parameter(norm, adapters)
     return values + np.float32(1) if norm.added else values
 
 
-def _stored(node: Any) -> NDArray[np.uint32]:
-    return raw(node).view(np.uint32)
+def _parameter(norm: TunedNorm, adapters: TensorFile) -> NDArray[np.float32]:
+    values = adapters.require(norm.name)
+    if values.shape != norm.shape or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ArtifactError(f"{norm.name}: no finite float32 values of shape {norm.shape}; tune again")
+    return values

@@ -52,8 +52,6 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
     graph = read_graph(base)
     matrices = indexed_matrices(base, graph, manifest)
     _require_base_norms(graph, manifest)
-    adapters = checkpoint.adapters
-    replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
@@ -70,18 +68,31 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         if beside is not None:
             beside.write(folder / ADAPTER_FOLDER)
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
-            for layer in manifest.layers:
-                if layer.encoding is not None:
-                    codes = load_any_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
-                    _require_tuned(codes, layer, checkpoint, manifest)
-                    for part, value in packed_tensors(codes, layer.encoding).items():
-                        writer.write(f"{layer.name}.{part}", value)
-                elif layer.name in manifest.replaced_weights:
-                    writer.write(layer.name, replaced[layer.name])
-            for norm in manifest.norms:
-                writer.write(norm.name, adapters.require(norm.name))
+            _pack(checkpoint, manifest, matrices, writer)
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
+
+
+def _pack(
+    checkpoint: Checkpoint, manifest: CheckpointManifest, matrices: Mapping[str, Matrix], writer: TensorWriter
+) -> None:
+    """Write every tensor of packed.safetensors.
+
+    Args:
+        matrices: of the base, by layer.
+    """
+    adapters = checkpoint.adapters
+    replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
+    for layer in manifest.layers:
+        if layer.encoding is not None:
+            codes = load_any_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
+            _require_tuned(codes, layer, checkpoint, manifest)
+            for part, value in packed_tensors(codes, layer.encoding).items():
+                writer.write(f"{layer.name}.{part}", value)
+        elif layer.name in manifest.replaced_weights:
+            writer.write(layer.name, replaced[layer.name])
+    for norm in manifest.norms:
+        writer.write(norm.name, adapters.require(norm.name))
 
 
 def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:

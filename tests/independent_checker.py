@@ -124,8 +124,8 @@ def main(ir: Path, checkpoint: Path, model: Path) -> int:
             print(f"the adapter of {name} differs")
             mismatches += 1
     for norm in record.get("norms", ()):
-        want, node = tensor(norm["name"], adapters) + np.float32(norm["added"]), constants.get((norm["name"], "f32"))
-        if node is None or not np.array_equal(node.get_data().ravel(), want.ravel()):
+        values, node = tensor(norm["name"], adapters) + np.float32(norm["added"]), constants.get((norm["name"], "f32"))
+        if node is None or not np.array_equal(node.get_data().ravel(), values.ravel()):
             print(f"{norm['name']} differs or is missing")
             mismatches += 1
     print(f"{len(layers)} layers, {mismatches} mismatches")

@@ -298,8 +298,8 @@ def test_a_familys_norms_go_the_whole_way(family: str, tmp_path: Path) -> None:
     assert len(norms) == count
     assert {norm.added for norm in norms} == added
     for norm in norms:
-        values = run.checkpoint.adapters[norm.name] + np.float32(norm.added)
-        assert np.array_equal(constant(run.ir("int4"), norm.name).ravel(), values)
+        used = run.checkpoint.adapters[norm.name] + np.float32(norm.added)
+        assert np.array_equal(constant(run.ir("int4"), norm.name).ravel(), used)
 
 
 class ExponentialNorm(nn.Module):

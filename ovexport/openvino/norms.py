@@ -51,8 +51,8 @@ def norm_constants(graph: ov.Model, names: Iterable[str]) -> dict[str, Any]:
         if node is None:
             raise UnsupportedModelError(
                 f"{name}: no float32 constant of the traced graph holds this norm alone (the tracer leaves out weights "
-                "of 1 and biases of 0); trace the model again if an earlier version of ovexport traced it, else set "
-                "tune.norms = false"
+                "of 1 and biases of 0); if an earlier version of ovexport traced the model, remove that IR to have it "
+                "traced again, else set tune.norms = false"
             )
     return found
 

@@ -30,7 +30,7 @@ def tuned_norms(graph: ov.Model, manifest: CheckpointManifest, adapters: TensorF
     checks = []
     for norm in manifest.norms:
         expected = _expected(norm, adapters)
-        nodes = constants.get(norm.name, ())
+        nodes = constants.get(norm.name, [])
         problem = _misplaced(norm, nodes)
         checks.append(zero(_TUNED, norm.name, expected.size, problem) if problem else _same(norm, nodes[0], expected))
     return checks
@@ -60,7 +60,7 @@ def base_norms(original: ov.Model, manifest: CheckpointManifest) -> list[Check]:
     constants = _by_name(original)
     checks = []
     for norm in manifest.norms:
-        problem = _misplaced(norm, constants.get(norm.name, ()))
+        problem = _misplaced(norm, constants.get(norm.name, []))
         if not problem and bytes_digest(raw(constants[norm.name][0])) != norm.base_digest:
             problem = "other values than those that tuning began with"
         checks.append(zero(_BASE, norm.name, int(bool(problem)), problem))

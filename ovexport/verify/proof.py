@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from ovexport.artifacts import IR, Checkpoint
+from ovexport.artifacts import IR, Checkpoint, CheckpointManifest
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.openvino.graph import Weight, read_graph, weights
 from ovexport.openvino.matrices import layer_matrices
@@ -147,8 +147,7 @@ def _gathered(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
     if twin and other:
-        norms = _told_norms(evidence, ir, checkpoint)
-        _against_twin(evidence, ir, graph, graph_weights, twin, other, others, norms)
+        _against_twin(evidence, ir, graph, graph_weights, twin, other, others, _told_norms(evidence, ir, checkpoint))
     elif base is None:
         evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     else:
@@ -205,23 +204,38 @@ def _against_checkpoint(
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
-        original = read_graph(base)
-        matrices = layer_matrices(original, manifest)
-        evidence.mismatches = arithmetic(graph_weights, checkpoint, manifest, matrices, listener)
-        evidence.checks += arithmetic_checks(evidence.mismatches)
-        evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
-        evidence.checks += base_norms(original, manifest)
-        leaves, norms = leaves_of_base(matrices, manifest), [norm.name for norm in manifest.norms]
-        evidence.checks += same_operations(
-            operations(graph, leaves_of_product(manifest, leaves), norms),
-            operations(original, leaves, norms),
-            "base IR",
-        )
-        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
-        evidence.errors = weight_errors(graph_weights, manifest, matrices)
-        evidence.twin_errors = weight_errors(others, manifest, matrices)
+        _against_base(evidence, ir, graph, graph_weights, checkpoint, manifest, base, others, listener)
     evidence.checks.append(packed_bytes(graph_weights, manifest))
     evidence.predicted_bytes = sum(predicted_bytes(layer) for layer in manifest.packed)
+
+
+def _against_base(
+    evidence: _Evidence,
+    ir: IR,
+    graph: ov.Model,
+    graph_weights: tuple[Weight, ...],
+    checkpoint: Checkpoint,
+    manifest: CheckpointManifest,
+    base: IR,
+    others: tuple[Weight, ...],
+    listener: Listener,
+) -> None:
+    """Codes computed again, and the rest of the graph; `others` are the twin's weights."""
+    original = read_graph(base)
+    matrices = layer_matrices(original, manifest)
+    evidence.mismatches = arithmetic(graph_weights, checkpoint, manifest, matrices, listener)
+    evidence.checks += arithmetic_checks(evidence.mismatches)
+    evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
+    evidence.checks += base_norms(original, manifest)
+    leaves, norms = leaves_of_base(matrices, manifest), [norm.name for norm in manifest.norms]
+    evidence.checks += same_operations(
+        operations(graph, leaves_of_product(manifest, leaves), norms),
+        operations(original, leaves, norms),
+        "base IR",
+    )
+    evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
+    evidence.errors = weight_errors(graph_weights, manifest, matrices)
+    evidence.twin_errors = weight_errors(others, manifest, matrices)
 
 
 def _against_packed(

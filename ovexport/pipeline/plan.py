@@ -21,7 +21,7 @@ class Plan(Record):
     Attributes:
         packed: what the model's checkpoint is, where its weights are 4-bit codes already.
         baseline_bytes, product_bytes: weights of the BF16 and the INT4 IR.
-        tuned_parameters: entries of adapters and quantization ranges.
+        tuned_parameters: entries of adapters, quantization ranges and, where the recipe tunes them, norms.
         tuning_memory_bytes: weights, gradients, adapters and optimizer; activations come on top.
         tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
             the speed of a matrix product measured now.

@@ -51,7 +51,7 @@ def to_nncf(checkpoint: Checkpoint | Path | str, base: ModelSpec | Path | str) -
 
     Raises:
         ArtifactError: the checkpoint is corrupt, or of another base model.
-        UnsupportedModelError: a layer has a format that NNCF's formats have not.
+        UnsupportedModelError: a layer has a format that NNCF's formats have not, or norms were tuned.
     """
     spec = _spec(base)
     assert spec is not None

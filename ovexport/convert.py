@@ -17,6 +17,7 @@ from ovexport.artifacts import ADAPTER_FOLDER, IR, IR_MANIFEST, IRManifest, Pack
 from ovexport.errors import UnsupportedModelError
 from ovexport.openvino.graph import read_graph, type_name
 from ovexport.openvino.matrices import Matrix, bfloat16_bits
+from ovexport.openvino.norms import norm_constants
 from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.digests import file_digest
 from ovexport.storage.files import atomic_folder, files_in
@@ -53,6 +54,9 @@ def convert(base: IR, packed: PackedWeights, out: Path) -> IR:
             _replace_floats(matrix, tensors.require(layer.name))
         else:
             _replace(matrix, layer, tensors)
+    constants = norm_constants(graph, [norm.name for norm in manifest.norms])
+    for norm in manifest.norms:
+        _replace_norm(constants[norm.name], tensors.require(norm.name) + np.float32(norm.added))
     graph.validate_nodes_and_infer_types()
     return _write(graph, base, packed, out)
 
@@ -73,6 +77,7 @@ def _write(graph: ov.Model, base: IR, packed: PackedWeights, out: Path) -> IR:
             adapter=manifest.adapter,
             checkpoint_files=manifest.checkpoint_files,
             tuning_steps=manifest.tuning_steps,
+            norms=tuple(norm.name for norm in manifest.norms),
             files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},
             versions=stack_versions(),
         )
@@ -166,6 +171,16 @@ def _replace_floats(matrix: Matrix, values: NDArray[np.float32]) -> None:
         replaced = ov.op.Constant(ov.Tensor(bits.reshape(-1), ov.Shape(bits.shape), ov.Type.bf16), False)
     else:
         replaced = opset.constant(stored.astype({"f32": np.float32, "f16": np.float16}[type_name(node)]))
+    _take_place(replaced, node)
+
+
+def _replace_norm(node: Any, values: NDArray[np.float32]) -> None:
+    """Replace a float32 constant by other values, in its shape."""
+    _take_place(opset.constant(values.reshape(node.get_output_shape(0))), node)
+
+
+def _take_place(replaced: Any, node: Any) -> None:
+    """Let all that reads a constant read another one, of the same name."""
     replaced.set_friendly_name(node.get_friendly_name())
     for target in node.output(0).get_target_inputs():
         target.replace_source_output(replaced.output(0))

@@ -36,8 +36,8 @@ class Row:
 
 
 _LESS_MEMORY = (
-    "lower tune.batch_size or data.sequence_length, close other programs, or take a machine with more memory; if it was "
-    'the stage compress, compress.rounding = "nearest" takes the least'
+    "lower tune.batch_size or data.sequence_length, close other programs, or take a machine with more memory; of the "
+    'ways to compress, compress.rounding = "nearest" takes the least'
 )
 _LESS_DEVICE_MEMORY = 'lower tune.batch_size or data.sequence_length, or set tune.device and compress.device to "cpu"'
 _ALLOCATION = (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,9 +22,11 @@ from ovexport.artifacts import (
     PackedWeights,
 )
 from ovexport.errors import ArtifactError
-from ovexport.openvino.graph import read_graph
+from ovexport.openvino.graph import raw, read_graph
 from ovexport.openvino.matrices import Matrix
+from ovexport.openvino.norms import norm_constants
 from ovexport.openvino.weight_index import indexed_matrices
+from ovexport.storage.digests import bytes_digest
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
 from ovexport.storage.tensorfile import TensorWriter
@@ -46,9 +49,9 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         UnsupportedModelError: which constant of the base is a layer's can't be told.
     """
     manifest = checkpoint.manifest
-    matrices = indexed_matrices(base, read_graph(base), manifest)
-    adapters = checkpoint.adapters
-    replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
+    graph = read_graph(base)
+    matrices = indexed_matrices(base, graph, manifest)
+    _require_base_norms(graph, manifest)
     packed = PackedManifest(
         model_id=manifest.model_id,
         revision=manifest.revision,
@@ -58,22 +61,38 @@ def strip(checkpoint: Checkpoint, base: IR, out: Path) -> PackedWeights:
         replaced_weights=manifest.replaced_weights,
         checkpoint_files=checkpoint.files,
         tuning_steps=manifest.steps,
+        norms=manifest.norms,
     )
     beside = checkpoint.beside
     with atomic_folder(out) as folder:
         if beside is not None:
             beside.write(folder / ADAPTER_FOLDER)
         with TensorWriter(folder / "packed.safetensors", _layout(manifest)) as writer:
-            for layer in manifest.layers:
-                if layer.encoding is not None:
-                    codes = load_any_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
-                    _require_tuned(codes, layer, checkpoint, manifest)
-                    for part, value in packed_tensors(codes, layer.encoding).items():
-                        writer.write(f"{layer.name}.{part}", value)
-                elif layer.name in manifest.replaced_weights:
-                    writer.write(layer.name, replaced[layer.name])
+            _pack(checkpoint, manifest, matrices, writer)
         write_record(packed, folder / "packed.json")
     return PackedWeights(out)
+
+
+def _pack(
+    checkpoint: Checkpoint, manifest: CheckpointManifest, matrices: Mapping[str, Matrix], writer: TensorWriter
+) -> None:
+    """Write every tensor of packed.safetensors.
+
+    Args:
+        matrices: of the base, by layer.
+    """
+    adapters = checkpoint.adapters
+    replaced: Mapping[str, NDArray[np.float32]] = checkpoint.weights if manifest.replaced_weights else {}
+    for layer in manifest.layers:
+        if layer.encoding is not None:
+            codes = load_any_quantizer(layer, adapters).quantize(_weight(layer, manifest, matrices, replaced))
+            _require_tuned(codes, layer, checkpoint, manifest)
+            for part, value in packed_tensors(codes, layer.encoding).items():
+                writer.write(f"{layer.name}.{part}", value)
+        elif layer.name in manifest.replaced_weights:
+            writer.write(layer.name, replaced[layer.name])
+    for norm in manifest.norms:
+        writer.write(norm.name, adapters.require(norm.name))
 
 
 def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:
@@ -82,6 +101,20 @@ def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, man
             f"{checkpoint.path}: the codes of {layer.name} are not those that tuning ended with; "
             "the checkpoint was changed, tune again"
         )
+
+
+def _require_base_norms(graph: ov.Model, manifest: CheckpointManifest) -> None:
+    """Refuse a base model whose norms are not those that tuning began with.
+
+    Raises:
+        ArtifactError: naming the norm.
+    """
+    constants = norm_constants(graph, [norm.name for norm in manifest.norms])
+    for norm in manifest.norms:
+        if bytes_digest(raw(constants[norm.name])) != norm.base_digest:
+            raise ArtifactError(
+                f"{norm.name}: not the norm that the checkpoint was tuned on; give the base model {manifest.model}"
+            )
 
 
 def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -96,7 +129,8 @@ def _layout(manifest: CheckpointManifest) -> dict[str, tuple[str, tuple[int, ...
         elif encoding.zero_points == "float16":
             layout[f"{layer.name}.zero_point"] = ("F16", (layer.out_features, layer.groups, 1))
     floats = [layer for layer in manifest.layers if layer.encoding is None and layer.name in manifest.replaced_weights]
-    return layout | {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
+    layout |= {layer.name: ("F32", (layer.out_features, layer.in_features)) for layer in floats}
+    return layout | {norm.name: ("F32", norm.shape) for norm in manifest.norms}
 
 
 def packed_tensors(codes: Codes, encoding: Encoding) -> dict[str, NDArray[np.generic]]:

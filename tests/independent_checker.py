@@ -103,7 +103,7 @@ def adapter_differs(layer: dict, adapters: Path, ir: Path) -> bool:
 
 
 def main(ir: Path, checkpoint: Path, model: Path) -> int:
-    """Compare every packed layer, print those that differ, and return the exit status."""
+    """Compare every packed layer and tuned norm, print those that differ, and return the exit status."""
     ops = [op for op in ov.Core().read_model(ir / "openvino_model.xml").get_ops() if op.get_type_name() == "Constant"]
     constants = {(op.get_friendly_name(), op.get_element_type().get_type_name()): op for op in ops}
     record, adapters = json.loads((checkpoint / "checkpoint.json").read_text()), checkpoint / "adapters.safetensors"
@@ -122,6 +122,11 @@ def main(ir: Path, checkpoint: Path, model: Path) -> int:
             mismatches += 1
         if layer.get("adapter") == "beside" and layer["rank"] and adapter_differs(layer, adapters, ir):
             print(f"the adapter of {name} differs")
+            mismatches += 1
+    for norm in record.get("norms", ()):
+        values, node = tensor(norm["name"], adapters) + np.float32(norm["added"]), constants.get((norm["name"], "f32"))
+        if node is None or not np.array_equal(node.get_data().ravel(), values.ravel()):
+            print(f"{norm['name']} differs or is missing")
             mismatches += 1
     print(f"{len(layers)} layers, {mismatches} mismatches")
     return int(mismatches > 0)

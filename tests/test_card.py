@@ -179,3 +179,10 @@ def test_names_add_no_markup_to_the_card(tiny_recipe: Recipe, findings: Findings
     assert "<img" not in card.text
     assert "](http" not in card.text
     assert "\n# PROVEN" not in card.text
+
+
+def test_the_card_says_that_norms_were_tuned(tiny_recipe: Recipe, findings: Findings) -> None:
+    said = "The weights of its normalization layers were tuned as well."
+    assert findings.tuned
+    assert said in read(changed(tiny_recipe, tune={"norms": True}), findings).content
+    assert said not in read(tiny_recipe, findings).content

@@ -12,6 +12,7 @@ from conftest import tiny_values
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
+from ovexport.convert import convert
 from ovexport.errors import RecipeError
 from ovexport.models.device import Compute
 from ovexport.pipeline import services
@@ -20,6 +21,8 @@ from ovexport.recipe import Recipe, SearchSpec, TuneSpec
 from ovexport.reports import SearchReport
 from ovexport.search import search
 from ovexport.storage.records import read_record
+from ovexport.strip import strip
+from ovexport.tune import tune
 from ovexport.tune.trainer import Trainer, make_trainer
 from ovexport.verify import verify
 from ovexport.weights.adapters import load_quantizer
@@ -268,3 +271,20 @@ def test_loss_on_everything_learns_the_question_too(nls_run, nls_recipe) -> None
     every = range(len(examples))
     assert answer.weight(every) == sum(len(example.tokens) - example.answer for example in examples)
     assert everything.weight(every) == sum(len(example.tokens) - 1 for example in examples)
+
+
+def test_tuned_norms_are_searched_with_and_shipped(nls_run: RunFolder, nls_recipe: Recipe, tmp_path: Path) -> None:
+    spec = nls_recipe.tune.model_copy(update={"norms": True, "norm_learning_rate": 1e-2})
+    folder = {"logs": tmp_path / "logs", "identity": "a"}
+    tuned = tune(nls_run.compressed, nls_recipe.model, spec, nls_run.data, tmp_path / "tuned", **folder)
+    names = [norm.name for norm in tuned.manifest.norms]
+    assert len(names) == 5
+    chosen = tmp_path / "checkpoint"
+    settings = SearchSpec(ranks=(2,))
+    search(tuned, nls_recipe.model, settings, spec, nls_run.data, chosen, log=tmp_path / "log", identity="a")
+    checkpoint, base = Checkpoint(chosen), nls_run.ir("bf16")
+    assert all(np.array_equal(checkpoint.adapters[name], tuned.adapters[name]) for name in names)
+    product = convert(base, strip(checkpoint, base, tmp_path / "packed"), tmp_path / "int4")
+    report = verify(product, checkpoint=checkpoint, base=base, twin=nls_run.ir("plain"))
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert sum(check.name == "norm as the checkpoint has it" for check in report.checks) == 5

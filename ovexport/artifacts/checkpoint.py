@@ -12,6 +12,7 @@ from ovexport.storage.files import files_in
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import CodeDigest, LayerFormat
+from ovexport.weights.norm import TunedNorm
 from ovexport.weights.ranks import Configuration, RankSpace
 from ovexport.wording import model_named
 
@@ -45,6 +46,7 @@ class CheckpointManifest(Record):
         validation: of the kept step; None for a starting point, and for a model that can't be tuned.
         rank_space: ranks that an adapter can have (FQ_LORA_NLS), largest first; empty for adapters used whole.
         rank_by: what has a rank of its own, a transformer block or a Linear.
+        norms: parameters of normalization layers that were tuned, whose values are in adapters.safetensors.
     """
 
     format_version: Literal[2] = 2
@@ -59,6 +61,7 @@ class CheckpointManifest(Record):
     validation: Validation | None = None
     rank_space: tuple[int, ...] = ()
     rank_by: Literal["block", "linear"] = "block"
+    norms: tuple[TunedNorm, ...] = ()
     versions: dict[str, str]
 
     @property
@@ -112,7 +115,8 @@ class Checkpoint:
 
     adapters.safetensors holds per layer `NAME.input_low` and `NAME.input_range`, (output, groups, 1) float32, or
     `NAME.scale` for symmetric ones, and `NAME.lora_A` (rank, input; for QA-LoRA (rank, groups)), `NAME.lora_B` (output,
-    rank), float32. A layer with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives.
+    rank), float32. A layer with NNCF's arithmetic has what `nncf_quantizer.NncfQuantizer.stored` gives. A tuned norm is
+    `NAME`, in the parameter's shape, float32.
     reference.safetensors holds what the tuned model says of held-out text, in float32 throughout: `token_ids`
     (sequences, length) int32 and `logits` (sequences, length, vocabulary) float32.
     """

@@ -20,6 +20,7 @@ class IRManifest(Record):
         checkpoint_files: SHA-256 of each file of the checkpoint that it was made from.
         files: SHA-256 of each other file of the folder.
         tuning_steps: of the parameters that were kept: 0 without tuning, None where it is not known.
+        norms: names of the norms that were tuned, whose constants have other values than the base's.
     """
 
     format_version: Literal[1] = 1
@@ -28,6 +29,7 @@ class IRManifest(Record):
     adapter: str | None = None
     checkpoint_files: dict[str, str]
     tuning_steps: int | None = None
+    norms: tuple[str, ...] = ()
     files: dict[str, str]
     versions: dict[str, str]
 

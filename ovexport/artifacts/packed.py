@@ -8,6 +8,7 @@ from ovexport.artifacts.peft_adapter import ADAPTER_FOLDER, is_peft_adapter
 from ovexport.storage.records import Record, read_record
 from ovexport.storage.tensorfile import TensorFile
 from ovexport.weights.layer import LayerFormat
+from ovexport.weights.norm import TunedNorm
 
 
 class PackedManifest(Record):
@@ -16,7 +17,7 @@ class PackedManifest(Record):
     Attributes:
         model_id, revision, adapter: the base model as the recipe named it, and the LoRA adapter merged with it.
         checkpoint_files: SHA-256 of each file of the checkpoint that was packed.
-        replaced_weights, tuning_steps: the checkpoint's `replaced_weights` and `steps`.
+        replaced_weights, tuning_steps, norms: the checkpoint's `replaced_weights`, `steps` and `norms`.
     """
 
     format_version: Literal[2] = 2
@@ -28,6 +29,7 @@ class PackedManifest(Record):
     replaced_weights: tuple[str, ...] = ()
     checkpoint_files: dict[str, str]
     tuning_steps: int | None = None
+    norms: tuple[TunedNorm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class PackedWeights:
     """A folder with packed.json and packed.safetensors, and `adapter` where layers have adapters that are not absorbed.
 
     Per layer `NAME.codes` (u4 and i4 two to a byte, low nibble first; u8; i8), `NAME.scale` float16 and, where
-    asymmetric, `NAME.zero_point`, packed like the codes or float16; `NAME` itself for a replaced weight that stays in
-    floating point.
+    asymmetric, `NAME.zero_point`, packed like the codes or float16; `NAME` itself, float32, for a replaced weight
+    that stays in floating point and for a tuned norm.
     """
 
     path: Path

@@ -84,6 +84,8 @@ def _show_model(planned: "Plan") -> None:
     say(f"weights            {byte_size(planned.baseline_bytes)} before, {byte_size(planned.product_bytes)} in INT4")
     say(f"tuning memory      {byte_size(planned.tuning_memory_bytes)} and the activations")
     say(f"disk               {byte_size(planned.disk_bytes)}")
+    if planned.compressing_seconds is not None and not planned.problems:
+        say(f"compressing        at least {planned.compressing_seconds:,.0f} s here")
     if planned.tuning_steps is not None and not planned.problems:
         least = "" if planned.tuning_seconds is None else f", at least {planned.tuning_seconds:,.0f} s here"
         say(f"tuning             {planned.tuning_steps} steps{least}")

@@ -70,6 +70,7 @@ def write_beside(base: IR, packed: PackedWeights, folder: Path) -> None:
         adapter=manifest.adapter,
         checkpoint_files=manifest.checkpoint_files,
         tuning_steps=manifest.tuning_steps,
+        norms=tuple(norm.name for norm in manifest.norms),
         files={file.relative_to(folder).as_posix(): file_digest(file) for file in files_in(folder)},
         versions=stack_versions(),
     )

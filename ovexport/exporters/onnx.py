@@ -74,6 +74,8 @@ class OnnxExporter(Exporter):
         for layer in manifest.layers:
             if layer.encoding is None and layer.name in manifest.replaced_weights:
                 matrix_view(network, layer.name).write(torch.from_numpy(np.array(tensors.require(layer.name))))
+        for norm in manifest.norms:
+            network.get_parameter(norm.name).data.copy_(torch.from_numpy(np.array(tensors.require(norm.name))))
         program = _traced(network, model.id)
         for layer in manifest.layers:
             if layer.encoding is not None:

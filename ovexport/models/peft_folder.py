@@ -51,6 +51,8 @@ def load_backbone(checkpoint: Checkpoint, model: ModelSpec) -> PreTrainedModel:
     for layer, weight in base_weights(checkpoint, own_weights):
         codes = load_quantizer(layer, adapters).quantize(weight) if layer.encoding else None
         matrix_view(network, layer.name).write(weight if codes is None else _values(codes, layer))
+    for norm in checkpoint.manifest.norms:
+        network.get_parameter(norm.name).copy_(torch.from_numpy(adapters.require(norm.name).copy()))
     return network
 
 

@@ -33,7 +33,8 @@ class Student:
         network: the model that was given; its weights are the student's from here on.
         quantizers: by layer.
         base_weights: what the adapters are added to, by layer, (output, input), in the type of the base model.
-        trained: every parameter that is tuned, by "LAYER.PARAMETER".
+        trained: every parameter that is tuned, by "LAYER.PARAMETER"; a norm by its own name.
+        norms: weights and biases of normalization layers that are tuned, float32, by name.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Student:
         dtype: torch.dtype,
         *,
         fixed: Collection[str] = (),
+        norms: Collection[str] = (),
     ) -> None:
         """Make a student of a model.
 
@@ -51,6 +53,7 @@ class Student:
             own_weights: the model's by layer, (output, input).
             dtype: of the products of matrices.
             fixed: names of quantizers' parameters that are not tuned.
+            norms: names of the norms that are tuned beside those that the checkpoint holds already.
         """
         self.network = network
         self.quantizers: dict[str, TunableQuantizer] = {}
@@ -73,7 +76,10 @@ class Student:
             self._views[layer.name] = view
             if layer.rank:
                 self._sum_gradients(layer.name, view.parameter)
-        self.trained = _trained_parameters(self.quantizers)
+        self.norms = _float32_parameters(network, {*norms, *(norm.name for norm in start.manifest.norms)})
+        self._base_norms = {name: value.detach().clone() for name, value in self.norms.items()}
+        self._load_norms(adapters)
+        self.trained = _trained_parameters(self.quantizers) | self.norms
         self.quantize_weights()
 
     @property
@@ -126,14 +132,16 @@ class Student:
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, by "LAYER.PARAMETER"."""
-        return stored_parameters(self.quantizers)
+        return stored_parameters(self.quantizers) | {name: value.detach() for name, value in self.norms.items()}
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, NDArray[np.float32]]) -> None:
-        """Take over what `stored` gives; the weights follow with `quantize_weights`."""
+        """Take over what `stored` gives; the weights follow with `quantize_weights`. Norms that are not given are the
+        base model's."""
         for name, quantizer in self.quantizers.items():
             names = quantizer.stored()
             quantizer.load({key: torch.from_numpy(np.array(values[f"{name}.{key}"])) for key in names})
+        self._load_norms(values)
 
     @torch.no_grad()
     def assign(self, values: Mapping[str, Tensor]) -> None:
@@ -184,6 +192,11 @@ class Student:
             matrix_view(self.network, name).write(weight)
         self.settle_weights()
 
+    @torch.no_grad()
+    def _load_norms(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        for name, base in self._base_norms.items():
+            self.norms[name].copy_(torch.from_numpy(np.array(values[name])) if name in values else base)
+
     def _sum_gradients(self, name: str, parameter: nn.Parameter) -> None:
         """Let a weight's gradients be summed over the microbatches in float32, whatever type they come in."""
 
@@ -203,6 +216,15 @@ def stored_parameters(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor]:
     """What a checkpoint holds of a model's quantizers, by "LAYER.PARAMETER"."""
     stored = {name: quantizer.stored() for name, quantizer in quantizers.items()}
     return {f"{name}.{key}": value for name, values in stored.items() for key, value in values.items()}
+
+
+def _float32_parameters(network: PreTrainedModel, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """Parameters of a model that are tuned as they are, in its order, made float32."""
+    parameters = {name: value for name, value in network.named_parameters() if name in names}
+    for value in parameters.values():
+        value.data = value.data.float()
+        value.requires_grad_(True)
+    return parameters
 
 
 def _trained_parameters(quantizers: Mapping[str, TunableQuantizer]) -> dict[str, nn.Parameter]:

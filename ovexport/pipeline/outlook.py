@@ -16,6 +16,7 @@ from ovexport.errors import ArtifactError, OvexportError
 from ovexport.evaluate import choose_prompts
 from ovexport.models.architecture import Architecture
 from ovexport.models.loading import DTYPES, load_config, load_own_tokenizer, open_packed, skeleton
+from ovexport.models.norms import find_norms
 from ovexport.models.positions import readable_tokens
 from ovexport.pipeline.stage import Stage
 from ovexport.prepare import Survey, missing_files, survey
@@ -33,6 +34,7 @@ class Shape:
 
     Attributes:
         replaces_weights: the starting point has weights of its own, in float32.
+        norm_parameters: entries of the weights and biases of normalization layers.
         budget_bytes: of the packed matrices, where a budget chooses their formats; `plan` has the recipe's own then.
         packed: what the checkpoint is, where its weights are 4-bit codes already.
         positions: how many tokens the model can read; None if it has no limit, or if that is not known.
@@ -41,6 +43,7 @@ class Shape:
 
     plan: LayerPlan = field(default_factory=LayerPlan)
     parameters: int = 0
+    norm_parameters: int = 0
     bytes_per_parameter: int = 2
     replaces_weights: bool = False
     budget_bytes: int | None = None
@@ -110,6 +113,7 @@ def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:
             budget_bytes=limit_of(spec, plan.layers) if spec.budget else None,
             packed=packed.describe() if packed else None,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
+            norm_parameters=sum(norm.parameter.numel() for norm in find_norms(network)),
             bytes_per_parameter=DTYPES.get(model.dtype, config.dtype or torch.float32).itemsize,
             replaces_weights=replaces_weights(spec),
             positions=readable_tokens(config.to_dict()),

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from ovexport.checking import Caution, Finding, sorted_problems
-from ovexport.models.device import Compute
+from ovexport.compress import operations
+from ovexport.models.device import Compute, DeviceName, Precision
 from ovexport.pipeline.outlook import Outlook, Shape, look_at
 from ovexport.recipe import CompressSpec, DataSpec, ModelSpec, TuneSpec
 from ovexport.storage.records import Record
@@ -21,10 +24,11 @@ class Plan(Record):
     Attributes:
         packed: what the model's checkpoint is, where its weights are 4-bit codes already.
         baseline_bytes, product_bytes: weights of the BF16 and the INT4 IR.
-        tuned_parameters: entries of adapters and quantization ranges.
+        tuned_parameters: entries of adapters, quantization ranges and, where the recipe tunes them, norms.
         tuning_memory_bytes: weights, gradients, adapters and optimizer; activations come on top.
-        tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound, from
-            the speed of a matrix product measured now.
+        compressing_seconds: None where nothing is rounded with text, or the recipe does not fix how much; a lower
+            bound, from the speed of a matrix product measured now.
+        tuning_steps, tuning_seconds: None where the recipe does not fix the length; the time is a lower bound as well.
         unsuitable: names of the layers that can't be compressed as the recipe asks; their note says why, and sizes
             count them in floating point.
         problems: everything that would stop the run, in the order of their exit codes.
@@ -41,6 +45,7 @@ class Plan(Record):
     product_bytes: int
     tuned_parameters: int
     tuning_memory_bytes: int
+    compressing_seconds: float | None
     tuning_steps: int | None
     tuning_seconds: float | None
     disk_bytes: int
@@ -49,23 +54,36 @@ class Plan(Record):
     exit_code: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a recipe takes beyond the model's shape, as Plan has it."""
+
+    compressing_seconds: float | None = None
+    tuned_norms: int = 0
+    steps: int | None = None
+    tuning_seconds: float | None = None
+
+
 def plan_model(model: ModelSpec, spec: CompressSpec) -> Plan:
     """The plan of compressing a model: layers, sizes and problems, with no text and no tuning."""
     shape = look_at(model, spec)
-    findings = [*shape.plan.problems, *check_trace(model, shape.problem)]
-    return _plan(model, shape, findings, steps=None, seconds=None)
+    return _plan(model, shape, [*shape.plan.problems, *check_trace(model, shape.problem)], _Work())
 
 
 def plan_run(outlook: Outlook, findings: Sequence[Finding]) -> Plan:
     """The plan of a recipe, with what the stages' checks found."""
     recipe, shape = outlook.recipe, outlook.shape
     steps, seconds = _tuning_length(recipe.tune, recipe.data, shape)
-    return _plan(recipe.model, shape, findings, steps=steps, seconds=seconds)
+    work = _Work(
+        compressing_seconds=_compressing_seconds(recipe.compress, recipe.data, shape),
+        tuned_norms=shape.norm_parameters if recipe.tune.norms else 0,
+        steps=steps,
+        tuning_seconds=seconds,
+    )
+    return _plan(recipe.model, shape, findings, work)
 
 
-def _plan(
-    model: ModelSpec, shape: Shape, findings: Sequence[Finding], *, steps: int | None, seconds: float | None
-) -> Plan:
+def _plan(model: ModelSpec, shape: Shape, findings: Sequence[Finding], work: _Work) -> Plan:
     problems = sorted_problems(findings)
     return Plan(
         model=model.id,
@@ -75,15 +93,23 @@ def _plan(
         parameters=shape.parameters,
         baseline_bytes=shape.baseline_bytes,
         product_bytes=shape.product_bytes,
-        tuned_parameters=shape.tuned_parameters,
+        tuned_parameters=shape.tuned_parameters + work.tuned_norms,
         tuning_memory_bytes=shape.tuning_memory_bytes,
-        tuning_steps=steps,
-        tuning_seconds=seconds,
+        compressing_seconds=work.compressing_seconds,
+        tuning_steps=work.steps,
+        tuning_seconds=work.tuning_seconds,
         disk_bytes=shape.disk_bytes,
         problems=tuple(str(problem) for problem in problems),
         warnings=tuple(dict.fromkeys(str(finding) for finding in findings if isinstance(finding, Caution))),
         exit_code=problems[0].exit_code if problems else 0,
     )
+
+
+def _compressing_seconds(spec: CompressSpec, data: DataSpec, shape: Shape) -> float | None:
+    """Seconds that rounding with text takes at least; None where nothing is rounded so."""
+    tokens = spec.calibration_sequences * data.sequence_length
+    needed = operations(shape.layers, spec, shape.parameters, tokens)
+    return needed / _operations_per_second(spec.device, "fp32") if needed else None
 
 
 def _tuning_length(spec: TuneSpec, data: DataSpec, shape: Shape) -> tuple[int | None, float | None]:
@@ -95,13 +121,14 @@ def _tuning_length(spec: TuneSpec, data: DataSpec, shape: Shape) -> tuple[int | 
     if steps is None:
         return None, None
     per_step = spec.batch_size * spec.gradient_accumulation_steps
-    operations = 6.0 * shape.parameters * per_step * data.sequence_length * steps
-    return steps, operations / _operations_per_second(spec)
+    needed = 6.0 * shape.parameters * per_step * data.sequence_length * steps
+    return steps, needed / _operations_per_second(spec.device, spec.precision)
 
 
-def _operations_per_second(spec: TuneSpec) -> float:
-    """Speed of a matrix product as tuning would compute it, best of a few."""
-    compute = Compute.of(spec.device, spec.precision)
+@cache
+def _operations_per_second(device: DeviceName, precision: Precision) -> float:
+    """Speed of a matrix product, best of a few."""
+    compute = Compute.of(device, precision)
     matrix = torch.randn(1024, 1024, device=compute.device, dtype=compute.dtype)
     best = 0.0
     for _ in range(5):

@@ -187,7 +187,7 @@ def write_nncf_file(path: Path, model: ModelSpec | None, out: Path) -> None:
     Raises:
         ArtifactError: it is no checkpoint, is corrupt or of another base model, or `out` is there already.
         RecipeError: no base model is given.
-        UnsupportedModelError: a layer has a format that NNCF's formats have not.
+        UnsupportedModelError: a layer has a format that NNCF's formats have not, or norms were tuned.
     """
     import torch
 

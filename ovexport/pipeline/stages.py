@@ -38,6 +38,15 @@ def _trace(context: Context) -> None:
     from ovexport.trace.stage import trace
 
     trace(context.recipe.model, context.recipe.convert, context.folder.ir("bf16").path)
+    _require_tunable_norms(context)
+
+
+def _require_tunable_norms(context: Context) -> None:
+    """Refuse norms that can't be written into the IR as soon as there is one, and before tuning at the latest."""
+    if context.recipe.tune.norms:
+        from ovexport.tune import require_tunable_norms
+
+        require_tunable_norms(context.recipe.tune, context.recipe.model, context.folder.ir("bf16"))
 
 
 def _compress(context: Context) -> None:
@@ -59,6 +68,7 @@ def _tune(context: Context) -> None:
     from ovexport.tune import tune
 
     recipe, folder = context.recipe, context.folder
+    _require_tunable_norms(context)
     tune(
         folder.compressed,
         recipe.model,
@@ -232,7 +242,8 @@ def _check_convert(outlook: "Outlook") -> Iterator[Finding]:
 def _check_tune(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.tune import check
 
-    return check(outlook.recipe.tune, packed=outlook.shape.packed is not None)
+    model = None if outlook.shape.problem else outlook.recipe.model
+    return check(outlook.recipe.tune, model, packed=outlook.shape.packed is not None)
 
 
 def _check_search(outlook: "Outlook") -> Iterator[Finding]:

@@ -31,12 +31,13 @@ def to_nncf(checkpoint: Checkpoint, model: ModelSpec) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the checkpoint is corrupt, or of another base model.
-        UnsupportedModelError: a layer has a format that NNCF's formats have not.
+        UnsupportedModelError: a layer has a format that NNCF's formats have not, or norms were tuned.
     """
     import nncf.torch
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
     manifest, adapters = checkpoint.manifest, checkpoint.adapters
+    _require_no_norms(checkpoint)
     network = load_model(model, dtype=torch.float32)
     stored = load_model(model)
     replaced = checkpoint.weights if manifest.replaced_weights else {}
@@ -69,6 +70,14 @@ def to_nncf(checkpoint: Checkpoint, model: ModelSpec) -> dict[str, Any]:
         "nncf_config": nncf.torch.get_config(wrapped),
         "model_state": wrapped.state_dict(),
     }
+
+
+def _require_no_norms(checkpoint: Checkpoint) -> None:
+    if checkpoint.manifest.norms:
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: its norms were tuned (tune.norms), and NNCF's quantizers hold none; convert the "
+            "checkpoint to an IR"
+        )
 
 
 def _require_known(layer: LayerFormat) -> None:

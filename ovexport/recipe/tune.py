@@ -30,6 +30,9 @@ class TuneSpec(Spec):
         scale_learning_rate: learning rate of the scales; without it, a tenth of `learning_rate`.
         zero_point_learning_rate: learning rate of the zero points, in units of one quantization step; 0 leaves them
             where they are.
+        norms: tune the weights and biases of the normalization layers too. The IR holds them in place of the base
+            model's, so they cost nothing at inference.
+        norm_learning_rate: learning rate of the norms.
         probe_learning_rates: try each of these for `probe_steps` steps first; the one with the smallest validation
             loss takes the place of `learning_rate`.
         probe_steps: optimizer steps of each try.
@@ -68,6 +71,8 @@ class TuneSpec(Spec):
     learning_rate: PositiveReal = 1e-4
     scale_learning_rate: NotNegativeReal | None = None
     zero_point_learning_rate: NotNegativeReal = 0.0
+    norms: bool = False
+    norm_learning_rate: PositiveReal = 1e-4
     probe_learning_rates: tuple[PositiveReal, ...] = ()
     probe_steps: Positive = 50
     weight_decay: NotNegativeReal = 0.0
@@ -97,6 +102,8 @@ class TuneSpec(Spec):
         given = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if given:
             raise ValueError(f"{', '.join(given)}: not of objective = {self.objective!r}; leave it out")
+        if not self.norms and self.norm_learning_rate != type(self).model_fields["norm_learning_rate"].default:
+            raise ValueError("norm_learning_rate goes with norms = true; leave it out")
         return self
 
     def learning_rate_factor(self, step: int, steps: int) -> float:

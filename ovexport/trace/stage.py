@@ -27,7 +27,9 @@ from ovexport.models.loading import (
     load_model,
     load_tokenizer,
 )
+from ovexport.models.norms import find_norms
 from ovexport.openvino.names import name_nodes
+from ovexport.openvino.norms import name_norms
 from ovexport.openvino.tokenizer import check_ends, write_tokenizer
 from ovexport.openvino.weight_index import make_index
 from ovexport.recipe import ConvertSpec, ModelSpec
@@ -55,6 +57,7 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
     network = load_model(model)
     tokenizer = load_tokenizer(model, network.config.get_text_config().vocab_size)
     check_ends(model, tokenizer)
+    norms = {norm.name: norm.used_values() for norm in find_norms(network) if norm.problem is None}
     matrices = [matrix for matrix in Architecture(network).all_matrices() if matrix.problem is None]
     traced = IR(out)
     traced.index_file.unlink(missing_ok=True)
@@ -65,6 +68,7 @@ def trace(model: ModelSpec, convert: ConvertSpec, out: Path) -> IR:
         gc.collect()  # the exporter leaves cycles that would keep the weights mapped
         set_runtime_options(folder / "openvino_model.xml", convert)
         name_nodes(folder / "openvino_model.xml")
+        name_norms(folder / "openvino_model.xml", norms)
         _write_generation_config(model, folder)
         check_kept(model, tokenizer, folder)
     write_record(make_index(traced, matrices), traced.index_file)

@@ -12,7 +12,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over adapters, quantization ranges and zero points, with the recipe's warm-up and schedule.
+    """AdamW over adapters, quantization ranges, zero points and norms, with the recipe's warm-up and schedule.
 
     Attributes:
         learning_rate: of the adapters, before warm-up and schedule.
@@ -25,7 +25,7 @@ class Optimizer:
         """An optimizer that has done nothing yet.
 
         Args:
-            parameters: by "LAYER.PARAMETER".
+            parameters: by "LAYER.PARAMETER"; a norm by its own name.
             steps: over which the schedule goes.
         """
         self.learning_rate = learning_rate
@@ -109,12 +109,13 @@ class MovingAverages:
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], spec: TuneSpec, learning_rate: float) -> list[dict[str, Any]]:
-    """Adapters, ranges and zero points, each with its learning rate and weight decay."""
+    """Adapters, ranges, zero points and norms, each with its learning rate and weight decay."""
     scale_rate = learning_rate / 10 if spec.scale_learning_rate is None else spec.scale_learning_rate
     rates = {
         "adapters": (learning_rate, spec.weight_decay),
         "scales": (scale_rate, 0.0),
         "zero_points": (spec.zero_point_learning_rate, 0.0),
+        "norms": (spec.norm_learning_rate, 0.0),
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for key, value in parameters.items():
@@ -128,4 +129,6 @@ def _groups(parameters: Mapping[str, nn.Parameter], spec: TuneSpec, learning_rat
 def _group_of(key: str) -> str:
     if ".lora_" in key:
         return "adapters"
+    if key.endswith((".weight", ".bias")):
+        return "norms"
     return "zero_points" if key.endswith(".zero_point") else "scales"

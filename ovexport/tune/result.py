@@ -27,7 +27,9 @@ def write_tuned(
     student.load_parameters(best)
     student.use_ranks(ranks)
     manifest = trainer.start.manifest.with_values(
-        steps=store.state.best_step, validation=_validation(trainer.objective.figure, store.state.best_value)
+        steps=store.state.best_step,
+        validation=_validation(trainer.objective.figure, store.state.best_value),
+        norms=trainer.norms,
     )
     with atomic_folder(out) as folder:
         write_tensors(best, folder / "adapters.safetensors")

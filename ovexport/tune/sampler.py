@@ -32,7 +32,7 @@ class Sampler:
 
         Args:
             examples: how many there are to train with.
-            tunable: whether there is an adapter; without one there are no steps.
+            tunable: whether there is anything to tune; without it there are no steps.
         """
         steps = count_steps(spec, examples) if tunable else 0
         used, places = np.unique(draw_batches(examples, steps, spec), return_inverse=True)

@@ -1,7 +1,7 @@
 """One tuning: the student, what it is tuned for, and one optimizer step."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from ovexport.artifacts import Checkpoint, PreparedData
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.device import Compute
 from ovexport.models.head import gives_logits
+from ovexport.models.norms import require_norms
 from ovexport.models.student import Student
 from ovexport.models.uncompressed import UncompressedModel, load_uncompressed
 from ovexport.objectives import Material, Objective, build_objective, count_train_examples
@@ -21,6 +22,7 @@ from ovexport.recipe import ModelSpec, TuneSpec
 from ovexport.tune.optimizer import MovingAverages, Optimizer
 from ovexport.tune.sampler import Sampler
 from ovexport.tune.state import restore_tensors, state_tensors
+from ovexport.weights.norm import TunedNorm
 from ovexport.weights.ranks import RankSpace
 
 
@@ -46,6 +48,7 @@ class Trainer:
 
     Args:
         start: the adapters' values that `reset` goes back to.
+        norms: that are tuned.
         measurable: whether the student's logits are its head of its hidden states; without that nothing can be
             measured.
 
@@ -62,6 +65,7 @@ class Trainer:
         spec: TuneSpec,
         start: Checkpoint,
         *,
+        norms: Sequence[TunedNorm] = (),
         measurable: bool = True,
     ) -> None:
         self.student = student
@@ -69,13 +73,14 @@ class Trainer:
         self.sampler = sampler
         self.spec = spec
         self.start = start
+        self.norms = tuple(norms)
         self._measurable = measurable
         self._head = student.head
         self.reset(spec.learning_rate, sampler.steps)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all; 0 if no layer has an adapter."""
+        """Optimizer steps in all; 0 if nothing is tuned."""
         return self.sampler.steps
 
     @property
@@ -192,10 +197,11 @@ def make_trainer(
         UnsupportedModelError: the model's logits are not its head of its hidden states.
     """
     manifest = start.manifest
-    tunable = any(layer.rank for layer in manifest.layers)
+    tunable = spec.norms or any(layer.rank for layer in manifest.layers)
     examples = count_train_examples(spec.objective, data)
     sampler = Sampler.of(spec, examples, manifest.elastic_ranks, tunable=tunable)
     base = load_uncompressed(model, manifest.layers, compute)
+    norms = tuple(norm.record() for norm in require_norms(base.network)) if spec.norms else ()
     measurable = _is_measurable(base, data, compute)
     if sampler.steps and not measurable:
         raise UnsupportedModelError(
@@ -208,12 +214,14 @@ def make_trainer(
         )
     )
     fixed = () if spec.zero_point_learning_rate else ("zero_point",)
-    student = Student(base.network, start, base.own_weights, compute.dtype, fixed=fixed)
+    student = Student(
+        base.network, start, base.own_weights, compute.dtype, fixed=fixed, norms=[each.name for each in norms]
+    )
     if spec.adapter_dropout:
         student.drop_adapter_inputs(spec.adapter_dropout)
     if spec.gradient_checkpointing:
         student.checkpoint_gradients()
-    return Trainer(student, objective, sampler, spec, start, measurable=measurable)
+    return Trainer(student, objective, sampler, spec, start, norms=norms, measurable=measurable)
 
 
 def _is_measurable(base: UncompressedModel, data: PreparedData, compute: Compute) -> bool:

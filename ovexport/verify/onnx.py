@@ -26,6 +26,7 @@ from ovexport.verify.behaviour import MARGIN, UNIT_ROUNDOFF, behaviour
 from ovexport.verify.checks import equal, zero
 from ovexport.verify.files import as_made
 from ovexport.verify.modes import predicted_bytes, storage
+from ovexport.verify.norms import onnx_norms
 from ovexport.versions import stack_versions
 from ovexport.weights.layer import LayerFormat
 
@@ -121,6 +122,7 @@ def verify_onnx(folder: Path, checkpoint: Checkpoint, *, runtime: bool = True) -
     checks = as_made(IR(folder), checkpoint, None, None)
     for layer in manifest.packed:
         checks += _layer_checks(layer, manifest, constants, by_layer[layer.name])
+    checks += onnx_norms(constants, manifest, checkpoint.adapters)
     checks.append(_no_strangers(readers, manifest))
     if runtime:
         packed = [one for ways in by_layer.values() for one in ways if one.operation.get_type_name() == "MatMul"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from ovexport.artifacts import IR, Checkpoint
+from ovexport.artifacts import IR, Checkpoint, CheckpointManifest
 from ovexport.errors import ArtifactError, RecipeError, UnsupportedModelError
 from ovexport.openvino.graph import Weight, read_graph, weights
 from ovexport.openvino.matrices import layer_matrices
@@ -26,6 +26,7 @@ from ovexport.verify.codes import Mismatches, arithmetic, arithmetic_checks, cha
 from ovexport.verify.executed import executed, no_float_weights, runs_packed
 from ovexport.verify.files import as_made, changed_files, companions, differing_place, same_document
 from ovexport.verify.modes import predicted_bytes
+from ovexport.verify.norms import base_norms, tuned_norms
 from ovexport.verify.packed import as_in_files
 from ovexport.verify.packed_files import PackedFiles
 from ovexport.verify.structure import adapter_operations, note, operators_beyond, packed_bytes, same_options, structure
@@ -146,7 +147,7 @@ def _gathered(
         zero("no adapter in the graph", "model", len(evidence.adapters), "; ".join(evidence.adapters[:3]))
     )
     if twin and other:
-        _against_twin(evidence, ir, graph, graph_weights, twin, other, others)
+        _against_twin(evidence, ir, graph, graph_weights, twin, other, others, _told_norms(evidence, ir, checkpoint))
     elif base is None:
         evidence.reasons.append("neither a base IR nor a twin is given: tokenizer and configurations can't be compared")
     else:
@@ -199,23 +200,42 @@ def _against_checkpoint(
     evidence.checks += structure(graph, graph_weights, manifest)
     evidence.checks += trained_codes(graph_weights, manifest)
     evidence.checks += adapter_checks(ir, checkpoint, manifest)
+    evidence.checks += tuned_norms(graph, manifest, checkpoint.adapters)
     if base is None:
         evidence.reasons.append("no base IR is given: codes were compared by digest only, wiring not at all")
     else:
-        original = read_graph(base)
-        matrices = layer_matrices(original, manifest)
-        evidence.mismatches = arithmetic(graph_weights, checkpoint, manifest, matrices, listener)
-        evidence.checks += arithmetic_checks(evidence.mismatches)
-        evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
-        leaves = leaves_of_base(matrices, manifest)
-        evidence.checks += same_operations(
-            operations(graph, leaves_of_product(manifest, leaves)), operations(original, leaves), "base IR"
-        )
-        evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
-        evidence.errors = weight_errors(graph_weights, manifest, matrices)
-        evidence.twin_errors = weight_errors(others, manifest, matrices)
+        _against_base(evidence, ir, graph, graph_weights, checkpoint, manifest, base, others, listener)
     evidence.checks.append(packed_bytes(graph_weights, manifest))
     evidence.predicted_bytes = sum(predicted_bytes(layer) for layer in manifest.packed)
+
+
+def _against_base(
+    evidence: _Evidence,
+    ir: IR,
+    graph: ov.Model,
+    graph_weights: tuple[Weight, ...],
+    checkpoint: Checkpoint,
+    manifest: CheckpointManifest,
+    base: IR,
+    others: tuple[Weight, ...],
+    listener: Listener,
+) -> None:
+    """Codes computed again, and the rest of the graph; `others` are the twin's weights."""
+    original = read_graph(base)
+    matrices = layer_matrices(original, manifest)
+    evidence.mismatches = arithmetic(graph_weights, checkpoint, manifest, matrices, listener)
+    evidence.checks += arithmetic_checks(evidence.mismatches)
+    evidence.checks += changed_floats(graph, matrices, checkpoint, manifest)
+    evidence.checks += base_norms(original, manifest)
+    leaves, norms = leaves_of_base(matrices, manifest), [norm.name for norm in manifest.norms]
+    evidence.checks += same_operations(
+        operations(graph, leaves_of_product(manifest, leaves), norms),
+        operations(original, leaves, norms),
+        "base IR",
+    )
+    evidence.checks += [same_options(ir, graph, original, "base IR"), companions(ir, base, "base IR")]
+    evidence.errors = weight_errors(graph_weights, manifest, matrices)
+    evidence.twin_errors = weight_errors(others, manifest, matrices)
 
 
 def _against_packed(
@@ -229,6 +249,16 @@ def _against_packed(
     evidence.reasons.append("the checkpoint is a model in 4 bits: codes were compared, wiring and behaviour not")
 
 
+def _told_norms(evidence: _Evidence, ir: IR, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """The norms that were tuned: by the checkpoint, and only without one by the IR's own ovexport.json."""
+    if checkpoint:
+        return tuple(norm.name for norm in checkpoint.manifest.norms)
+    told = ir.manifest.norms if ir.manifest else ()
+    if told:
+        evidence.reasons.append(f"no checkpoint is given: {len(told)} tuned norms can't be compared with it")
+    return told
+
+
 def _against_twin(
     evidence: _Evidence,
     ir: IR,
@@ -237,13 +267,16 @@ def _against_twin(
     twin: IR,
     other: ov.Model,
     others: tuple[Weight, ...],
+    norms: tuple[str, ...],
 ) -> None:
-    """Operators, wiring and files; `other` is the twin's graph, `others` its weights."""
+    """Operators, wiring and files; `other` is the twin's graph, `others` its weights, `norms` those that were tuned."""
     beyond = evidence.beyond_twin = operators_beyond(graph, other)
     names = ", ".join(f"{count} {name}" for name, count in beyond.most_common(5))
     evidence.checks.append(zero("same operators as the twin", "model", sum(beyond.values()), names))
     evidence.checks += same_operations(
-        operations(graph, leaves_of_packed(graph_weights)), operations(other, leaves_of_packed(others)), "twin"
+        operations(graph, leaves_of_packed(graph_weights), norms),
+        operations(other, leaves_of_packed(others), norms),
+        "twin",
     )
     evidence.checks += [same_options(ir, graph, other, "twin"), companions(ir, twin, "twin"), same_document(ir, twin)]
 

@@ -3,11 +3,11 @@
 Every operation gets a fingerprint: SHA-256 over its type, its attributes and the fingerprints of what it reads, down to
 the bytes of the constants, and of the graphs inside it with what goes in and out of them. A weight is a leaf: packed
 or not, it counts as the weight it stands for. So two graphs with equal fingerprints at their ends compute the same
-function of equal weights, whatever their operations are called.
+function of equal weights, whatever their operations are called. The constant of a tuned norm is a leaf as well.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,20 +113,24 @@ def leaves_of_packed(graph_weights: tuple[Weight, ...]) -> dict[str, Leaf]:
     }
 
 
-def operations(graph: ov.Model, leaves: Mapping[str, Leaf]) -> tuple[Operation, ...]:
+def operations(graph: ov.Model, leaves: Mapping[str, Leaf], norms: Collection[str] = ()) -> tuple[Operation, ...]:
     """The graph's operations, and those of the graphs inside them, in an order in which each comes after what it reads.
+
+    Args:
+        norms: names of constants that count as what they are called, whatever their values are.
 
     Raises:
         UnsupportedModelError: an operation holds a graph that can't be looked at, or graphs lie too deep in each other.
     """
-    return tuple(_Fingerprints(leaves).of(graph))
+    return tuple(_Fingerprints(leaves, norms).of(graph))
 
 
 class _Fingerprints:
     """Fingerprints of operations, by their names, filled in graph by graph."""
 
-    def __init__(self, leaves: Mapping[str, Leaf]) -> None:
+    def __init__(self, leaves: Mapping[str, Leaf], norms: Collection[str]) -> None:
         self._leaves = leaves
+        self._norms = norms
         self._known: dict[str, str] = {}
 
     def of(
@@ -150,7 +154,10 @@ class _Fingerprints:
             inside = ports(node)
             for body in inside:
                 yield from self.of(body.graph, body.roles, f"{friendly}/", depth + 1)
-            content = _content(node, weights[name], self._known, roles) + self._inside(inside)
+            if not within and friendly in self._norms and node.get_type_name() == "Constant":
+                content = f"norm {friendly} {type_name(node)} {tuple(node.get_output_shape(0))}"
+            else:
+                content = _content(node, weights[name], self._known, roles) + self._inside(inside)
             self._known[name] = hashlib.sha256(content.encode()).hexdigest()
             results = [self._known[end] for body in inside for end in body.ends]
             yield Operation(

@@ -16,10 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ovexport import evaluate, recipe
 from ovexport.artifacts import RunFolder
+from ovexport.compress import operations
 from ovexport.errors import ArtifactError, DataError, OvexportError
 from ovexport.pipeline import services
+from ovexport.pipeline.outlook import look_at
 from ovexport.pipeline.plan import plan_model
-from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe
+from ovexport.recipe import CompressSpec, EvaluateSpec, ModelSpec, Recipe, section
 
 pytestmark = pytest.mark.run
 
@@ -54,6 +56,17 @@ def own_model(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_sound_recipe_has_no_problem(values: dict, tmp_path: Path) -> None:
     plan = services.plan(parsed(values), tmp_path / "out")
     assert (plan.problems, plan.warnings, plan.unsuitable, plan.exit_code) == ((), (), (), 0)
+
+
+def test_what_rounds_with_text_takes_time_by_the_arithmetic_that_it_needs(values: dict, tmp_path: Path) -> None:
+    def needed(**compress: object) -> float:
+        spec = section(CompressSpec, rank=4, group_size=32, **compress)
+        return operations(look_at(parsed(values).model, spec).layers, spec, 1000, 2000)
+
+    assert needed(rounding="nearest") == 0
+    assert 0 < needed(rounding="gptq") < needed(rounding="two_sided") < needed(bits_per_weight=6)
+    values["compress"]["rounding"] = "two_sided"
+    assert services.plan(parsed(values), tmp_path / "out").compressing_seconds > 0
 
 
 @pytest.mark.parametrize(

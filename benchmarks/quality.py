@@ -34,7 +34,7 @@ from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import auto_round_codes
 import command
@@ -47,11 +47,11 @@ from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
 from provenance import revision
 from ptq import post_training
+from rounded import NO_BUDGET, converted, rounded
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import IR, Checkpoint, RunFolder, StageRecord
-from ovexport.compress import compress, evenly_spread
-from ovexport.convert import convert
+from ovexport.compress import evenly_spread
 from ovexport.evaluate import load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
@@ -65,7 +65,6 @@ from ovexport.readers import adopt
 from ovexport.recipe import EvaluateSpec, Recipe
 from ovexport.storage.files import write_text
 from ovexport.storage.records import read_record
-from ovexport.strip import strip
 from ovexport.trace.stage import trace
 from ovexport.versions import stack_versions
 
@@ -75,7 +74,6 @@ PEERS_SEQUENCES = 128
 OURS, START, ROUNDING = "ovexport, tuned", "ovexport, not tuned", "rounding to nearest"
 OUR_GPTQ = "ovexport, GPTQ, not tuned"
 ONE_FORMAT, ONE_FORMAT_START = "ovexport, one format, tuned", "ovexport, one format, not tuned"
-NO_BUDGET = {"bits_per_weight": None, "size_mb": None, "at_most_slower": None, "sensitivities": None}
 THEIRS = "documented NNCF loop"
 AUTO_ROUND = f"AutoRound, {ITERATIONS} iterations"
 
@@ -135,7 +133,7 @@ def measured(
     if not about_auto_round:
         made[AUTO_ROUND], about_auto_round = maker.auto_round(auto_round, seeds[0])
         seconds[AUTO_ROUND] = [about_auto_round["seconds"]]
-    made[OUR_GPTQ] = [_rounded("gptq", maker.uniform, run, scratch)]
+    made[OUR_GPTQ] = [rounded("gptq", recipe, run, scratch)]
     base, tokens = run.ir("bf16"), run.data.tokens("train")
     chosen = {name: PTQ[name] for name in (ROUNDING, "GPTQ")} if quick else PTQ
     for name, flags in chosen.items():
@@ -242,7 +240,7 @@ class Maker:
         folder = auto_round_codes.folder_of(out)
         checkpoint = auto_round_codes.checkpoint_of(folder, self.uniform.compress, run.data, layers, out / "checkpoint")
         base = trace(folder, recipe.convert, out / "traced")
-        return [_converted(checkpoint, base, self._scratch / f"{out.name}-ir")], auto_round_codes.note(out)
+        return [converted(checkpoint, base, self._scratch / f"{out.name}-ir")], auto_round_codes.note(out)
 
     def _once(self, name: str, make: Callable[[Path], float]) -> tuple[Path, float]:
         """A folder that `make` filled, now or before, and the seconds that it counted."""
@@ -286,12 +284,7 @@ class Maker:
         return self._converted(adopt(path, self._recipe.model, out), f"{name}-ir")
 
     def _converted(self, checkpoint: Checkpoint, name: str) -> IR:
-        return _converted(checkpoint, self.run.ir("bf16"), self._scratch / name)
-
-
-def _converted(checkpoint: Checkpoint, base: IR, out: Path) -> IR:
-    shutil.rmtree(out, ignore_errors=True)
-    return convert(base, strip(checkpoint, base, out / "packed"), out / "ir")
+        return converted(checkpoint, self.run.ir("bf16"), self._scratch / name)
 
 
 def calibration_of_peers(recipe: Recipe) -> int:
@@ -304,17 +297,10 @@ def _post_training(
 ) -> IR:
     """NNCF's post-training quantization of the BF16 IR; rounding to nearest is our own, which is NNCF's."""
     if not flags:
-        return _rounded("nearest", recipe, run, scratch)
+        return rounded("nearest", recipe, run, scratch)
     shutil.rmtree(scratch / name, ignore_errors=True)
     spec = recipe.compress.model_copy(update={"calibration_sequences": calibration_of_peers(recipe)})
     return post_training(run.ir("bf16"), spec, tokens, scratch / name, **flags)
-
-
-def _rounded(rounding: Literal["nearest", "gptq"], recipe: Recipe, run: RunFolder, scratch: Path) -> IR:
-    """Our own rounding of the model, with neither AWQ nor Scale Estimation before it."""
-    plain = recipe.compress.model_copy(update={"awq": False, "scale_estimation": False, "rounding": rounding})
-    checkpoint = compress(recipe.model, plain, run.data, 0, scratch / f"ours-{rounding}")
-    return _converted(checkpoint, run.ir("bf16"), scratch / f"ours-{rounding}-ir")
 
 
 def _evaluated(

@@ -70,9 +70,9 @@ def _kl(mean: float | None, error: float | None) -> str:
 def models_table() -> str:
     """A line per model."""
     lines = [
-        "| recipe | weights, MB | group size | KL from BF16, not tuned, nats | tuned, nats | recovered (95 %) "
-        "| same likeliest token | time per token over BF16 (95 %) | checks passed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| recipe | weights, MB | group size | KL from BF16, rounded to nearest, nats | not tuned, nats | tuned, nats "
+        "| recovered (95 %) | same likeliest token, tuned | time per token over BF16 (95 %) | checks passed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [_model_row(result, read_findings(RunFolder(result))) for result in MODELS]
     return "\n".join(lines)
@@ -86,18 +86,20 @@ def _model_row(result: Path, findings: Findings) -> str:
     assert benchmark is not None, name
     speed = benchmark.ratios["int4/bf16"].time_per_output_token
     plain, tuned = evaluation.models["plain"], evaluation.models["int4"]
-    low, high = evaluation.recovered_gap_ci95 or (float("nan"), float("nan"))
-    group = max(layer.group_size for layer in proof.layers if layer.element_type == "u4")
+    nearest = json.loads((result / "nearest.json").read_text(encoding="utf-8"))
+    low, high = nearest["recovered_gap_ci95"] or (float("nan"), float("nan"))
+    groups = sorted({layer.group_size for layer in proof.layers if layer.element_type == "u4"})
     passed = sum(check.passed for check in proof.checks)
     sizes = [benchmark.models[model].weight_bytes / 1e6 for model in ("bf16", "int4")]
     cells = (
         f"[{name}](pipelines/{name}.toml)",
         f"{sizes[0]:.1f} → {sizes[1]:.1f}",
-        str(group),
+        "–".join(str(size) for size in dict.fromkeys((groups[0], groups[-1]))),
+        f"{nearest['kl_mean_nats']:.5f} ± {nearest['kl_standard_error_nats']:.5f}",
         f"{plain.kl_mean_nats:.5f} ± {plain.kl_standard_error_nats:.5f}",
         f"{tuned.kl_mean_nats:.5f} ± {tuned.kl_standard_error_nats:.5f}",
-        f"{evaluation.recovered_gap:.0%} ({low:.0%}–{high:.0%})",
-        f"{plain.same_top1:.1%} → {tuned.same_top1:.1%}",
+        f"{nearest['recovered_gap']:.0%} ({low:.0%}–{high:.0%})",
+        f"{tuned.same_top1:.1%}",
         _spread(speed.model_dump()),
         f"{passed} of {len(proof.checks)}",
     )

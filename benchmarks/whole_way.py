@@ -2,6 +2,9 @@
 
 python benchmarks/whole_way.py RECIPE [--set section.key=value]… [--other-text FILE [--last COUNT]] [--save]
 
+Beside the run, the model rounded to nearest is measured by the same code: "recovered" is the share of its divergence
+that the tuned model does not have.
+
 --other-text also measures the divergence of the same three models on a second text; --last takes only the last COUNT of
 its documents. --save writes the reports to benchmarks/results/RECIPE, where tables.py finds them.
 """
@@ -13,21 +16,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import tomli_w
+from intervals import ratio
 from provenance import provenance
+from rounded import rounded
 from tables import RESULTS, whole_way_table
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import MODELS, RunFolder, StageRecord
 from ovexport.evaluate import evaluate, load_encoder
+from ovexport.evaluate.divergence import compare
+from ovexport.openvino.graph import read_graph
+from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
 from ovexport.prepare import read_documents
+from ovexport.progress import silent
 from ovexport.recipe import Recipe, SourceSpec
 from ovexport.report.table import read_findings
 from ovexport.storage.files import write_text
 from ovexport.storage.records import read_record, write_record
 
 REPORTS = ("verification.json", "evaluation.json", "benchmark.json")
-OTHER_TEXT = "other_text.json"
+OTHER_TEXT, NEAREST = "other_text.json", "nearest.json"
 
 
 def main() -> None:
@@ -46,6 +55,7 @@ def main() -> None:
             sys.exit(f"{options.recipe}: tuning found nothing better than its start; the tables are of tuned models")
         result = (RESULTS if options.save else Path(scratch)) / options.recipe.stem
         keep(run, recipe, result)
+        _measure_nearest(run, recipe, Path(scratch), result / NEAREST)
         if options.other_text:
             _measure_other_text(run, recipe, options.other_text, options.last, Path(scratch), result / OTHER_TEXT)
         origin = provenance(Path(sys.argv[0]), options.recipe)
@@ -76,6 +86,23 @@ def _without_folders(resolved: Recipe) -> str:
     for source in (values["data"][name] for name in ("train", "validation", "test") if name in values["data"]):
         source["path"] = Path(source["path"]).name
     return tomli_w.dumps(values)
+
+
+def _measure_nearest(run: RunFolder, recipe: Recipe, scratch: Path, result: Path) -> None:
+    """Divergence of the model rounded to nearest, on the run's test text, and what the tuned one has less."""
+    models = {name: run.ir(name) for name in ("bf16", "int4")} | {"nearest": rounded("nearest", recipe, run, scratch)}
+    runners = {name: LogitsRunner(read_graph(ir), name) for name, ir in models.items()}
+    found = compare(runners, "bf16", run.data.tokens("test"), recipe.evaluate.batch_size, silent)
+    divergences = {name: found[name].joined("kl") for name in ("int4", "nearest")}
+    left = ratio(divergences["int4"].mean(1)[None], divergences["nearest"].mean(1)[None])
+    nearest = divergences["nearest"]
+    figures = {
+        "kl_mean_nats": float(nearest.mean()),
+        "kl_standard_error_nats": float(nearest.std(ddof=1) / nearest.size**0.5),
+        "recovered_gap": 1 - left["ratio_of_means"],
+        "recovered_gap_ci95": left["ci95"] and [1 - end for end in reversed(left["ci95"])],
+    }
+    write_text(json.dumps(figures, indent=2) + "\n", result)
 
 
 def _measure_other_text(

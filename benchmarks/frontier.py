@@ -28,6 +28,7 @@ import openvino as ov
 from intervals import interval, ratio
 from numpy.typing import NDArray
 from ptq import mixed_precision, packed_bytes
+from rounded import NO_BUDGET
 
 from ovexport import recipe as recipes
 from ovexport.artifacts import IR, RunFolder
@@ -165,7 +166,7 @@ class Maker:
         return np.asarray(found["row"].joined("kl").mean(1)[None])
 
     def _compressed(self, **compress: Any) -> RunFolder:
-        spec = type(self._recipe.compress)(**(self._recipe.compress.model_dump() | compress))
+        spec = type(self._recipe.compress)(**(self._recipe.compress.model_dump() | NO_BUDGET | compress))
         recipe = self._recipe.model_copy(update={"compress": spec})
         folder = self._scratch / "run"
         return services.run(recipe, folder, resume=folder.is_dir(), until="compress")

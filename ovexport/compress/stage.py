@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
 from ovexport.reports import HeldOut, SensitivityReport
 from ovexport.storage.records import write_record
+from ovexport.storage.scratch import scratch_folder
 from ovexport.versions import stack_versions
 from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
@@ -77,7 +77,8 @@ def compress(
         start = base.started(network, layers)
         report = None
     else:
-        start, report = _within_budget(base, network, layers, model, data)
+        with scratch_folder(out.parent) as folder:
+            start, report = _within_budget(base, network, layers, model, data, Roundings(folder))
     ranks = RankSpace.of(start.layers, spec.rank_space or (), spec.rank_by).ranks
     made = (base.digests, start.weights, start.quantizers, start.replaced_weights)
     checkpoint = write_checkpoint(out, model, tuple(start.layers), *made, rank_space=ranks, rank_by=spec.rank_by)
@@ -159,9 +160,14 @@ def _within_budget(
     layers: tuple[LayerFormat, ...],
     model: ModelSpec,
     data: PreparedData,
+    roundings: Roundings,
 ) -> tuple[Start, SensitivityReport]:
     """The start with the formats that a budget chooses, or with one format for all if that diverges less on the
-    validation text."""
+    validation text.
+
+    Args:
+        roundings: takes the layers in all of their formats.
+    """
     spec = base.spec
     device = Compute.of(spec.device, "fp32").device
     computing = copy.deepcopy(network).float().to(device)
@@ -170,15 +176,13 @@ def _within_budget(
     measure = divergence_from(computing, validation)
     starts: list[Start] = []
     nats: list[float] = []
-    with TemporaryDirectory(prefix="ovexport-") as folder:
-        roundings = Roundings(Path(folder))
-        generator = torch.Generator().manual_seed(base.seed)
-        measuring = Measuring(base.calibration.to(device), generator, base.own_grids, roundings)
-        choice = choose_formats(computing, layers, formats, spec, measuring)
-        for given in (choice.layers, choice.uniform):
-            starts.append(base.started(copy.deepcopy(network), given, roundings or None))
-            with other_weights(Architecture(computing), _shipped(starts[-1])):
-                nats.append(measure())
+    generator = torch.Generator().manual_seed(base.seed)
+    measuring = Measuring(base.calibration.to(device), generator, base.own_grids, roundings)
+    choice = choose_formats(computing, layers, formats, spec, measuring)
+    for given in (choice.layers, choice.uniform):
+        starts.append(base.started(copy.deepcopy(network), given, roundings or None))
+        with other_weights(Architecture(computing), _shipped(starts[-1])):
+            nats.append(measure())
     mixed = nats[0] <= nats[1]
     logger.info(
         "  validation text: %.5f nats with the formats chosen within %.2f MB, %.5f with one format for all; %s",

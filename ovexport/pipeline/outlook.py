@@ -24,6 +24,7 @@ from ovexport.recipe import CompressSpec, ModelSpec, Recipe
 from ovexport.storage.files import existing_parent
 from ovexport.weights.layer import LayerFormat
 from ovexport.weights.plan import LayerPlan, examine_layers
+from ovexport.weights.policy import BUDGET_GROUP_SIZES
 from ovexport.weights.ranks import RankSpace
 from ovexport.wording import byte_size
 
@@ -95,9 +96,11 @@ class Shape:
 
     @property
     def disk_bytes(self) -> int:
-        """Three IRs, two of them packed twice, and two checkpoints with two optimizer states."""
+        """Three IRs, two of them packed twice, and two checkpoints with two optimizer states; but the roundings that a
+        budget chooses from, if they take more: they are gone when the first checkpoint is written."""
         checkpoints = 4 * 9 * self.tuned_parameters + (2 * 4 * self.tuned_weights if self.replaces_weights else 0)
-        return self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints
+        roundings = 0 if self.budget_bytes is None else (len(BUDGET_GROUP_SIZES) + 2) * self.tuned_weights
+        return max(self.baseline_bytes * 2 + self.product_bytes * 4 + checkpoints, self.baseline_bytes + roundings)
 
 
 def look_at(model: ModelSpec, spec: CompressSpec) -> Shape:

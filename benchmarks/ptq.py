@@ -13,6 +13,7 @@ from ovexport.openvino.graph import read_graph, weights
 from ovexport.recipe import CompressSpec
 
 _HALVINGS = 6
+_SEARCH_SEQUENCES = 8
 
 
 def post_training(
@@ -76,19 +77,25 @@ def mixed_precision(
     """NNCF's mixed precision within a limit of bytes: as few 4-bit weights as that allows, the others in 8 bits, GPTQ's
     rounding; None where not even 4 bits for all Linear layers are within it.
 
+    The ratio is searched with little text. With all of it the metric may put the layers in another order: then the
+    ratio rises until the bytes are within the limit again.
+
     Args:
         metric: name of one of nncf.SensitivityMetric.
     """
 
-    def made(ratio: float, **methods: bool) -> IR:
+    def made(ratio: float, spec: CompressSpec, **methods: bool) -> IR:
         shutil.rmtree(out, ignore_errors=True)
         chosen = nncf.SensitivityMetric[metric] if ratio < 1 else None
         return post_training(base, spec, tokens, out, ratio=ratio, sensitivity_metric=chosen, **methods)
 
-    if packed_bytes(made(1.0)) > limit:
+    little = spec.model_copy(update={"calibration_sequences": min(spec.calibration_sequences, _SEARCH_SEQUENCES)})
+    if packed_bytes(made(1.0, little)) > limit:
         return None
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if packed_bytes(made(middle)) <= limit else (middle, high)
-    return made(high, gptq=True)
+        low, high = (low, middle) if packed_bytes(made(middle, little)) <= limit else (middle, high)
+    while packed_bytes(found := made(high, spec, gptq=True)) > limit:
+        high = min(1.0, high + 0.5**_HALVINGS)
+    return found

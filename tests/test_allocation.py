@@ -90,7 +90,10 @@ def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
     assert limit_of(CompressSpec(size_mb=0.05), LAYERS) == 50_000
     own = sum(layer.weight_bytes for layer in packed)
     assert limit_of(CompressSpec(at_most_slower=1), LAYERS) == own
-    assert limit_of(CompressSpec(at_most_slower=1.5), LAYERS) == own + (own - LAYERS[0].weight_bytes) // 2
+    assert limit_of(CompressSpec(at_most_slower=1.5), LAYERS) == own * 3 // 2  # the embedding is the head as well
+    head = linear("head", 64, kind="head", mode="int8_asym", out_features=500, rank=0)
+    read = own - LAYERS[0].weight_bytes + head.weight_bytes
+    assert limit_of(CompressSpec(at_most_slower=1.5), (*LAYERS, head)) == read * 3 // 2 + LAYERS[0].weight_bytes
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
@@ -99,6 +102,18 @@ def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
     assert "compress.bits_per_weight=2: the smallest formats take" in str(problem)
     (caution,) = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=7))
     assert isinstance(caution, Caution)
+
+
+def test_a_budget_that_no_layer_can_choose_within_is_refused_before_any_work() -> None:
+    spec = CompressSpec(rank=8, size_mb=50, layers=(LayerRule(pattern="*", mode="int8_asym"),))
+    _, problem = check(LayerPlan(layers=LAYERS), spec)
+    assert "compress.size_mb=50: no Linear layer is left to choose a format for" in str(problem)
+
+
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), -1.0])
+def test_costs_that_can_not_be_are_refused(cost: float) -> None:
+    with pytest.raises(ValueError, match="cost_nats"):
+        FormatCost(mode="int4_asym", group_size=32, weight_bytes=1, cost_nats=cost)
 
 
 @pytest.mark.parametrize(

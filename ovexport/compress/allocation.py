@@ -91,7 +91,10 @@ def limit_of(spec: CompressSpec, layers: Sequence[LayerFormat]) -> int:
     if spec.size_mb is not None:
         return int(spec.size_mb * 1e6)
     assert spec.at_most_slower is not None
-    looked_up = sum(layer.weight_bytes for layer in packed if layer.kind == "embedding")
+    embeddings = sorted(layer.weight_bytes for layer in packed if layer.kind == "embedding")
+    if not any(layer.kind == "head" for layer in packed):
+        embeddings = embeddings[:-1]  # the largest is the head as well, which a token reads whole
+    looked_up = sum(embeddings)
     return int(spec.at_most_slower * (weight_bytes(packed) - looked_up)) + looked_up
 
 
@@ -101,8 +104,13 @@ def require_room(
     """The limit of bytes.
 
     Raises:
-        RecipeError: not even the smallest formats are within it.
+        RecipeError: no layer has a choice, or not even the smallest formats are within it.
     """
+    if not formats:
+        raise RecipeError(
+            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: no Linear layer is left to choose a format "
+            "for; leave the budget out, or take layers out of compress.layers and compress.ignored"
+        )
     limit = limit_of(spec, layers)
     smallest = sum(min(each.weight_bytes for each in formats.get(layer.name, (layer,))) for layer in layers)
     if smallest > limit:
@@ -234,7 +242,7 @@ def _in_formats(
         quantizer.fit_grid(weight)
         values, grid = refined(weight, Grid.of(quantizer), curvature)
         measuring.roundings.keep(layer, values, grid)
-        found.append((moments.cost(weight - values), values))
+        found.append((max(0.0, moments.cost(weight - values)), values))
     return found
 
 

@@ -162,8 +162,8 @@ def _within_budget(
     data: PreparedData,
     roundings: Roundings,
 ) -> tuple[Start, SensitivityReport]:
-    """The start with the formats that a budget chooses, or with one format for all if that diverges less on the
-    validation text.
+    """The start with the formats that a budget chooses, or with one format for all if that is within the budget and
+    diverges less on the validation text.
 
     Args:
         roundings: takes the layers in all of their formats.
@@ -183,7 +183,7 @@ def _within_budget(
         starts.append(base.started(copy.deepcopy(network), given, roundings or None))
         with other_weights(Architecture(computing), _shipped(starts[-1])):
             nats.append(measure())
-    mixed = nats[0] <= nats[1]
+    mixed = nats[0] <= nats[1] or weight_bytes(choice.uniform) > choice.limit_bytes
     logger.info(
         "  validation text: %.5f nats with the formats chosen within %.2f MB, %.5f with one format for all; %s",
         nats[0],
@@ -191,14 +191,15 @@ def _within_budget(
         nats[1],
         "the chosen ones are taken" if mixed else "the one format is taken",
     )
-    return starts[0 if mixed else 1], _report(choice, nats, model)
+    return starts[0 if mixed else 1], _report(choice, nats, model, mixed=mixed)
 
 
-def _report(choice: Choice, nats: Sequence[float], model: ModelSpec) -> SensitivityReport:
+def _report(choice: Choice, nats: Sequence[float], model: ModelSpec, *, mixed: bool) -> SensitivityReport:
     """How the formats were chosen.
 
     Args:
         nats: on the validation text, of the chosen formats and of one format for all.
+        mixed: the chosen formats are taken.
     """
     free = {each.name for each in choice.sensitivities}
     return SensitivityReport(
@@ -215,7 +216,7 @@ def _report(choice: Choice, nats: Sequence[float], model: ModelSpec) -> Sensitiv
             uniform_weight_bytes=weight_bytes(choice.uniform),
             uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
         ),
-        taken="chosen" if nats[0] <= nats[1] else "uniform",
+        taken="chosen" if mixed else "uniform",
         versions=stack_versions(),
     )
 

@@ -53,7 +53,8 @@ def _compress(context: Context) -> None:
     from ovexport.compress import compress
 
     recipe, folder = context.recipe, context.folder
-    folder.sensitivities.unlink(missing_ok=True)
+    if recipe.compress.budget is None:
+        folder.sensitivities.unlink(missing_ok=True)  # of a recipe before; a budget may read it, and writes it anew
     compress(
         recipe.model,
         recipe.compress,

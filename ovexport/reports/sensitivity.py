@@ -1,6 +1,8 @@
 """sensitivities.json."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ovexport.storage.records import Record
 from ovexport.weights.encoding import Mode
@@ -18,7 +20,7 @@ class FormatCost(Record):
     mode: Mode
     group_size: int
     weight_bytes: int
-    cost_nats: float
+    cost_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LayerSensitivity(Record):

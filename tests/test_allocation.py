@@ -88,6 +88,7 @@ def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
     elements = sum(layer.out_features * layer.in_features for layer in packed)
     assert limit_of(CompressSpec(bits_per_weight=5), LAYERS) == int(5 / 8 * elements)
     assert limit_of(CompressSpec(size_mb=0.05), LAYERS) == 50_000
+    assert limit_of(CompressSpec(size_mb=1e305), LAYERS) == 2 * elements
     own = sum(layer.weight_bytes for layer in packed)
     assert limit_of(CompressSpec(at_most_slower=1), LAYERS) == own
     assert limit_of(CompressSpec(at_most_slower=1.5), LAYERS) == own * 3 // 2  # the embedding is the head as well

@@ -80,22 +80,27 @@ def weight_bytes(layers: Sequence[LayerFormat]) -> int:
 
 
 def limit_of(spec: CompressSpec, layers: Sequence[LayerFormat]) -> int:
-    """The bytes that the packed matrices may take.
+    """The bytes that the packed matrices may take: what the recipe says, and 16 bits per weight at most.
 
     Args:
         layers: in the recipe's own format.
     """
     packed = [layer for layer in layers if layer.encoding]
+    elements = sum(layer.out_features * layer.in_features for layer in packed)
+    return int(min(_asked_bytes(spec, packed, elements), 2 * elements))
+
+
+def _asked_bytes(spec: CompressSpec, packed: Sequence[LayerFormat], elements: int) -> float:
     if spec.bits_per_weight is not None:
-        return int(spec.bits_per_weight / 8 * sum(layer.out_features * layer.in_features for layer in packed))
+        return spec.bits_per_weight / 8 * elements
     if spec.size_mb is not None:
-        return int(spec.size_mb * 1e6)
+        return spec.size_mb * 1e6
     assert spec.at_most_slower is not None
     embeddings = sorted(layer.weight_bytes for layer in packed if layer.kind == "embedding")
     if not any(layer.kind == "head" for layer in packed):
         embeddings = embeddings[:-1]  # the largest is the head as well, which a token reads whole
     looked_up = sum(embeddings)
-    return int(spec.at_most_slower * (weight_bytes(packed) - looked_up)) + looked_up
+    return spec.at_most_slower * (weight_bytes(packed) - looked_up) + looked_up
 
 
 def require_room(

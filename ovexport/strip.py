@@ -29,10 +29,11 @@ from ovexport.openvino.weight_index import indexed_matrices
 from ovexport.storage.digests import bytes_digest
 from ovexport.storage.files import atomic_folder
 from ovexport.storage.records import write_record
-from ovexport.storage.tensorfile import TensorWriter
+from ovexport.storage.tensorfile import TensorFile, TensorWriter
 from ovexport.weights.adapters import load_any_quantizer
 from ovexport.weights.encoding import Encoding
 from ovexport.weights.layer import LayerFormat
+from ovexport.weights.norm import TunedNorm
 from ovexport.weights.quantizer import Codes, Rows
 
 
@@ -92,7 +93,16 @@ def _pack(
         elif layer.name in manifest.replaced_weights:
             writer.write(layer.name, replaced[layer.name])
     for norm in manifest.norms:
-        writer.write(norm.name, adapters.require(norm.name))
+        writer.write(norm.name, _norm_values(norm, adapters))
+
+
+def _norm_values(norm: TunedNorm, adapters: TensorFile) -> NDArray[np.float32]:
+    values = adapters.require(norm.name)
+    if values.shape != norm.shape or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ArtifactError(
+            f"{norm.name}: the checkpoint has no finite float32 values of shape {norm.shape}; tune again"
+        )
+    return values
 
 
 def _require_tuned(codes: Codes, layer: LayerFormat, checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:

@@ -1,6 +1,7 @@
 """Norms that are tuned: they are the student's, ship in the IR in the place of the base's, and are proven."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ovexport import recipe
@@ -212,6 +214,17 @@ def test_a_base_with_other_norms_is_found_and_refused(run_copy, tuned_run, produ
     assert failed["norm of the base as tuning began with it"].startswith(NORM)
     with pytest.raises(ArtifactError, match=f"{NORM}: not the norm that the checkpoint was tuned on"):
         strip(tuned_run.checkpoint, run_copy.ir("bf16"), tmp_path / "packed")
+
+
+@pytest.mark.parametrize("damage", ["shape", "nan"])
+def test_a_damaged_norm_of_a_checkpoint_is_refused_by_name(finished_run, tuned_run, tmp_path, damage: str) -> None:
+    checkpoint = Checkpoint(Path(shutil.copytree(tuned_run.checkpoint.path, tmp_path / "checkpoint")))
+    name, file = checkpoint.manifest.norms[0].name, checkpoint.path / "adapters.safetensors"
+    tensors = load_file(file)
+    tensors[name] = tensors[name][:-1].clone() if damage == "shape" else tensors[name] * float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ArtifactError, match=f"{name}: the checkpoint has no finite float32 values"):
+        strip(checkpoint, finished_run.ir("bf16"), tmp_path / "packed")
 
 
 def test_without_the_checkpoint_the_twin_is_compared_but_for_the_norms(finished_run, tuned_run, product) -> None:

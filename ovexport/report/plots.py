@@ -50,10 +50,10 @@ def tuning_curve(log: Path) -> Plot | None:
     figure_name = next((name for line in lines for name in line if name.startswith("validation_")), "")
     label = _VALIDATED.get(figure_name, figure_name.replace("_", " "))
     checks = [(line["step"], line[figure_name]) for line in lines if figure_name in line]
-    if not steps:
+    values = [value for _, value in (*steps, *checks) if value > 0]
+    if not steps or not values:
         return None
     title = "Tuning"
-    values = [value for _, value in (*steps, *checks) if value > 0]
     with style():
         figure, (axes,) = sheet()
         axes.plot(*zip(*steps, strict=True), color=FAINT, linewidth=1, label="training")
@@ -89,11 +89,14 @@ def search_scatter(search: SearchReport) -> Plot:
         return Plot(title, "Each configuration that was scored; lower is better.", svg(figure, title))
 
 
-def frontier(sensitivities: SensitivityReport) -> Plot:
-    """The least cost at each size, and the size that was allowed."""
+def frontier(sensitivities: SensitivityReport) -> Plot | None:
+    """The least cost at each size, and the size that was allowed; none where nothing costs anything."""
     title = "Bits where they count"
-    sizes = [(sensitivities.fixed_bytes + point.weight_bytes) / 1e6 for point in sensitivities.frontier]
-    costs = [point.cost_nats for point in sensitivities.frontier]
+    points = [point for point in sensitivities.frontier if point.cost_nats > 0]
+    if not points:
+        return None
+    sizes = [(sensitivities.fixed_bytes + point.weight_bytes) / 1e6 for point in points]
+    costs = [point.cost_nats for point in points]
     with style():
         figure, (axes,) = sheet()
         axes.plot(sizes, costs, color=SERIES[0], marker="o", markersize=3, label="the best formats at a size")

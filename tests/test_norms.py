@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import COMMON, REPOSITORY, save_tiny_model, tiny_values
+from graphs import rewrite
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -70,16 +70,6 @@ def constant(ir: IR, name: str) -> np.ndarray:
     nodes = [node for node in read_graph(ir).get_ops() if node.get_friendly_name() == name]
     assert len(nodes) == 1
     return np.array(nodes[0].data)
-
-
-def rewrite(ir: IR, change: Callable[[ov.Model], None]) -> None:
-    """Change the graph of an IR in place."""
-    graph = read_graph(ir)
-    change(graph)
-    ov.save_model(graph, ir.path / "changed.xml", compress_to_fp16=False)
-    del graph
-    for suffix in ("xml", "bin"):
-        (ir.path / f"changed.{suffix}").replace(ir.path / f"openvino_model.{suffix}")
 
 
 def flip_bit(ir: IR, name: str) -> None:

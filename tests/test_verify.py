@@ -12,6 +12,7 @@ import openvino as ov
 import pytest
 import torch
 from conftest import COMMON, save_tiny_model
+from graphs import rewrite
 from openvino import opset13 as opset
 from shapes import moved
 from transformers import LlamaConfig
@@ -40,16 +41,6 @@ def proof(run: RunFolder, **changes) -> VerificationReport:
 
 def failures(report: VerificationReport) -> str:
     return "\n".join(f"{check.name}: {check.subject}: {check.detail}" for check in report.checks if not check.passed)
-
-
-def rewrite(ir: IR, change: Callable[[ov.Model], None]) -> None:
-    """Change the graph of an IR in place."""
-    graph = read_graph(ir)
-    change(graph)
-    ov.save_model(graph, ir.path / "changed.xml", compress_to_fp16=False)
-    del graph
-    for suffix in ("xml", "bin"):
-        (ir.path / f"changed.{suffix}").replace(ir.path / f"openvino_model.{suffix}")
 
 
 def test_a_finished_run_is_proven(finished_run: RunFolder) -> None:

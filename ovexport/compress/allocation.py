@@ -133,7 +133,7 @@ def choose_formats(
     layers: tuple[LayerFormat, ...],
     formats: Mapping[str, Sequence[LayerFormat]],
     spec: CompressSpec,
-    measuring: "Measuring",
+    measuring: Measuring,
 ) -> Choice:
     """The formats that cost least within the recipe's budget.
 

@@ -5,11 +5,13 @@ python benchmarks/frontier.py [RECIPE] [--set section.key=value]… [--work FOLD
 Sizes are those of the packed matrices: uniform groups of 128 and of 64, and four between groups of 128 everywhere and 8
 bits everywhere. At each size:
 
-- ours: a budget of that size (`compress.size_mb`), rounded on both sides, not tuned; what formats cost is measured
-  once, for all sizes;
+- ours: a budget of that size (`compress.size_mb`), rounded on both sides; what formats cost is measured once, for all
+  sizes;
 - NNCF: on the OpenVINO model, `ratio` with each of its sensitivity metrics, the smallest share of 4-bit weights that
   stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. The metrics and GPTQ get as
   much calibration text as ours.
+
+At the sizes of one format, ours and the one format are also tuned, by the recipe's `[tune]`.
 
 Every IR is measured by the same code on the same tokens, in float32, against the BF16 IR. Ratios are ours over theirs,
 with bootstrap intervals over sequences.
@@ -20,7 +22,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import command
 import numpy as np
@@ -28,18 +30,17 @@ import openvino as ov
 from intervals import interval, ratio
 from numpy.typing import NDArray
 from ptq import mixed_precision, packed_bytes
-from rounded import NO_BUDGET
+from rounded import NO_BUDGET, converted
 
 from ovexport import recipe as recipes
-from ovexport.artifacts import IR, RunFolder
-from ovexport.convert import convert
+from ovexport.artifacts import IR, RunFolder, StageRecord
 from ovexport.evaluate.divergence import compare
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
 from ovexport.progress import silent
 from ovexport.recipe import Recipe
-from ovexport.strip import strip
+from ovexport.storage.records import read_record
 from ovexport.versions import stack_versions
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "demo.toml"
@@ -53,6 +54,9 @@ METRICS = (
     "MEAN_ACTIVATION_MAGNITUDE",
 )
 
+OURS, ONE_FORMAT = "ours", "one format"
+TUNED = {OURS: "ours, tuned", ONE_FORMAT: "one format, tuned"}
+
 
 def main() -> None:
     """Make every IR, then measure them."""
@@ -62,7 +66,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there")
     options = parser.parse_args()
     quick = ["compress.calibration_sequences=16"] if options.quick else []
-    recipe = recipes.load(options.recipe, [*options.overrides, "compress.rounding=two_sided", "tune.steps=0", *quick])
+    recipe = recipes.load(options.recipe, [*options.overrides, "compress.rounding=two_sided", *quick])
     folder = nullcontext(options.work) if options.work else TemporaryDirectory()
     with folder as scratch, redirect_stdout(sys.stderr):  # NNCF prints what it does
         document = measured(recipe, Path(scratch), quick=options.quick)
@@ -72,7 +76,8 @@ def main() -> None:
 def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
     """The document: a row for each IR, ratios, conditions."""
     maker = Maker(recipe, scratch)
-    uniform = {f"group size {size}": maker.uniform(size) for size in ((64,) if quick else (128, 64))}
+    group_sizes = {f"group size {size}": size for size in ((64,) if quick else (128, 64))}
+    uniform = {name: maker.uniform(size) for name, size in group_sizes.items()}
     sizes = {name: packed_bytes(ir) for name, ir in uniform.items()}
     if not quick:
         smallest, largest = sizes["group size 128"], packed_bytes(maker.eight_bits())
@@ -81,10 +86,14 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     ratios: dict[str, Any] = {}
     for name, limit in sizes.items():
-        made = {"ours": maker.mixed(limit)} | {
+        made = {OURS: maker.mixed(limit)} | {
             f"NNCF, {metric}": maker.nncf(limit, metric) for metric in (METRICS[:1] if quick else METRICS)
         }
-        made |= {"one format": uniform[name]} if name in uniform else {}
+        if name in uniform:
+            made |= {ONE_FORMAT: uniform[name]}
+            if not quick:
+                made |= {TUNED[OURS]: maker.mixed(limit, tuned=True)}
+                made |= {TUNED[ONE_FORMAT]: maker.uniform(group_sizes[name], tuned=True)}
         for who, ir in made.items():
             if ir is None:
                 continue
@@ -99,14 +108,17 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
                     "kl_ci95": interval(samples[who]),
                 }
             )
-            if who != "ours":
-                ratios[f"kl ours / {who}, {name}"] = ratio(samples["ours"], samples[who])
+            ours = TUNED[OURS] if who in TUNED.values() else OURS
+            if who != ours:
+                ratios[f"kl {ours} / {who}, {name}"] = ratio(samples[ours], samples[who])
     return {
         "rows": rows,
         "ratios": ratios,
         "conditions": {
             "model": Path(recipe.model.id).name,
             "compress": recipe.compress.model_dump(mode="json"),
+            "tune": recipe.tune.model_dump(mode="json"),
+            "tuning_seconds": maker.tuning_seconds,
             "test_sequences": len(maker.run.data.tokens("test")),
             "sequence_length": recipe.data.sequence_length,
             "device_name": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
@@ -120,29 +132,31 @@ class Maker:
 
     Attributes:
         run: of the recipe, compressed in one way after the other.
+        tuning_seconds: that each tuning took.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._recipe = recipe
         self._scratch = scratch
         self._costs: Path | None = None
-        self.run = self._compressed()
+        self.tuning_seconds: dict[str, float] = {}
+        self.run = self._up_to("compress")
 
-    def uniform(self, group_size: int) -> IR:
+    def uniform(self, group_size: int, *, tuned: bool = False) -> IR:
         """One group size for all Linear layers, rounded on both sides."""
-        return self._converted(self._compressed(group_size=group_size), f"uniform-{group_size}")
+        return self._made(f"uniform-{group_size}", tuned=tuned, group_size=group_size)
 
     def eight_bits(self) -> IR:
         """8 bits for all layers."""
-        return self._converted(self._compressed(layers=({"pattern": "*", "mode": "int8_asym"},)), "eight-bits")
+        return self._made("eight-bits", layers=({"pattern": "*", "mode": "int8_asym"},))
 
-    def mixed(self, limit: int) -> IR:
+    def mixed(self, limit: int, *, tuned: bool = False) -> IR:
         """Our formats within a limit of bytes."""
         costs = {} if self._costs is None else {"sensitivities": str(self._costs)}
-        run = self._compressed(size_mb=limit / 1e6, **costs)
+        made = self._made(f"mixed-{limit}", tuned=tuned, size_mb=limit / 1e6, **costs)
         if self._costs is None:
-            self._costs = Path(shutil.copyfile(run.sensitivities, self._scratch / "costs.json"))
-        return self._converted(run, f"mixed-{limit}")
+            self._costs = Path(shutil.copyfile(self.run.sensitivities, self._scratch / "costs.json"))
+        return made
 
     def nncf(self, limit: int, metric: str) -> IR | None:
         """NNCF's formats within a limit of bytes; None where not even 4 bits for all layers are."""
@@ -165,16 +179,19 @@ class Maker:
         found = compare(runners, "bf16", tokens, self._recipe.evaluate.batch_size, silent)
         return np.asarray(found["row"].joined("kl").mean(1)[None])
 
-    def _compressed(self, **compress: Any) -> RunFolder:
+    def _made(self, name: str, *, tuned: bool = False, **compress: Any) -> IR:
+        """The IR of what the run makes of the recipe with these `[compress]` keys."""
+        run = self._up_to("search" if tuned else "compress", **compress)
+        if not tuned:
+            return converted(run.compressed, run.ir("bf16"), self._scratch / name)
+        self.tuning_seconds[name] = read_record(run.stage_record("tune"), StageRecord).seconds
+        return converted(run.checkpoint, run.ir("bf16"), self._scratch / f"{name}-tuned")
+
+    def _up_to(self, stage: Literal["compress", "search"], **compress: Any) -> RunFolder:
         spec = type(self._recipe.compress)(**(self._recipe.compress.model_dump() | NO_BUDGET | compress))
         recipe = self._recipe.model_copy(update={"compress": spec})
         folder = self._scratch / "run"
-        return services.run(recipe, folder, resume=folder.is_dir(), until="compress")
-
-    def _converted(self, run: RunFolder, name: str) -> IR:
-        out = self._scratch / name
-        shutil.rmtree(out, ignore_errors=True)
-        return convert(run.ir("bf16"), strip(run.compressed, run.ir("bf16"), out / "packed"), out / "ir")
+        return services.run(recipe, folder, resume=folder.is_dir(), until=stage)
 
 
 if __name__ == "__main__":

@@ -617,7 +617,8 @@ def frontier_table(document: dict[str, Any]) -> str:
     ]
     for row in document["rows"]:
         low, high = row["kl_ci95"] or (float("nan"), float("nan"))
-        ratio = document["ratios"].get(f"kl ours / {row['made_by']}, {row['size']}")
+        ours = "ours, tuned" if row["made_by"].endswith(", tuned") else "ours"
+        ratio = document["ratios"].get(f"kl {ours} / {row['made_by']}, {row['size']}")
         cells = [
             row["size"],
             row["made_by"],

@@ -2,12 +2,11 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from datetime import datetime
-from itertools import islice
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import openvino_genai
 import pytest
 from numpy.typing import NDArray
 
-from ovexport.artifacts import IR, RunFolder
+from ovexport.artifacts import RunFolder
 from ovexport.bench import RuntimeAdapter, bench, loading, rounds, save_adapter, sessions
 from ovexport.bench.formats import as_csv, as_llm_bench, as_markdown, course
 from ovexport.bench.rounds import orders, ratio
@@ -369,13 +368,34 @@ def test_the_md5_is_of_the_answer_that_the_pipeline_itself_gives(finished_run) -
     assert {one.result_md5 for one in report.models["int4"].generations} == {(digest,)}
 
 
-def test_a_model_against_itself_is_as_fast(finished_run, tmp_path) -> None:
-    twin = IR(shutil.copytree(finished_run.ir("int4").path, tmp_path / "same"))
-    spec = SHORT.model_copy(update={"output_tokens": (8,), "pairs": 24, "sessions": 6})
-    ratios = bench({"int4": finished_run.ir("int4"), "same": twin}, spec, PROMPT).ratios["same/int4"]
+def test_a_model_against_itself_is_as_fast_though_the_first_of_a_round_is_slower(finished_run, monkeypatch) -> None:
+    """The times are made up, since a busy machine has none to rely on: they drift, and the first model is cold."""
+    drift = count(100.0)
+    texts = rounds.Texts(encoding_ms=None, decoding_ms=None, md5=())
+
+    def run_round(pipelines: object, order: Sequence[str], *_: object) -> dict[str, rounds.Round]:
+        now, level = datetime.now(UTC), next(drift)
+        took = {name: level * (1.0 if place else 1.2) for place, name in enumerate(order)}
+        return {
+            name: rounds.Round(
+                began=now,
+                ended=now,
+                first_token_ms=ms,
+                intervals_ms=(ms, ms),
+                whole_ms=3 * ms,
+                inferences_ms=(ms, ms, ms),
+                texts=texts,
+            )
+            for name, ms in took.items()
+        }
+
+    monkeypatch.setattr(sessions, "run_round", run_round)
+    same = {name: finished_run.ir("int4") for name in ("int4", "same")}
+    spec = SHORT.model_copy(update={"pairs": 24, "sessions": 6, "memory": False})
+    ratios = bench(same, spec, PROMPT).ratios["same/int4"]
     for one in (ratios.time_to_first_token, ratios.time_per_output_token):
-        assert one.ci95[0] <= 1.02
-        assert one.ci95[1] >= 0.98
+        assert one.ci95[0] <= 1.0 <= one.ci95[1]
+        assert one.median == pytest.approx(1.0, abs=0.02)
 
 
 def test_settings_that_the_device_does_not_know_are_refused(finished_run) -> None:

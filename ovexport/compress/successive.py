@@ -287,24 +287,32 @@ def exchange(weight: Tensor, values: Tensor, grid: Grid, curvature: Curvature) -
     codes = (values / step).round() + zero_point
     curve = step.square() * curvature.diagonal / 2
     slope = curvature.slope(weight - values) * step
+    least, most = _allowed_slopes(codes, grid)
+    gain = torch.empty_like(slope)
     out_features, in_features = weight.shape
     products = out_features * in_features * min(out_features, in_features)
     for _ in range(min(LONGEST_EXCHANGE, max(1, int(_EXCHANGE_PRODUCTS / products)))):
-        direction = torch.where(slope >= 0, 1.0, -1.0)
-        moved = codes + direction
-        gain = (slope * direction - curve).masked_fill_((moved < grid.lowest) | (moved > grid.highest), -1)
-        most, at = gain.max(1)
-        moves = most > 0
+        torch.clamp(slope, least, most, out=gain).abs_().sub_(curve)
+        of_row, at = gain.max(1)
+        moves = of_row > 0
         if curvature.outputs is not None:
-            moves &= most == gain.amax(0)[at]
+            moves &= of_row == gain.amax(0)[at]
         row = moves.nonzero()[:, 0]
         if not len(row):
             break
         column = at[row]
-        change = direction[row, column]
+        change = torch.where(slope[row, column] >= 0, 1.0, -1.0)
         codes[row, column] += change
-        slope -= curvature.slope_of_entries(row, column, change * step[row, column], len(weight)) * step
+        least[row, column], most[row, column] = _allowed_slopes(codes[row, column], grid)
+        slope -= curvature.slope_of_entries(row, column, change * step[row, column], len(weight)).mul_(step)
     return (codes - zero_point) * step
+
+
+def _allowed_slopes(codes: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Between which slopes a code may follow its slope: none that leads out of the grid, for codes at its ends."""
+    nothing, any_slope = codes.new_zeros(()), codes.new_full((), torch.inf)
+    least = torch.where(codes <= grid.lowest, nothing, -any_slope)
+    return least, torch.where(codes >= grid.highest, nothing, any_slope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ Each side runs in a process of its own, one after the other, round by round. The
 documented way start from a checkpoint of the same rank; optimum-cli quantizes without tuning.
 
 What rounds with calibration text runs once, on 128 x 256 random tokens: ours with both sides' moments, from the model
-to its IR, and NNCF's AWQ + Scale Estimation, from the BF16 IR to its own. So does the rounding of the largest matrices of
-a 1.7 B model, without gathering moments.
+to its IR, and NNCF's AWQ + Scale Estimation, from the BF16 IR to its own. So does the rounding of the largest matrices
+of a 1.7 B model, without gathering moments.
 """
 
 import argparse

@@ -8,8 +8,9 @@ bits everywhere. At each size:
 - ours: a budget of that size (`compress.size_mb`), rounded on both sides; what formats cost is measured once, for all
   sizes;
 - NNCF: on the OpenVINO model, `ratio` with each of its sensitivity metrics, the smallest share of 4-bit weights that
-  stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. The metrics and GPTQ get as
-  much calibration text as ours.
+  stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. Embeddings and head have 8
+  bits, and with the first metric also a choice (`all_layers`), as they have in ours. The metrics and GPTQ get as much
+  calibration text as ours.
 
 At the sizes of one format, ours and the one format are also tuned, by the recipe's `[tune]`.
 
@@ -89,6 +90,7 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
         made = {OURS: maker.mixed(limit)} | {
             f"NNCF, {metric}": maker.nncf(limit, metric) for metric in (METRICS[:1] if quick else METRICS)
         }
+        made |= {f"NNCF, all layers, {METRICS[0]}": maker.nncf(limit, METRICS[0], all_layers=True)}
         if name in uniform:
             made |= {ONE_FORMAT: uniform[name]}
             if not quick:
@@ -158,13 +160,13 @@ class Maker:
             self._costs = Path(shutil.copyfile(self.run.sensitivities, self._scratch / "costs.json"))
         return made
 
-    def nncf(self, limit: int, metric: str) -> IR | None:
+    def nncf(self, limit: int, metric: str, *, all_layers: bool = False) -> IR | None:
         """NNCF's formats within a limit of bytes; None where not even 4 bits for all layers are."""
         tokens = self.run.data.tokens("train")
         for group_size in (self._recipe.compress.group_size, 128):
             spec = self._recipe.compress.model_copy(update={"group_size": group_size})
-            out = self._scratch / f"nncf-{limit}-{metric}-{group_size}"
-            found = mixed_precision(self.run.ir("bf16"), spec, tokens, out, limit, metric)
+            out = self._scratch / f"nncf-{limit}-{metric}-{group_size}{'-all' if all_layers else ''}"
+            found = mixed_precision(self.run.ir("bf16"), spec, tokens, out, limit, metric, all_layers=all_layers)
             if found is not None:
                 return found
         return None

@@ -70,6 +70,7 @@ LAYERS = (
     linear("ruled", 256),
     linear("left", 256, mode="float", rank=0, group_size=256),
 )
+HEAD = linear("head", 64, kind="head", mode="int8_asym", out_features=500, rank=0)
 
 
 def test_layers_choose_among_the_formats_that_suit_them() -> None:
@@ -78,9 +79,24 @@ def test_layers_choose_among_the_formats_that_suit_them() -> None:
     formats = {name: {(each.mode, each.group_size) for each in of} for name, of in found.items()}
     int8 = "int8_asym"
     wide = {("int4_asym", 32), ("int4_asym", 64), ("int4_asym", 128), (int8, 256)}
-    assert formats == {"wide.weight": wide, "narrow.weight": {("int4_asym", 32), (int8, 96)}}
-    assert all(layer.rank == (0 if layer.mode == int8 else 8) for of in found.values() for layer in of)
+    assert formats == {
+        "embed.weight": {("int4_asym", 32), ("int4_asym", 64), (int8, 64)},
+        "wide.weight": wide,
+        "narrow.weight": {("int4_asym", 32), (int8, 96)},
+    }
+    adapted = {layer.rank for of in found.values() for layer in of if layer.mode != int8 and layer.kind == "linear"}
+    assert adapted == {8}
+    assert {layer.rank for layer in found["embed.weight"]} == {0}
     assert "wide.weight" not in candidate_formats(LAYERS, spec, {"wide.weight"})
+
+
+def test_a_budget_of_what_a_token_reads_leaves_alone_what_it_looks_up() -> None:
+    spec = CompressSpec(rank=8, at_most_slower=1.0)
+    assert "embed.weight" in candidate_formats(LAYERS, spec)  # which is the head as well
+    found = candidate_formats((*LAYERS, HEAD), spec)
+    assert "embed.weight" not in found
+    assert "head.weight" in found
+    assert "embed.weight" in candidate_formats((*LAYERS, HEAD), CompressSpec(rank=8, size_mb=1))
 
 
 def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
@@ -92,9 +108,12 @@ def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
     own = sum(layer.weight_bytes for layer in packed)
     assert limit_of(CompressSpec(at_most_slower=1), LAYERS) == own
     assert limit_of(CompressSpec(at_most_slower=1.5), LAYERS) == own * 3 // 2  # the embedding is the head as well
-    head = linear("head", 64, kind="head", mode="int8_asym", out_features=500, rank=0)
-    read = own - LAYERS[0].weight_bytes + head.weight_bytes
-    assert limit_of(CompressSpec(at_most_slower=1.5), (*LAYERS, head)) == read * 3 // 2 + LAYERS[0].weight_bytes
+    read = own - LAYERS[0].weight_bytes + HEAD.weight_bytes
+    assert limit_of(CompressSpec(at_most_slower=1.5), (*LAYERS, HEAD)) == read * 3 // 2 + LAYERS[0].weight_bytes
+    floats = HEAD.with_values(mode="float")
+    assert limit_of(CompressSpec(at_most_slower=1.5), (*LAYERS, floats)) == (
+        (own - LAYERS[0].weight_bytes) * 3 // 2 + LAYERS[0].weight_bytes
+    )
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
@@ -108,7 +127,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
 def test_a_budget_that_no_layer_can_choose_within_is_refused_before_any_work() -> None:
     spec = CompressSpec(rank=8, size_mb=50, layers=(LayerRule(pattern="*", mode="int8_asym"),))
     _, problem = check(LayerPlan(layers=LAYERS), spec)
-    assert "compress.size_mb=50: no Linear layer is left to choose a format for" in str(problem)
+    assert "compress.size_mb=50: no layer is left to choose a format for" in str(problem)
 
 
 @pytest.mark.parametrize("cost", [float("nan"), float("inf"), -1.0])
@@ -155,7 +174,9 @@ def test_mixed_formats_diverge_less_in_as_many_bytes_and_are_proven(mixed: RunFo
     proof = json.loads((run.path / "verification.json").read_text())
     assert proof["passed"]
     assert proof["summary"]["weight_bytes"] == held_out.chosen_weight_bytes
-    assert proof["summary"]["packed_int8"] > 1  # more than the embedding
+    assert {each.formats[each.chosen].mode for each in report.layers} == {"int4_asym", "int8_asym"}
+    embedding = next(each for each in report.layers if each.name == "model.embed_tokens.weight")
+    assert [one.mode for one in embedding.formats].count("int4_asym") == 3
     page = write_report(run).read_text(encoding="utf-8")
     assert f"{len(report.layers)} layers and what their formats cost" in page
     assert page.count("● ") == len(report.layers)
@@ -176,6 +197,14 @@ def test_another_run_reads_the_costs_and_comes_to_the_same_choice(mixed: RunFold
     assert run.compressed.manifest.digests == mixed.compressed.manifest.digests
 
 
+@pytest.mark.run
+def test_costs_of_other_weights_are_refused(mixed: RunFolder, tmp_path: Path) -> None:
+    report = read_record(mixed.sensitivities, SensitivityReport)
+    write_record(report.with_values(weights_sha256="0" * 64), tmp_path / "s.json")
+    with pytest.raises(RecipeError, match="was measured on other weights; give a file of this very model"):
+        run_within(tmp_path / "run", at_most_slower=1.0, sensitivities=str(tmp_path / "s.json"))
+
+
 def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) -> None:
     def problems(**changes: object) -> list[str]:
         cost = {"mode": "int4_asym", "group_size": 32, "weight_bytes": 1, "cost_nats": 1.0}
@@ -183,6 +212,8 @@ def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) 
         nats = {"chosen_nats": 1, "uniform_nats": 1, "chosen_weight_bytes": 1, "uniform_weight_bytes": 1}
         report = SensitivityReport(
             model_id="m",
+            weights_sha256="",
+            left_out=("embed.weight", "narrow.weight", "ruled.weight"),
             limit_bytes=1,
             fixed_bytes=0,
             layers=(layer.with_values(**changes),),
@@ -197,7 +228,7 @@ def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) 
         return [str(one) for one in check(LayerPlan(layers=LAYERS), spec) if not isinstance(one, Caution)]
 
     assert "has no cost of wide with mode, group size and bytes" in " ".join(problems())
-    assert "has none of the model's layers" in " ".join(problems(name="other.weight"))
+    assert "has no costs of wide; give a file of this model" in " ".join(problems(name="other.weight"))
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(RecipeError, match="goes with a budget; give one of bits_per_weight"):
         section(CompressSpec, sensitivities="s.json")

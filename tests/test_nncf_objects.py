@@ -140,10 +140,19 @@ def strip_packs(run: RunFolder) -> Packed:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "qalora"])
-def test_a_tuned_checkpoint_of_ours_has_the_same_codes_in_nncf(tiny_model: Path, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mode": "int4_asym"},
+        {"mode": "int4_sym"},
+        {"method": "qalora", "rank": 2},
+        {"layers": [{"pattern": "*embed*", "mode": "int4_asym"}]},
+    ],
+    ids=str,
+)
+def test_a_tuned_checkpoint_of_ours_has_the_same_codes_in_nncf(tiny_model: Path, tmp_path: Path, keys: dict) -> None:
     values = tiny_values(tiny_model)
-    values["compress"] |= {"mode": mode} if mode != "qalora" else {"method": "qalora", "rank": 2}
+    values["compress"] |= keys
     values["tune"] |= {"learning_rate": 5e-3}
     run = services.run(recipe.parse(values, base=REPOSITORY, origin="out"), tmp_path / "run", until="strip")
     torch.save(ovexport.to_nncf(run.tuned.path, tiny_model), tmp_path / "nncf.pth")

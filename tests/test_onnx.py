@@ -110,7 +110,12 @@ MODELS = {
     "per channel": ({}, {"group_size": -1}),
     "a layer in floating point": ({}, {"ignored": ["*layers.0.mlp.up_proj"]}),
     "gpt2": (GPT2Config(vocab_size=2048, n_positions=256, n_embd=64, n_layer=2, n_head=4), {}),
+    "a 4-bit embedding that is the head": ({}, {"layers": [{"pattern": "*embed*", "mode": "int4_asym"}]}),
     "qwen3": (Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=False), {}),
+    "qwen3, all layers in 4 bits": (
+        Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=False),
+        {"layers": [{"pattern": "*", "mode": "int4_sym"}]},
+    ),
     "gemma2": (Gemma2Config(**COMMON, head_dim=16, sliding_window=64), {}),
 }
 

@@ -80,13 +80,22 @@ def test_a_pattern_that_matches_nothing_is_named_with_examples() -> None:
     )
 
 
-def test_an_embedding_takes_no_4_bits() -> None:
-    with pytest.raises(
-        RecipeError, match=r"compress.layers.0: matches model.embed_tokens, no Linear layer, so it takes 8"
-    ):
-        formats({"pattern": "*", "rank": 4})
-    plan = examine_layers(MATRICES, CompressSpec(group_size=4, layers=(LayerRule(pattern="*", mode="int4_sym"),)))
-    assert plan.unsuitable == {EMBEDDING.name}
+def test_an_embedding_takes_4_bits_where_a_mode_says_so_and_no_adapter() -> None:
+    assert formats({"pattern": "*", "mode": "int4_sym"}) == {
+        "embed_tokens": ("int4_sym", 4, 0),
+        "gate_proj": ("int4_sym", 4, 8),
+        "down_proj": ("int4_sym", 4, 8),
+    }
+    assert formats({"pattern": "*", "mode": "int4_asym", "group_size": 64}, fallback="int8")["embed_tokens"] == (
+        ("int4_asym", 64, 0)
+    )
+    for rule in ({"rank": 4}, {"group_size": 32}, {"mode": "int4_sym", "rank": 4}):
+        with pytest.raises(
+            RecipeError, match=r"compress.layers.0: matches model.embed_tokens, no Linear layer, so it takes 8"
+        ):
+            formats({"pattern": "*", **rule}, fallback="int8")
+    rules = (LayerRule(pattern="*", rank=4),)
+    assert examine_layers(MATRICES, CompressSpec(group_size=4, layers=rules)).unsuitable == {EMBEDDING.name}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 What a format costs a layer is 1/2 · tr(H_O · E · H_I · Eᵀ), with the error E that rounding leaves in it and the second
 moments of the layer (see moments). These add up over the layers as long as errors are small. How far they are from the
 truth differs from block to block more than within one, so each block is measured once: the divergence that all of its
-layers cause in the recipe's format, over what the moments say, corrects the costs of its layers. An exact knapsack then
-takes one format for each layer.
+layers cause in the recipe's format, over what the moments say, corrects the costs of its layers. Of embeddings and the
+head each format is measured. An exact knapsack then takes one format for each layer.
 """
 
 import logging
@@ -30,6 +30,7 @@ from ovexport.reports import BlockCorrection, FormatCost, FrontierPoint, LayerSe
 from ovexport.storage.records import read_record
 from ovexport.weights.adapters import make_quantizer
 from ovexport.weights.layer import LayerFormat
+from ovexport.weights.policy import looked_up
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ class Choice:
 
     Attributes:
         layers: all of the model's.
-        uniform: the same with one group size for all that had a choice, which takes as many bytes or the next fewer.
+        uniform: the same with one group size for all Linear layers that had a choice, which takes as many bytes or the
+            next fewer.
         sensitivities: of the layers that had a choice.
+        left_out: names of those that would have had one and have no cost, as they are in no block or never ran.
     """
 
     layers: tuple[LayerFormat, ...]
@@ -53,6 +56,7 @@ class Choice:
     limit_bytes: int
     fixed_bytes: int
     sensitivities: tuple[LayerSensitivity, ...]
+    left_out: tuple[str, ...]
     blocks: tuple[BlockCorrection, ...]
     frontier: tuple[FrontierPoint, ...]
 
@@ -65,12 +69,14 @@ class Measuring:
         calibration: token ids, (sequences, length), on the network's device.
         generator: draws the tokens that slopes are of; on the CPU.
         fixed: names of layers that the model's checkpoint holds as codes, and that are not rounded.
+        weights_sha256: of the model's weights; costs in a file are of the same.
         roundings: takes every layer in each of its formats.
     """
 
     calibration: Tensor
     generator: torch.Generator
     fixed: Collection[str]
+    weights_sha256: str
     roundings: Roundings
 
 
@@ -87,20 +93,18 @@ def limit_of(spec: CompressSpec, layers: Sequence[LayerFormat]) -> int:
     """
     packed = [layer for layer in layers if layer.encoding]
     elements = sum(layer.out_features * layer.in_features for layer in packed)
-    return int(min(_asked_bytes(spec, packed, elements), 2 * elements))
+    return int(min(_asked_bytes(spec, layers, elements), 2 * elements))
 
 
-def _asked_bytes(spec: CompressSpec, packed: Sequence[LayerFormat], elements: int) -> float:
+def _asked_bytes(spec: CompressSpec, layers: Sequence[LayerFormat], elements: int) -> float:
     if spec.bits_per_weight is not None:
         return spec.bits_per_weight / 8 * elements
     if spec.size_mb is not None:
         return spec.size_mb * 1e6
     assert spec.at_most_slower is not None
-    embeddings = sorted(layer.weight_bytes for layer in packed if layer.kind == "embedding")
-    if not any(layer.kind == "head" for layer in packed):
-        embeddings = embeddings[:-1]  # the largest is the head as well, which a token reads whole
-    looked_up = sum(embeddings)
-    return spec.at_most_slower * (weight_bytes(packed) - looked_up) + looked_up
+    names = looked_up(layers)
+    rows_only = weight_bytes([layer for layer in layers if layer.name in names])
+    return spec.at_most_slower * (weight_bytes(layers) - rows_only) + rows_only
 
 
 def require_room(
@@ -113,7 +117,7 @@ def require_room(
     """
     if not formats:
         raise RecipeError(
-            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: no Linear layer is left to choose a format "
+            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: no layer is left to choose a format "
             "for; leave the budget out, or take layers out of compress.layers and compress.ignored"
         )
     limit = limit_of(spec, layers)
@@ -147,9 +151,12 @@ def choose_formats(
         ArtifactError, RecipeError: as known_costs; or the budget is too small.
         UnsupportedModelError: as moments_by_block.
     """
-    limit = require_room(formats, layers, spec)
-    known = known_costs(formats, spec)
+    require_room(formats, layers, spec)
+    known = known_costs(formats, spec, measuring.weights_sha256)
     costs, blocks = known or _costs(network, layers, formats, measuring)
+    left_out = tuple(name for name in formats if name not in costs)
+    formats = {name: formats[name] for name in costs}
+    limit = require_room(formats, layers, spec)
     free = [layer for layer in layers if layer.name in costs]
     fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
     options = [
@@ -161,44 +168,52 @@ def choose_formats(
     taken = {name: formats[name][index] for name, index in chosen.items()}
     return Choice(
         layers=tuple(taken.get(layer.name, layer) for layer in layers),
-        uniform=_uniform(layers, {name: formats[name] for name in costs}, limit),
+        uniform=_uniform(layers, {layer.name: formats[layer.name] for layer in free if layer.kind == "linear"}, limit),
         limit_bytes=limit,
         fixed_bytes=fixed_bytes,
         sensitivities=tuple(_sensitivity(name, formats[name], costs[name], chosen[name]) for name in chosen),
+        left_out=left_out,
         blocks=blocks,
         frontier=_points(best),
     )
 
 
 def known_costs(
-    formats: Mapping[str, Sequence[LayerFormat]], spec: CompressSpec
+    formats: Mapping[str, Sequence[LayerFormat]], spec: CompressSpec, weights_sha256: str | None = None
 ) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]] | None:
     """What each format costs each layer, by the file that the recipe names; None where it names none.
 
+    Args:
+        weights_sha256: of the model's weights; None where they are not read yet.
+
     Raises:
         ArtifactError: the file is missing or corrupt.
-        RecipeError: it lacks a layer or a format, so it is of another model or of other formats.
+        RecipeError: it lacks a layer or a format, or is of other weights.
     """
     if spec.sensitivities is None:
         return None
     report = read_record(Path(spec.sensitivities), SensitivityReport)
+    given = f"compress.sensitivities={spec.sensitivities!r}"
+    if weights_sha256 not in (None, report.weights_sha256):
+        raise RecipeError(f"{given}: was measured on other weights; give a file of this very model, or leave it out")
     costs: dict[str, list[float]] = {}
     of_layer = {layer.name: layer for layer in report.layers}
+    missing_layers = [name.removesuffix(".weight") for name in formats if name not in {*of_layer, *report.left_out}]
+    if missing_layers:
+        others = f" and {len(missing_layers) - 1} more" if len(missing_layers) > 1 else ""
+        raise RecipeError(
+            f"{given}: has no costs of {missing_layers[0]}{others}; give a file of this model that was made with these "
+            "layers free to choose, or leave it out"
+        )
     for name in set(of_layer) & set(formats):
         known = {(each.mode, each.group_size, each.weight_bytes): each.cost_nats for each in of_layer[name].formats}
         try:
             costs[name] = [known[each.mode, each.group_size, each.weight_bytes] for each in formats[name]]
         except KeyError as missing:
             raise RecipeError(
-                f"compress.sensitivities={spec.sensitivities!r}: has no cost of {name.removesuffix('.weight')} with "
-                f"mode, group size and bytes {missing.args[0]}; give a file of this model with these formats, or leave "
-                "it out"
+                f"{given}: has no cost of {name.removesuffix('.weight')} with mode, group size and bytes "
+                f"{missing.args[0]}; give a file of this model with these formats, or leave it out"
             ) from None
-    if not costs:
-        raise RecipeError(
-            f"compress.sensitivities={spec.sensitivities!r}: has none of the model's layers; give a file of this "
-            "model, or leave it out"
-        )
     return {layer: costs[layer] for layer in formats if layer in costs}, report.blocks
 
 
@@ -209,7 +224,7 @@ def _costs(
     formats: Mapping[str, Sequence[LayerFormat]],
     measuring: Measuring,
 ) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]]:
-    """What each format costs each layer of the blocks, and what corrected it."""
+    """What each format costs each layer of the blocks, embeddings and the head, and what corrected it."""
     architecture = Architecture(network)
     own = {layer.name: layer for layer in layers if layer.encoding and layer.name not in measuring.fixed}
     costs: dict[str, list[float]] = {}
@@ -220,9 +235,16 @@ def _costs(
         values: dict[str, Tensor] = {}
         for name, of in moments.items():
             rounded = _in_formats(architecture.matrix(name).read(), of, formats.get(name, (own[name],)), measuring)
-            if name in formats:
-                found[name] = [cost for cost, _ in rounded]
-                values[name] = rounded[formats[name].index(own[name])][1]
+            for layer, cost, given in rounded:
+                if name not in formats:
+                    continue
+                if layer.kind != "linear":
+                    with other_weights(architecture, {name: given}):
+                        costs.setdefault(name, []).append(measure())
+                    continue
+                found.setdefault(name, []).append(cost)
+                if layer == own[name]:
+                    values[name] = given
         if not found:
             continue
         predicted = sum(found[name][formats[name].index(own[name])] for name in values)
@@ -238,17 +260,15 @@ def _costs(
 
 def _in_formats(
     weight: Tensor, moments: Moments, formats: Sequence[LayerFormat], measuring: Measuring
-) -> list[tuple[float, Tensor]]:
-    """Of each format, what it costs, and the values that a weight is rounded to."""
+) -> Iterator[tuple[LayerFormat, float, Tensor]]:
+    """Of each format, what it costs by the moments, and the values that a weight is rounded to."""
     curvature = Curvature.of(moments, formats[0].name)
-    found: list[tuple[float, Tensor]] = []
     for layer in formats:
         quantizer = make_quantizer(layer).to(weight.device)
         quantizer.fit_grid(weight)
         values, grid = refined(weight, Grid.of(quantizer), curvature)
         measuring.roundings.keep(layer, values, grid)
-        found.append((max(0.0, moments.cost(weight - values)), values))
-    return found
+        yield layer, max(0.0, moments.cost(weight - values)), values
 
 
 def divergence_from(network: PreTrainedModel, tokens: Tensor) -> Callable[[], float]:

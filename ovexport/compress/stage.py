@@ -35,6 +35,7 @@ from ovexport.models.packed import PackedFolder, PackedGrid
 from ovexport.recipe import CompressSpec, ModelSpec
 from ovexport.registry import Registered
 from ovexport.reports import HeldOut, SensitivityReport
+from ovexport.storage.digests import json_digest
 from ovexport.storage.records import write_record
 from ovexport.storage.scratch import scratch_folder
 from ovexport.versions import stack_versions
@@ -177,7 +178,8 @@ def _within_budget(
     starts: list[Start] = []
     nats: list[float] = []
     generator = torch.Generator().manual_seed(base.seed)
-    measuring = Measuring(base.calibration.to(device), generator, base.own_grids, roundings)
+    weights_sha256 = json_digest(base.digests)
+    measuring = Measuring(base.calibration.to(device), generator, base.own_grids, weights_sha256, roundings)
     choice = choose_formats(computing, layers, formats, spec, measuring)
     for given in (choice.layers, choice.uniform):
         starts.append(base.started(copy.deepcopy(network), given, roundings or None))
@@ -191,10 +193,12 @@ def _within_budget(
         nats[1],
         "the chosen ones are taken" if mixed else "the one format is taken",
     )
-    return starts[0 if mixed else 1], _report(choice, nats, model, mixed=mixed)
+    return starts[0 if mixed else 1], _report(choice, nats, model, weights_sha256, mixed=mixed)
 
 
-def _report(choice: Choice, nats: Sequence[float], model: ModelSpec, *, mixed: bool) -> SensitivityReport:
+def _report(
+    choice: Choice, nats: Sequence[float], model: ModelSpec, weights_sha256: str, *, mixed: bool
+) -> SensitivityReport:
     """How the formats were chosen.
 
     Args:
@@ -204,9 +208,11 @@ def _report(choice: Choice, nats: Sequence[float], model: ModelSpec, *, mixed: b
     free = {each.name for each in choice.sensitivities}
     return SensitivityReport(
         model_id=model.id,
+        weights_sha256=weights_sha256,
         limit_bytes=choice.limit_bytes,
         fixed_bytes=choice.fixed_bytes,
         layers=choice.sensitivities,
+        left_out=choice.left_out,
         blocks=choice.blocks,
         frontier=choice.frontier,
         held_out=HeldOut(
@@ -214,7 +220,9 @@ def _report(choice: Choice, nats: Sequence[float], model: ModelSpec, *, mixed: b
             chosen_weight_bytes=weight_bytes(choice.layers),
             uniform_nats=nats[1],
             uniform_weight_bytes=weight_bytes(choice.uniform),
-            uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
+            uniform_group_size=next(
+                (layer.group_size for layer in choice.uniform if layer.name in free and layer.kind == "linear"), None
+            ),
         ),
         taken="chosen" if mixed else "uniform",
         versions=stack_versions(),

@@ -2,6 +2,9 @@
 
     4 bits:  DequantizeLinear(codes (input, output), scale, zero point; axis 0, blocks of the group size) → MatMul
     8 bits:  DequantizeLinear(codes (output, input), scale, zero point; axis 0) → Transpose → MatMul, or → Gather
+    4-bit embeddings:  DequantizeLinear(codes (output, input), scale, zero point; axis 1, blocks) → Gather
+
+A 4-bit embedding that is the head as well stands there twice, once in each layout: no runtime computes both from one.
 
 Codes are UINT4, INT4, UINT8 or INT8, two 4-bit ones to a byte, the first in the low half. Scales are the float16 values
 that ship, in float32, so that what a node gives is (code - zero point) · scale exactly. In these two layouts
@@ -200,7 +203,7 @@ class _Replacement:
         self._layer = layer
         self._encoding = encoding
         self._tensors = tensors
-        self._stored: tuple[Any, ...] = ()
+        self._stored: dict[bool, tuple[Any, ...]] = {}
 
     def carry_out(self, names: Sequence[str]) -> None:
         """Let every reader of the floats read codes.
@@ -226,7 +229,7 @@ class _Replacement:
     def _replace(self, node: Any, index: int) -> None:
         """A reader of the floats: a Gather, a Transpose before a MatMul, or a MatMul or Gemm of (input, output)."""
         wide, operation = self._encoding.bits == 8, node.op_type
-        if operation == "Gather" and wide and index == 0:
+        if operation == "Gather" and index == 0:
             node.replace_input_with(0, self._dequantized(node, transposed=False))
         elif operation == "Transpose" and self._feeds_products(node):
             if wide and not self._layer.transposed:
@@ -257,7 +260,9 @@ class _Replacement:
         import onnx_ir
 
         layer = self._layer
-        stored = self._stored = self._stored or tuple(self._initializers(transposed=transposed))
+        if transposed not in self._stored:
+            self._stored[transposed] = tuple(self._initializers(transposed=transposed))
+        stored = self._stored[transposed]
         blocks = layer.groups > 1
         axis = (0 if transposed else 1) if blocks else (1 if transposed else 0)
         attributes = {"axis": axis} | ({"block_size": layer.group_size} if blocks else {})
@@ -282,7 +287,7 @@ class _Replacement:
             oriented = array.T if transposed else array
             if suffix and layer.groups == 1:
                 oriented = array.reshape(-1)
-            name, shape = f"{layer.name}{suffix}", onnx_ir.Shape(oriented.shape)
+            name, shape = f"{layer.name}{'/turned' if self._stored else ''}{suffix}", onnx_ir.Shape(oriented.shape)
             if kind.bitwidth == 4:
                 tensor: Any = onnx_ir.PackedTensor(encoding.pack(oriented), kind, shape=shape, name=name)
             else:

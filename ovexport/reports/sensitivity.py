@@ -48,18 +48,19 @@ class FrontierPoint(Record):
 
 
 class HeldOut(Record):
-    """The mean divergence per token on the validation text, as rounded: of the choice, and of one format for all layers
-    that takes as many bytes or the next fewer.
+    """The mean divergence per token on the validation text, as rounded: of the choice, and of one format for all Linear
+    layers that takes as many bytes or the next fewer.
 
     Attributes:
         chosen_weight_bytes, uniform_weight_bytes: of all packed matrices.
+        uniform_group_size: None where no Linear layer had a choice.
     """
 
     chosen_nats: float
     chosen_weight_bytes: int
     uniform_nats: float
     uniform_weight_bytes: int
-    uniform_group_size: int
+    uniform_group_size: int | None
 
 
 class SensitivityReport(Record):
@@ -67,18 +68,23 @@ class SensitivityReport(Record):
 
     Attributes:
         model_id: as the recipe names it.
+        weights_sha256: of the names and contents of the model's matrices.
         limit_bytes: of all packed matrices.
         fixed_bytes: of the packed matrices whose format was not a choice, such as embeddings.
         layers: those with a choice.
+        left_out: names of those that a budget would choose for and that have no cost, as they are in no block or never
+            ran.
         taken: whether the choice was taken, or the uniform format because that was better on held-out text.
         frontier: sizes without the fixed matrices.
     """
 
     format_version: Literal[1] = 1
     model_id: str
+    weights_sha256: str
     limit_bytes: int
     fixed_bytes: int
     layers: tuple[LayerSensitivity, ...]
+    left_out: tuple[str, ...]
     blocks: tuple[BlockCorrection, ...]
     frontier: tuple[FrontierPoint, ...]
     held_out: HeldOut

@@ -38,13 +38,13 @@ class _Reader:
     """A port of a MatMul or Gather that reads a matrix which no input of the model has a part in.
 
     Attributes:
-        constants: names of the matrices that it comes from.
+        layers: names of the matrices that it comes from; all constants of a layer begin with its name.
         transposed: the matrix is read as (input, output).
     """
 
     operation: Any
     port: int
-    constants: tuple[str, ...]
+    layers: frozenset[str]
     transposed: bool
 
     @property
@@ -70,7 +70,7 @@ def prove_onnx(folder: Path, checkpoint: Checkpoint, *, runtime: bool = True) ->
     constants = {str(node.get_friendly_name()): node for _, node in walk(graph) if node.get_type_name() == "Constant"}
     linear = [one for one in readers if one.operation.get_type_name() == "MatMul"]
     packed = {layer.name: layer for layer in manifest.packed}
-    bits = Counter(storage(packed[name]).bits for one in linear for name in one.constants if name in packed)
+    bits = Counter(storage(packed[name]).bits for one in linear for name in one.layers if name in packed)
     stored = [node for name, node in constants.items() if name.partition("/")[0] in packed]
     size = sum(constant_bytes(node) for node in stored)
     elements = sum(layer.out_features * layer.in_features for layer in manifest.packed)
@@ -118,7 +118,7 @@ def verify_onnx(folder: Path, checkpoint: Checkpoint, *, runtime: bool = True) -
     graph = _read(folder / ONNX_FILE)
     readers = list(_readers(graph))
     constants = {str(node.get_friendly_name()): node for _, node in walk(graph) if node.get_type_name() == "Constant"}
-    by_layer = {layer.name: [one for one in readers if layer.name in one.constants] for layer in manifest.packed}
+    by_layer = {layer.name: [one for one in readers if layer.name in one.layers] for layer in manifest.packed}
     checks = as_made(IR(folder), checkpoint, None, None)
     for layer in manifest.packed:
         checks += _layer_checks(layer, manifest, constants, by_layer[layer.name])
@@ -160,7 +160,7 @@ def _readers(graph: ov.Model) -> Iterator[_Reader]:
                 continue
             if source.get_element_type().is_integral():
                 continue
-            names = tuple(_matrices_behind(sources[port]))
+            names = frozenset(name.partition("/")[0] for name in _matrices_behind(sources[port]))
             yield _Reader(operation, port, names, kind == "MatMul" and not operation.get_attributes()["transpose_b"])
 
 
@@ -245,7 +245,7 @@ def _no_strangers(readers: list[_Reader], manifest: CheckpointManifest) -> Check
     """No MatMul or Gather reads a matrix that the checkpoint does not know, as that of an adapter."""
     known = {layer.name for layer in manifest.layers}
     floats = sum(1 for layer in manifest.layers if layer.encoding is None)
-    strangers = [one.name for one in readers if not known & set(one.constants)]
+    strangers = [one.name for one in readers if not known & one.layers]
     return zero(
         "no adapter in the graph",
         "model",

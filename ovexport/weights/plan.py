@@ -139,11 +139,11 @@ def _problem(layer: LayerFormat, matrix: WeightMatrix, spec: CompressSpec) -> st
 
 
 def _problem_of_tuned(layer: LayerFormat, matrix: WeightMatrix, spec: CompressSpec) -> str | None:
-    if matrix.kind != "linear":
-        return f'has mode {layer.mode}; what is no Linear layer takes "int8_asym" or "float"'
+    if matrix.kind != "linear" and layer.rank:
+        return f"has rank={layer.rank}; what is no Linear layer takes no adapter"
     if matrix.in_features % layer.group_size or not computed_rightly(layer.group_size, matrix.in_features):
         return f"has group_size={layer.group_size}, which does not suit in_features={matrix.in_features}"
-    if spec.rank_space:
+    if spec.rank_space and matrix.kind == "linear":
         largest = max(spec.rank_space)
         return None if layer.rank == largest else f"has rank={layer.rank}, and the largest of rank_space is {largest}"
     largest = min(matrix.out_features, matrix.in_features)

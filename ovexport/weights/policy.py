@@ -38,9 +38,9 @@ class LayerPolicy(Protocol):
                     return format_layer(matrix, "int4_sym", group_size=64, rank=16)
                 return self.recipe(matrix)
 
-    What it may return: of a matrix whose `kind` is "linear" any mode; of others "int8_asym" or "float". 4-bit layers
-    have a group size that divides `in_features` and is a power of two (or all of an even `in_features`), and a rank up
-    to the smaller side; with `rank_space` the rank is the largest of it. Other layers have one group and rank 0. Equal
+    What it may return: any mode. 4-bit layers have a group size that divides `in_features` and is a power of two (or
+    all of an even `in_features`), and a rank up to the smaller side; with `rank_space` the rank is the largest of it.
+    Layers in other modes have one group and rank 0; a matrix whose `kind` is not "linear" has rank 0 in any mode. Equal
     inputs have to give equal formats.
     """
 
@@ -151,14 +151,14 @@ class PatternPolicy:
             return format_layer(matrix, mode, note=f"left in floating point by {self._key}")
         if mode is not None and ENCODINGS[mode].bits == 8:
             return format_layer(matrix, mode, note=ODD_INT8 if matrix.in_features % 2 else None)
-        if matrix.kind != "linear":
+        if matrix.kind != "linear" and (mode is None or self._rule.rank):
             raise LayerRefused(
-                note="8 bits or floating point only",
+                note="needs a mode, and no rank",
                 before=f"{self._key}: matches ",
-                after=", no Linear layer, so it takes 8 bits or floating point; narrow the pattern, or set mode = "
-                '"int8_asym" or "float"',
+                after=", no Linear layer, so it takes 8 bits unless a mode is given, and no adapter; narrow the "
+                "pattern, or set mode and no rank",
             )
-        return self._defaults(matrix)
+        return self._defaults.packed(matrix)
 
 
 def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> LayerFormat:
@@ -181,6 +181,9 @@ def own_format(matrix: WeightMatrix, own: OwnFormat, spec: CompressSpec) -> Laye
 
 
 def _with_rank(matrix: WeightMatrix, spec: CompressSpec, group_size: int, note: str | None) -> LayerFormat:
+    if matrix.kind != "linear":
+        mode = "int4_asym" if spec.mode == "int4_asym_f16zp" else spec.mode  # no adapter moves its zero points
+        return format_layer(matrix, mode, group_size=group_size, note=note)
     if spec.method == "qalora":
         return _with_pooled_adapter(matrix, spec, group_size, note)
     rank = max(spec.rank_space) if spec.rank_space else spec.rank
@@ -231,8 +234,14 @@ class Defaults:
 
     def __call__(self, matrix: WeightMatrix) -> LayerFormat:
         """As LayerPolicy."""
-        if matrix.kind != "linear":
-            return format_layer(matrix, "int8_asym")
+        return self.packed(matrix) if matrix.kind == "linear" else format_layer(matrix, "int8_asym")
+
+    def packed(self, matrix: WeightMatrix) -> LayerFormat:
+        """The 4-bit format of a matrix, without an adapter where it is no Linear layer.
+
+        Raises:
+            LayerRefused: as LayerPolicy.
+        """
         reason = self._reason_against(matrix)
         return (
             self._with_rank(matrix, self._spec.group_size, None) if reason is None else self._fallback(matrix, reason)
@@ -288,18 +297,21 @@ def candidate_formats(
     """By name, the formats that a budget chooses from: the recipe's mode with groups of 32, 64, 128 and the recipe's
     own size, as far as they suit, and 8 bits.
 
-    Linear layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
+    All packed layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
+    A budget of what a token reads leaves out embeddings, of which it reads one row.
 
     Args:
         layers: in the recipe's own format.
         fixed: names of those that the model's checkpoint holds as codes.
     """
+    layers = tuple(layers)
+    left_out = {*fixed, *(looked_up(layers) if spec.at_most_slower is not None else ())}
     sizes = sorted({*BUDGET_GROUP_SIZES, spec.group_size})
     policies = [Defaults(spec.model_copy(update={"group_size": size, "fallback": "error"})) for size in sizes]
     found: dict[str, tuple[LayerFormat, ...]] = {}
     for layer in layers:
         ruled = any(name_matches(layer.name, pattern) for rule in spec.layers for pattern in rule.pattern)
-        if layer.kind != "linear" or ruled or layer.name in fixed or layer.encoding is None:
+        if ruled or layer.name in left_out or layer.encoding is None:
             continue
         matrix = WeightMatrix(
             name=layer.name,
@@ -311,7 +323,18 @@ def candidate_formats(
         formats = [layer]
         for policy in policies:
             with suppress(LayerRefused):
-                formats.append(policy(matrix))
+                formats.append(policy.packed(matrix))
         formats.append(format_layer(matrix, "int8_asym", note=ODD_INT8 if matrix.in_features % 2 else None))
         found[layer.name] = tuple({(each.mode, each.group_size): each for each in reversed(formats)}.values())
     return found
+
+
+def looked_up(layers: Iterable[LayerFormat]) -> set[str]:
+    """Names of the embeddings of which a token reads a row; without a head of its own, the largest is the head too."""
+    layers = tuple(layers)
+    embeddings = sorted(
+        (layer.out_features * layer.in_features, layer.name) for layer in layers if layer.kind == "embedding"
+    )
+    if not any(layer.kind == "head" for layer in layers):
+        embeddings = embeddings[:-1]
+    return {name for _, name in embeddings}

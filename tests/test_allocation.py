@@ -198,6 +198,15 @@ def test_another_run_reads_the_costs_and_comes_to_the_same_choice(mixed: RunFold
 
 
 @pytest.mark.run
+def test_the_file_that_the_run_itself_writes_is_refused(mixed: RunFolder) -> None:
+    values = recipe.load(mixed.recipe)
+    again = values.compress.model_copy(update={"sensitivities": str(mixed.sensitivities)})
+    with pytest.raises(RecipeError, match="is the file that this run writes; give a copy of it"):
+        services.run(values.model_copy(update={"compress": again}), mixed.path, overwrite=True)
+    assert mixed.sensitivities.is_file()
+
+
+@pytest.mark.run
 def test_costs_of_other_weights_are_refused(mixed: RunFolder, tmp_path: Path) -> None:
     report = read_record(mixed.sensitivities, SensitivityReport)
     write_record(report.with_values(weights_sha256="0" * 64), tmp_path / "s.json")

@@ -1,22 +1,24 @@
 """What would stop the stage, and what it takes, found before any work."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ovexport.checking import Caution, Finding, raised
 from ovexport.compress.allocation import known_costs, require_room
 from ovexport.compress.starting_points import chosen, starting_points
-from ovexport.errors import OvexportError
+from ovexport.errors import OvexportError, RecipeError
 from ovexport.models.device import require_device
 from ovexport.recipe import CompressSpec
 from ovexport.weights.plan import LayerPlan
 from ovexport.weights.policy import candidate_formats, layer_policies
 
 
-def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
+def check(plan: LayerPlan, spec: CompressSpec, sensitivities: Path | None = None) -> Iterator[Finding]:
     """Every problem of the stage: of the layers, and of the recipe's starting points with them.
 
     Args:
         plan: the format of each layer.
+        sensitivities: file that the stage writes.
     """
     yield from plan.problems
     if spec.budget is not None and not plan.problems:
@@ -27,8 +29,17 @@ def check(plan: LayerPlan, spec: CompressSpec) -> Iterator[Finding]:
         formats = candidate_formats(plan.layers, spec)
         yield from raised(require_room, formats, plan.layers, spec)
         yield from raised(known_costs, formats, spec)
+        yield from raised(_require_another_file, spec, sensitivities)
     yield from raised(require_device, spec.device, "compress.device")
     yield from raised(_check_starting_points, plan, spec)
+
+
+def _require_another_file(spec: CompressSpec, own: Path | None) -> None:
+    if own and spec.sensitivities and Path(spec.sensitivities).resolve() == own.resolve():
+        raise RecipeError(
+            f"compress.sensitivities={spec.sensitivities!r}: is the file that this run writes; give a copy of it, or "
+            "another run's"
+        )
 
 
 def plug_ins(spec: CompressSpec) -> dict[str, str | None]:

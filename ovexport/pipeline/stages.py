@@ -53,8 +53,7 @@ def _compress(context: Context) -> None:
     from ovexport.compress import compress
 
     recipe, folder = context.recipe, context.folder
-    if recipe.compress.budget is None:
-        folder.sensitivities.unlink(missing_ok=True)  # of a recipe before; a budget may read it, and writes it anew
+    folder.sensitivities.unlink(missing_ok=True)
     compress(
         recipe.model,
         recipe.compress,
@@ -229,7 +228,8 @@ def _check_trace(outlook: "Outlook") -> Iterator[Finding]:
 def _check_compress(outlook: "Outlook") -> Iterator[Finding]:
     from ovexport.compress import check
 
-    return check(outlook.shape.plan, outlook.recipe.compress)
+    own = RunFolder(outlook.out).sensitivities
+    return check(outlook.shape.plan, outlook.recipe.compress, own)
 
 
 def _check_convert(outlook: "Outlook") -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import ovexport, refused
-from conftest import tiny_values
+from conftest import REPOSITORY, tiny_values
 
 from ovexport import recipe
 from ovexport.artifacts import Checkpoint, RunFolder
@@ -156,6 +156,16 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
     assert set(ranks_of(run.checkpoint)) == {2}
     assert np.array_equal(run.checkpoint.adapters["model.layers.0.mlp.up_proj.weight.lora_A"], before)
     assert not run.search.exists()
+
+
+def test_ranks_for_single_units_do_not_go_with_a_budget_that_may_take_their_adapters(tiny_model) -> None:
+    values = tiny_values(tiny_model)
+    values["compress"] |= {"format": "fq_lora_nls", "rank_space": [8, 4], "bits_per_weight": 6.0}
+    values["search"] = {"ranks": [8]}
+    recipe.parse(values, base=REPOSITORY, origin="r")
+    values["search"] = {"ranks": [8, 4]}
+    with pytest.raises(RecipeError, match=r"search.ranks=\[8, 4\]: compress.bits_per_weight may leave a block"):
+        recipe.parse(values, base=REPOSITORY, origin="r")
 
 
 def test_without_a_choice_of_ranks_the_checkpoint_is_the_tuned_one_by_another_name(finished_run: RunFolder) -> None:

@@ -54,6 +54,11 @@ class Recipe(Spec):
             raise ValueError("data.validation and data.test go with data.train; add it, or leave them out")
         if self.search.ranks is not None and self.compress.rank_space is None:
             raise ValueError('search.ranks goes with compress.format = "fq_lora_nls"; leave it out')
+        if self.search.ranks is not None and len(self.search.ranks) > 1 and self.compress.budget is not None:
+            raise ValueError(
+                f"search.ranks={list(self.search.ranks)}: compress.{self.compress.budget} may leave a block or a layer "
+                "without an adapter, and the ranks would not fit; give one rank for all"
+            )
         return self
 
 

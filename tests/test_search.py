@@ -161,6 +161,8 @@ def test_another_search_does_not_tune_again(nls_run, nls_recipe, tmp_path) -> No
 def test_ranks_for_single_units_do_not_go_with_a_budget_that_may_take_their_adapters(tiny_model) -> None:
     values = tiny_values(tiny_model)
     values["compress"] |= {"format": "fq_lora_nls", "rank_space": [8, 4], "bits_per_weight": 6.0}
+    values["tune"]["objective"] = "task"
+    values["task"] = {"name": "openbookqa"}
     values["search"] = {"ranks": [8]}
     recipe.parse(values, base=REPOSITORY, origin="r")
     values["search"] = {"ranks": [8, 4]}

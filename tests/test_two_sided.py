@@ -1,7 +1,10 @@
 """Two-sided rounding: the target of each entry, a cost that falls, moments as autograd gives them, and a model that
 starts closer than GPTQ's."""
 
+import errno
+import os
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ from ovexport.compress.successive import (
     refined,
     round_successively,
 )
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import ArtifactError, UnsupportedModelError
 from ovexport.models import blocks
 from ovexport.models.architecture import Architecture
 from ovexport.models.head import Head
@@ -243,6 +246,13 @@ def test_hidden_states_beyond_the_memory_lie_in_files(
     expected = gathered()
     monkeypatch.setattr(blocks, "KEPT_BYTES", 0)
     assert all(map(torch.equal, gathered(), expected))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ArtifactError, match=f"^{gettempdir()}: no room for hidden states"):
+        gathered()
 
 
 def test_a_device_that_is_not_there_is_refused_before_any_work() -> None:

@@ -10,11 +10,12 @@ What goes through a model block by block needs one block's activations at a time
         ...                                                # change the block's weights; the next ones see them changed
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from mmap import mmap
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ovexport.errors import UnsupportedModelError
+from ovexport.errors import ArtifactError, UnsupportedModelError
 
 _LARGEST_BATCH = 16
 _STATES = "hidden_states"
@@ -188,31 +189,31 @@ def walk_blocks_back(
             for index, states in enumerate(block.inputs):
                 slopes[index] = block.backward(states, slopes[index])
 
-    The inputs of all blocks are computed first, with the weights that the model has then; beyond 2 GiB they lie in a
-    temporary file.
+    The inputs of all blocks are computed first, with the weights that the model has then; beyond 2 GiB they lie in
+    temporary files.
 
     Args:
         tokens: token ids, (sequences, length) int64, at least one sequence. They are read in batches of equal size.
         slope: the gradient of the loss with respect to the last hidden states of a batch, which the head reads.
 
     Raises:
+        ArtifactError: the disk of temporary files is full.
         UnsupportedModelError: the model has no list of decoder blocks.
     """
     modules = decoder_blocks(network)
     batches = _batches(tokens)
     with torch.no_grad():
         calls = _calls(network, modules.values(), batches[0])
-    with TemporaryDirectory(prefix="ovexport-") as folder:
-        kept = _Kept(Path(folder))
-        inputs: list[list[Tensor]] = [[] for _ in modules]
-        slopes: list[Tensor] = []
-        for batch in batches:
-            slopes.append(_read_through(network, list(modules.values()), batch, inputs, slope))
-            for states in inputs:
-                states[-1] = kept.keep(states[-1])
-        for (name, module), (arguments, keywords) in reversed(list(zip(modules.items(), calls, strict=True))):
-            block = Block(name=name, module=module, inputs=inputs.pop(), arguments=arguments, keywords=keywords)
-            yield block, slopes
+    kept = _Kept()
+    inputs: list[list[Tensor]] = [[] for _ in modules]
+    slopes: list[Tensor] = []
+    for batch in batches:
+        slopes.append(_read_through(network, list(modules.values()), batch, inputs, slope))
+        for states in inputs:
+            states[-1] = kept.keep(states[-1])
+    for (name, module), (arguments, keywords) in reversed(list(zip(modules.items(), calls, strict=True))):
+        block = Block(name=name, module=module, inputs=inputs.pop(), arguments=arguments, keywords=keywords)
+        yield block, slopes
 
 
 def embedding_slopes(network: PreTrainedModel, batch: Tensor, slope: Tensor) -> dict[str, Tensor]:
@@ -248,26 +249,31 @@ def embedding_slopes(network: PreTrainedModel, batch: Tensor, slope: Tensor) -> 
 
 
 class _Kept:
-    """Hidden states in memory, up to 2 GiB, and the rest in files that are mapped.
+    """Hidden states in memory, up to 2 GiB, and the rest in mapped files without a name, of which nothing is left
+    however the process ends."""
 
-    Args:
-        folder: for the files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
         self._bytes = 0
-        self._files = 0
 
     def keep(self, states: Tensor) -> Tensor:
-        """The same values, in memory or in a file."""
+        """The same values, in memory or in a file.
+
+        Raises:
+            ArtifactError: the disk of temporary files is full.
+        """
         self._bytes += states.nbytes
         if self._bytes <= KEPT_BYTES or states.device.type != "cpu":
             return states
-        self._files += 1
-        file = str(self._folder / f"{self._files}.states")
-        mapped = torch.from_file(file, shared=True, size=states.numel(), dtype=states.dtype)
-        return mapped.reshape(states.shape).copy_(states)
+        with TemporaryFile() as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, states.nbytes)  # without it, a full disk is a crash later
+            except OSError as error:
+                raise ArtifactError(
+                    f"{gettempdir()}: no room for hidden states ({error.strerror}); free some, or set TMPDIR to a "
+                    "folder on another disk"
+                ) from error
+            mapped = mmap(file.fileno(), states.nbytes)
+        return torch.frombuffer(mapped, dtype=states.dtype).reshape(states.shape).copy_(states)
 
 
 def _batches(tokens: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,9 @@ from ovexport.artifacts import IR
 from ovexport.openvino.graph import read_graph, weights
 from ovexport.recipe import CompressSpec
 
-_HALVINGS = 6
+_RATIO_STEP = 1 / 64
+_NEXT_TO_NONE = 1e-9
+"""A ratio that leaves all in 8 bits; of 0.0 NNCF takes its default, 1.0."""
 _SEARCH_SEQUENCES = 8
 
 
@@ -84,8 +86,8 @@ def mixed_precision(
     """NNCF's mixed precision within a limit of bytes: as few 4-bit weights as that allows, the others in 8 bits, GPTQ's
     rounding; None where not even 4 bits for all that has a choice are within it.
 
-    The ratio is searched with little text. With all of it the metric may put the layers in another order: then the
-    ratio rises until the bytes are within the limit again.
+    Bytes fall in proportion to the ratio, but for its last layer: from there the ratio rises until they are within the
+    limit, with little text, and then with all of it, with which the metric may put the layers in another order.
 
     Args:
         metric: name of one of nncf.SensitivityMetric.
@@ -99,12 +101,12 @@ def mixed_precision(
         return post_training(base, spec, tokens, out, ratio=ratio, sensitivity_metric=chosen, **methods)
 
     little = spec.model_copy(update={"calibration_sequences": min(spec.calibration_sequences, _SEARCH_SEQUENCES)})
-    if packed_bytes(made(1.0, little)) > limit:
+    largest, smallest = (packed_bytes(made(ratio, little)) for ratio in (_NEXT_TO_NONE, 1.0))
+    if smallest > limit:
         return None
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if packed_bytes(made(middle, little)) <= limit else (middle, high)
-    while packed_bytes(found := made(high, spec, gptq=True)) > limit:
-        high = min(1.0, high + 0.5**_HALVINGS)
+    ratio = max(0.0, (largest - limit) / (largest - smallest))
+    while packed_bytes(made(ratio, little)) > limit:
+        ratio = min(1.0, ratio + _RATIO_STEP)
+    while packed_bytes(found := made(ratio, spec, gptq=True)) > limit:
+        ratio = min(1.0, ratio + _RATIO_STEP)
     return found

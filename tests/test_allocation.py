@@ -12,7 +12,7 @@ from ovexport import recipe
 from ovexport.artifacts import RunFolder
 from ovexport.checking import Caution
 from ovexport.compress import check
-from ovexport.compress.allocation import limit_of
+from ovexport.compress.allocation import limit_of, uniform_within
 from ovexport.compress.knapsack import Option, frontier
 from ovexport.errors import RecipeError
 from ovexport.pipeline import services
@@ -97,6 +97,16 @@ def test_a_budget_of_what_a_token_reads_leaves_alone_what_it_looks_up() -> None:
     assert "embed.weight" not in found
     assert "head.weight" in found
     assert "embed.weight" in candidate_formats((*LAYERS, HEAD), CompressSpec(rank=8, size_mb=1))
+
+
+def test_the_one_format_may_be_a_layers_whole_width() -> None:
+    layers = (linear("wide", 256), linear("exact", 128))
+    formats = candidate_formats(layers, CompressSpec(rank=8, bits_per_weight=5))
+    coarse = [next(one for one in of if (one.mode, one.group_size) == ("int4_asym", 128)) for of in formats.values()]
+    limit = sum(each.weight_bytes for each in coarse)
+    assert list(uniform_within(layers, formats, limit)) == coarse
+    whole = uniform_within(layers, formats, 10**6)
+    assert {each.mode for each in whole} == {"int8_asym"}
 
 
 def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:

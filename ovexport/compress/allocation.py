@@ -158,6 +158,7 @@ def choose_formats(
     formats = {name: formats[name] for name in costs}
     limit = require_room(formats, layers, spec)
     free = [layer for layer in layers if layer.name in costs]
+    linears = {layer.name: formats[layer.name] for layer in free if layer.kind == "linear"}
     fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
     options = [
         [Option(each.weight_bytes, cost) for each, cost in zip(formats[layer.name], costs[layer.name], strict=True)]
@@ -168,7 +169,7 @@ def choose_formats(
     taken = {name: formats[name][index] for name, index in chosen.items()}
     return Choice(
         layers=tuple(taken.get(layer.name, layer) for layer in layers),
-        uniform=_uniform(layers, {layer.name: formats[layer.name] for layer in free if layer.kind == "linear"}, limit),
+        uniform=uniform_within(layers, linears, limit),
         limit_bytes=limit,
         fixed_bytes=fixed_bytes,
         sensitivities=tuple(_sensitivity(name, formats[name], costs[name], chosen[name]) for name in chosen),
@@ -299,23 +300,24 @@ def other_weights(architecture: Architecture, values: Mapping[str, Tensor]) -> I
             architecture.matrix(name).write(value)
 
 
-def _uniform(
+def uniform_within(
     layers: Sequence[LayerFormat], formats: Mapping[str, Sequence[LayerFormat]], limit: int
 ) -> tuple[LayerFormat, ...]:
     """The layers with one mode and group size for all that have a choice, the largest within the limit; where none is,
     the smallest."""
     found: list[tuple[LayerFormat, ...]] = []
-    for kind in sorted({_kind(each) for of in formats.values() for each in of}):
-        same = {name: next((each for each in of if _kind(each) == kind), None) for name, of in formats.items()}
+    for kind in sorted({kind for of in formats.values() for each in of for kind in _kinds(each)}):
+        same = {name: next((each for each in of if kind in _kinds(each)), None) for name, of in formats.items()}
         if all(same.values()):
             found.append(tuple(same.get(layer.name) or layer for layer in layers))
     within = [each for each in found if weight_bytes(each) <= limit]
     return max(within, key=weight_bytes) if within else min(found, key=weight_bytes, default=tuple(layers))
 
 
-def _kind(layer: LayerFormat) -> tuple[str, int]:
-    """Mode and group size, -1 for one scale per output channel."""
-    return layer.mode, -1 if layer.group_size == layer.in_features else layer.group_size
+def _kinds(layer: LayerFormat) -> set[tuple[str, int]]:
+    """Mode and group size; of one scale per output channel -1 as well, which layers of other widths share."""
+    sizes = {layer.group_size, -1} if layer.group_size == layer.in_features else {layer.group_size}
+    return {(layer.mode, size) for size in sizes}
 
 
 def _sensitivity(name: str, formats: Sequence[LayerFormat], costs: Sequence[float], chosen: int) -> LayerSensitivity:

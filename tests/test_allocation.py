@@ -132,6 +132,9 @@ def test_a_budget_that_nothing_fits_is_refused_before_any_work() -> None:
     assert "compress.bits_per_weight=2: the smallest formats take" in str(problem)
     (caution,) = check(LayerPlan(layers=LAYERS), CompressSpec(rank=8, bits_per_weight=7))
     assert isinstance(caution, Caution)
+    held = frozenset(layer.name for layer in LAYERS)
+    _, problem = check(LayerPlan(layers=LAYERS, held_as_codes=held), CompressSpec(rank=8, bits_per_weight=7))
+    assert "no layer is left to choose a format for" in str(problem)
 
 
 def test_a_budget_that_no_layer_can_choose_within_is_refused_before_any_work() -> None:

@@ -26,11 +26,13 @@ class LayerPlan:
         layers: all of them; those that can't be done are in floating point here, and their note says why.
         unsuitable: the names of those.
         problems: each of the recipe's or the model's once, with the layers that it is about.
+        held_as_codes: the names of those that the model's checkpoint holds as codes.
     """
 
     layers: tuple[LayerFormat, ...] = ()
     unsuitable: frozenset[str] = frozenset()
     problems: tuple[OvexportError, ...] = ()
+    held_as_codes: frozenset[str] = frozenset()
 
 
 def plan_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> tuple[LayerFormat, ...]:
@@ -76,7 +78,8 @@ def examine_layers(matrices: Iterable[WeightMatrix], spec: CompressSpec) -> Laye
     problems |= {reason.before + reason.after: reason.problem(group) for reason, group in refused.values()}
     if not problems and not any(layer.encoding for layer in layers):
         problems = {"": _nothing_left(spec)}
-    return LayerPlan(tuple(layers), frozenset(unsuitable), tuple(problems.values()))
+    held = frozenset(matrix.name for matrix in matrices if matrix.own)
+    return LayerPlan(tuple(layers), frozenset(unsuitable), tuple(problems.values()), held)
 
 
 def _by_engine(layer: LayerFormat, spec: CompressSpec) -> LayerFormat:

@@ -42,7 +42,7 @@ import numpy as np
 import openvino as ov
 import torch
 from auto_round_folder import ITERATIONS
-from intervals import interval, ratio
+from intervals import difference, interval, ratio
 from nncf_loop import LEARNING_RATE, NncfLoop, Settings
 from numpy.typing import NDArray
 from provenance import revision
@@ -56,7 +56,7 @@ from ovexport.evaluate import load_encoder
 from ovexport.evaluate.answers import PromptTokenizer, common_template, generate
 from ovexport.evaluate.divergence import TokenFigures, compare, perplexity
 from ovexport.evaluate.prompts import Prompts, choose_prompts
-from ovexport.evaluate.similarity import Answers, aggregate, compare_answers
+from ovexport.evaluate.similarity import Answers, compare_answers
 from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
@@ -77,6 +77,8 @@ ONE_FORMAT, ONE_FORMAT_START = "ovexport, one format, tuned", "ovexport, one for
 THEIRS = "documented NNCF loop"
 AUTO_ROUND = f"AutoRound, {ITERATIONS} iterations"
 
+COMPARED = ("nll", "same_top1", "similarity")
+"""Figures of which ours less each other row's is given, with an interval."""
 LOOPS = {THEIRS: False, f"{THEIRS}, both of ours": True}
 """Whether the documented loop is given our starting point and our learning rate."""
 PTQ = {
@@ -139,9 +141,15 @@ def measured(
     for name, flags in chosen.items():
         made[name] = [_post_training(name, flags, maker.uniform, run, tokens, scratch)]
     rows, samples = _evaluated(base, made, recipe, run)
+    others = [name for name in made if name != OURS]
     return {
         "rows": rows,
-        "ratios": {f"kl {OURS} / {other}": ratio(samples[OURS], samples[other]) for other in made if other != OURS},
+        "ratios": {f"kl {OURS} / {other}": ratio(samples["kl"][OURS], samples["kl"][other]) for other in others},
+        "differences": {
+            f"{figure} {OURS} - {other}": difference(samples[figure][OURS], samples[figure][other])
+            for figure in COMPARED
+            for other in others
+        },
         "seconds": seconds,
         "conditions": {
             "tuned_at": sorted(maker.revisions),
@@ -305,14 +313,14 @@ def _post_training(
 
 def _evaluated(
     base: IR, made: Mapping[str, list[IR]], recipe: Recipe, run: RunFolder
-) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[np.float64]]]:
-    """Rows, and per row the divergence of each seed and sequence, (seeds, sequences)."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, NDArray[np.float64]]]]:
+    """Rows, and per figure and row what each seed has on each sequence or prompt, (seeds, sequences or prompts)."""
     spec, encoder = recipe.evaluate, load_encoder(recipe.evaluate.encoder)
     prompts = choose_prompts(run.data.test_documents, spec)
     expected = _said("bf16", base, prompts, spec)
     figures: dict[str, list[TokenFigures]] = {}
     reference: TokenFigures | None = None
-    similarity: dict[str, float] = {}
+    similarity: dict[str, NDArray[np.float64]] = {}
     for name, models in made.items():
         figures[name] = []
         similarities = []
@@ -322,25 +330,29 @@ def _evaluated(
             figures[name].append(found["row"])
             reference = found["bf16"]
             answers = compare_answers(expected, _said(name, ir, prompts, spec), encoder, spec.similarity_mode)
-            similarities.append(float(aggregate(answers, spec.similarity_mode).similarity))
-        similarity[name] = float(np.mean(similarities))
+            similarities.append([answer.similarity for answer in answers])
+        similarity[name] = np.array(similarities)
     assert reference is not None
-    samples = {name: np.stack([one.joined("kl").mean(1) for one in seeds]) for name, seeds in figures.items()}
+    of_tokens = {
+        figure: {name: np.stack([one.joined(figure).mean(1) for one in seeds]) for name, seeds in figures.items()}
+        for figure in ("kl", "nll", "same_top1")
+    }
+    kl = of_tokens["kl"]
     rows: dict[str, dict[str, Any]] = {}
     for name, seeds in figures.items():
-        gap = ratio(samples[name], samples[ROUNDING])
+        gap = ratio(kl[name], kl[ROUNDING])
         rows[name] = {
-            "kl_mean_nats": float(samples[name].mean()),
-            "kl_ci95": interval(samples[name]),
-            "kl_by_seed": samples[name].mean(1).tolist(),
+            "kl_mean_nats": float(kl[name].mean()),
+            "kl_ci95": interval(kl[name]),
+            "kl_by_seed": kl[name].mean(1).tolist(),
             "recovered_gap": 1 - gap["ratio_of_means"],
             "recovered_gap_ci95": gap["ci95"] and [1 - end for end in reversed(gap["ci95"])],
             "perplexity": float(np.mean([perplexity(one) for one in seeds])),
             "same_top1": float(np.mean([one.joined("same_top1").mean() for one in seeds])),
-            "similarity": similarity[name],
+            "similarity": float(similarity[name].mean()),
         }
     rows["BF16"] = {"perplexity": perplexity(reference)}
-    return rows, samples
+    return rows, of_tokens | {"similarity": similarity}
 
 
 def _said(name: str, ir: IR, prompts: Prompts, spec: EvaluateSpec) -> Answers:

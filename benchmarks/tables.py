@@ -305,7 +305,7 @@ def forms_table(document: dict[str, Any]) -> str:
 
 
 def quality_table(document: dict[str, Any]) -> str:
-    """What benchmarks/quality.py measured: the best first."""
+    """What benchmarks/quality.py measured: the best first, and marked where a figure is a tie with the first's."""
     lines = [
         "| INT4 made by | KL from BF16, nats (95 %) | KL of rounding recovered (95 %) | perplexity "
         "| same likeliest token | similarity |",
@@ -317,8 +317,10 @@ def quality_table(document: dict[str, Any]) -> str:
         (low, high), (worst, best) = row["kl_ci95"], row["recovered_gap_ci95"]
         lines.append(
             f"| {name} | {row['kl_mean_nats']:.5f} ({low:.5f}–{high:.5f}) "
-            f"| {row['recovered_gap']:.0%} ({worst:.0%}–{best:.0%}) | {row['perplexity']:.3f} "
-            f"| {row['same_top1']:.2%} | {row['similarity']:.4f} |"
+            f"| {row['recovered_gap']:.0%} ({worst:.0%}–{best:.0%}) "
+            f"| {row['perplexity']:.3f}{_tie(document, 'nll', name)} "
+            f"| {row['same_top1']:.2%}{_tie(document, 'same_top1', name)} "
+            f"| {row['similarity']:.4f}{_tie(document, 'similarity', name)} |"
         )
     conditions, seconds = document["conditions"], document["seconds"]
     compress, tune = conditions["compress"], conditions["tune"]
@@ -331,9 +333,19 @@ def quality_table(document: dict[str, Any]) -> str:
         f"sequences, learning rate {tune['learning_rate']:g}; tested on {conditions['test_sequences']} x "
         f"{conditions['sequence_length']} other tokens; {conditions['calibration_sequences']} calibration sequences; "
         f"{len(conditions['seeds'])} seeds, tuning took (median) {times}; {conditions['device_name']}, "
-        f"{conditions['threads']} threads; encoder {conditions['encoder']}.{_about_auto_round(conditions)}",
+        f"{conditions['threads']} threads; encoder {conditions['encoder']}.{_about_auto_round(conditions)}"
+        + (" ≈: no difference from ovexport, tuned, that a 95 % interval shows." if "differences" in document else ""),
     ]
     return "\n".join(lines)
+
+
+def _tie(document: dict[str, Any], figure: str, name: str) -> str:
+    """A mark where the interval of the difference from our row holds 0."""
+    found = document.get("differences", {}).get(f"{figure} ovexport, tuned - {name}")
+    if not found or found["ci95"] is None:
+        return ""
+    low, high = found["ci95"]
+    return " ≈" if low <= 0 <= high else ""
 
 
 def _about_auto_round(conditions: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ head each format is measured. An exact knapsack then takes one format for each l
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -179,6 +180,24 @@ def choose_formats(
     )
 
 
+@torch.no_grad()
+def round_formats(network: PreTrainedModel, choices: Iterable[Iterable[LayerFormat]], measuring: Measuring) -> None:
+    """Round every layer in the formats that choices give it, in one pass over the text, and keep the roundings.
+
+    Raises:
+        UnsupportedModelError: as moments_by_block.
+    """
+    architecture = Architecture(network)
+    wanted: dict[str, dict[LayerFormat, None]] = {}
+    for layer in chain.from_iterable(choices):
+        if layer.encoding and layer.name not in measuring.fixed:
+            wanted.setdefault(layer.name, {})[layer] = None
+    for moments in moments_by_block(network, list(wanted), measuring.calibration, measuring.generator):
+        for name, of in moments.items():
+            for _ in _in_formats(architecture.matrix(name).read(), of, tuple(wanted[name]), measuring):
+                pass
+
+
 def known_costs(
     formats: Mapping[str, Sequence[LayerFormat]], spec: CompressSpec, weights_sha256: str | None = None
 ) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]] | None:
@@ -262,7 +281,7 @@ def _costs(
 def _in_formats(
     weight: Tensor, moments: Moments, formats: Sequence[LayerFormat], measuring: Measuring
 ) -> Iterator[tuple[LayerFormat, float, Tensor]]:
-    """Of each format, what it costs by the moments, and the values that a weight is rounded to."""
+    """Of each format, what it costs by the moments, and the values that a weight is rounded to, which are kept too."""
     curvature = Curvature.of(moments, formats[0].name)
     for layer in formats:
         quantizer = make_quantizer(layer).to(weight.device)

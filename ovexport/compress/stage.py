@@ -21,6 +21,7 @@ from ovexport.compress.allocation import (
     choose_formats,
     divergence_from,
     other_weights,
+    round_formats,
     weight_bytes,
 )
 from ovexport.compress.roundings import Roundings
@@ -181,6 +182,8 @@ def _within_budget(
     weights_sha256 = json_digest(base.digests)
     measuring = Measuring(base.calibration.to(device), generator, base.own_grids, weights_sha256, roundings)
     choice = choose_formats(computing, layers, formats, spec, measuring)
+    if not roundings and spec.rounding == "two_sided":  # the costs were known
+        round_formats(computing, (choice.layers, choice.uniform), measuring)
     for given in (choice.layers, choice.uniform):
         starts.append(base.started(copy.deepcopy(network), given, roundings or None))
         with other_weights(Architecture(computing), _shipped(starts[-1])):

@@ -8,19 +8,21 @@ bits everywhere. At each size:
 - ours: a budget of that size (`compress.size_mb`), rounded on both sides; what formats cost is measured once, for all
   sizes;
 - NNCF: on the OpenVINO model, `ratio` with each of its sensitivity metrics, the smallest share of 4-bit weights that
-  stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. Embeddings and head have 8
-  bits, and with the first metric also a choice (`all_layers`), as they have in ours. The metrics and GPTQ get as much
-  calibration text as ours.
+  stays within the size, GPTQ on; the recipe's group size, or 128 where that is too large. The metrics and GPTQ get as
+  much calibration text as ours.
 
-At the sizes of one format, ours and the one format are also tuned, by the recipe's `[tune]`.
+At the sizes of one format, ours and the one format are also tuned, by the recipe's `[tune]`, unless it has no steps.
 
 Every IR is measured by the same code on the same tokens, in float32, against the BF16 IR. Ratios are ours over theirs,
 with bootstrap intervals over sequences.
 """
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -30,6 +32,7 @@ import numpy as np
 import openvino as ov
 from intervals import interval, ratio
 from numpy.typing import NDArray
+from provenance import revision
 from ptq import mixed_precision, packed_bytes
 from rounded import NO_BUDGET, converted
 
@@ -40,7 +43,8 @@ from ovexport.openvino.graph import read_graph
 from ovexport.openvino.runtime import LogitsRunner
 from ovexport.pipeline import services
 from ovexport.progress import silent
-from ovexport.recipe import Recipe
+from ovexport.recipe import CompressSpec, Recipe
+from ovexport.storage.files import write_text
 from ovexport.storage.records import read_record
 from ovexport.versions import stack_versions
 
@@ -64,7 +68,7 @@ def main() -> None:
     parser = command.parser(__doc__, "frontier", "one size and one metric, 16 calibration sequences")
     parser.add_argument("recipe", nargs="?", type=Path, default=DEMO, metavar="RECIPE")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="section.key=value")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is made there, and go on from it")
     options = parser.parse_args()
     quick = ["compress.calibration_sequences=16"] if options.quick else []
     recipe = recipes.load(options.recipe, [*options.overrides, "compress.rounding=two_sided", *quick])
@@ -90,10 +94,9 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
         made = {OURS: maker.mixed(limit)} | {
             f"NNCF, {metric}": maker.nncf(limit, metric) for metric in (METRICS[:1] if quick else METRICS)
         }
-        made |= {f"NNCF, all layers, {METRICS[0]}": maker.nncf(limit, METRICS[0], all_layers=True)}
         if name in uniform:
             made |= {ONE_FORMAT: uniform[name]}
-            if not quick:
+            if recipe.tune.steps and not quick:
                 made |= {TUNED[OURS]: maker.mixed(limit, tuned=True)}
                 made |= {TUNED[ONE_FORMAT]: maker.uniform(group_sizes[name], tuned=True)}
         for who, ir in made.items():
@@ -120,6 +123,7 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
             "model": Path(recipe.model.id).name,
             "compress": recipe.compress.model_dump(mode="json"),
             "tune": recipe.tune.model_dump(mode="json"),
+            "made_at": sorted(maker.revisions),
             "tuning_seconds": maker.tuning_seconds,
             "test_sequences": len(maker.run.data.tokens("test")),
             "sequence_length": recipe.data.sequence_length,
@@ -130,46 +134,50 @@ def measured(recipe: Recipe, scratch: Path, *, quick: bool) -> dict[str, Any]:
 
 
 class Maker:
-    """Makes and measures the IRs of one model.
+    """Makes the IRs of one model, each once, and measures them.
 
     Attributes:
         run: of the recipe, compressed in one way after the other.
+        revisions: of git, at which the IRs were made.
         tuning_seconds: that each tuning took.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._recipe = recipe
         self._scratch = scratch
-        self._costs: Path | None = None
+        self._costs = scratch / "costs.json"
+        self.revisions: set[str] = set()
         self.tuning_seconds: dict[str, float] = {}
-        self.run = self._up_to("compress")
+        self.run = self._up_to("trace")
 
     def uniform(self, group_size: int, *, tuned: bool = False) -> IR:
         """One group size for all Linear layers, rounded on both sides."""
-        return self._made(f"uniform-{group_size}", tuned=tuned, group_size=group_size)
+        return self._ours(f"uniform-{group_size}", tuned=tuned, group_size=group_size)
 
     def eight_bits(self) -> IR:
         """8 bits for all layers."""
-        return self._made("eight-bits", layers=({"pattern": "*", "mode": "int8_asym"},))
+        return self._ours("eight-bits", layers=({"pattern": "*", "mode": "int8_asym"},))
 
     def mixed(self, limit: int, *, tuned: bool = False) -> IR:
         """Our formats within a limit of bytes."""
-        costs = {} if self._costs is None else {"sensitivities": str(self._costs)}
-        made = self._made(f"mixed-{limit}", tuned=tuned, size_mb=limit / 1e6, **costs)
-        if self._costs is None:
-            self._costs = Path(shutil.copyfile(self.run.sensitivities, self._scratch / "costs.json"))
+        costs = {"sensitivities": str(self._costs)} if self._costs.is_file() else {}
+        made = self._ours(f"mixed-{limit}", tuned=tuned, size_mb=limit / 1e6, **costs)
+        if not costs:
+            shutil.copyfile(self.run.sensitivities, self._costs)
         return made
 
-    def nncf(self, limit: int, metric: str, *, all_layers: bool = False) -> IR | None:
+    def nncf(self, limit: int, metric: str) -> IR | None:
         """NNCF's formats within a limit of bytes; None where not even 4 bits for all layers are."""
-        tokens = self.run.data.tokens("train")
         for group_size in (self._recipe.compress.group_size, 128):
             spec = self._recipe.compress.model_copy(update={"group_size": group_size})
-            out = self._scratch / f"nncf-{limit}-{metric}-{group_size}{'-all' if all_layers else ''}"
-            found = mixed_precision(self.run.ir("bf16"), spec, tokens, out, limit, metric, all_layers=all_layers)
+            make = partial(self._mixed_precision, spec, limit, metric)
+            found = self._once(f"nncf-{limit}-{metric}-{group_size}", make)
             if found is not None:
                 return found
         return None
+
+    def _mixed_precision(self, spec: CompressSpec, limit: int, metric: str, out: Path) -> tuple[IR | None, None]:
+        return mixed_precision(self.run.ir("bf16"), spec, self.run.data.tokens("train"), out, limit, metric), None
 
     def divergence(self, ir: IR) -> NDArray[np.float64]:
         """KL from the BF16 IR of each test sequence, in nats per token, (1, sequences)."""
@@ -181,15 +189,32 @@ class Maker:
         found = compare(runners, "bf16", tokens, self._recipe.evaluate.batch_size, silent)
         return np.asarray(found["row"].joined("kl").mean(1)[None])
 
-    def _made(self, name: str, *, tuned: bool = False, **compress: Any) -> IR:
+    def _ours(self, name: str, *, tuned: bool = False, **compress: Any) -> IR:
         """The IR of what the run makes of the recipe with these `[compress]` keys."""
-        run = self._up_to("search" if tuned else "compress", **compress)
-        if not tuned:
-            return converted(run.compressed, run.ir("bf16"), self._scratch / name)
-        self.tuning_seconds[name] = read_record(run.stage_record("tune"), StageRecord).seconds
-        return converted(run.checkpoint, run.ir("bf16"), self._scratch / f"{name}-tuned")
 
-    def _up_to(self, stage: Literal["compress", "search"], **compress: Any) -> RunFolder:
+        def make(out: Path) -> tuple[IR, float | None]:
+            run = self._up_to("search" if tuned else "compress", **compress)
+            seconds = read_record(run.stage_record("tune"), StageRecord).seconds if tuned else None
+            return converted(run.checkpoint if tuned else run.compressed, run.ir("bf16"), out), seconds
+
+        found = self._once(f"{name}-tuned" if tuned else name, make)
+        assert found is not None
+        return found
+
+    def _once(self, name: str, make: Callable[[Path], tuple[IR | None, float | None]]) -> IR | None:
+        """What `make` makes in a folder, now or before; None where it makes nothing."""
+        note = self._scratch / f"{name}.json"
+        if not note.is_file():
+            made, seconds = make(self._scratch / name)
+            place = made and made.path.relative_to(self._scratch).as_posix()
+            write_text(json.dumps({"ir": place, "seconds": seconds, "revision": revision()}), note)
+        known = json.loads(note.read_text(encoding="utf-8"))
+        self.revisions.add(known["revision"])
+        if known["seconds"] is not None:
+            self.tuning_seconds[name] = known["seconds"]
+        return known["ir"] and IR(self._scratch / known["ir"])
+
+    def _up_to(self, stage: Literal["trace", "compress", "search"], **compress: Any) -> RunFolder:
         spec = type(self._recipe.compress)(**(self._recipe.compress.model_dump() | NO_BUDGET | compress))
         recipe = self._recipe.model_copy(update={"compress": spec})
         folder = self._scratch / "run"

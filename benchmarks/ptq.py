@@ -34,7 +34,7 @@ def post_training(
         tokens: calibrate it, (sequences, length); as many as the recipe's own calibration takes, from the first.
         ratio: share of the Linear layers' weights in the recipe's bits; the others have 8.
         sensitivity_metric: chooses them.
-        methods: awq, scale_estimation, gptq; all_layers for embeddings and the head in the recipe's bits as well.
+        methods: awq, scale_estimation, gptq.
     """
     count = min(spec.calibration_sequences, len(tokens))
     graph = read_graph(base)
@@ -74,30 +74,21 @@ def packed_bytes(ir: IR) -> int:
 
 
 def mixed_precision(
-    base: IR,
-    spec: CompressSpec,
-    tokens: NDArray[np.int32],
-    out: Path,
-    limit: int,
-    metric: str,
-    *,
-    all_layers: bool = False,
+    base: IR, spec: CompressSpec, tokens: NDArray[np.int32], out: Path, limit: int, metric: str
 ) -> IR | None:
     """NNCF's mixed precision within a limit of bytes: as few 4-bit weights as that allows, the others in 8 bits, GPTQ's
-    rounding; None where not even 4 bits for all that has a choice are within it.
+    rounding; None where not even 4 bits for all Linear layers are within it.
 
     Bytes fall in proportion to the ratio, but for its last layer: from there the ratio rises until they are within the
     limit, with little text, and then with all of it, with which the metric may put the layers in another order.
 
     Args:
         metric: name of one of nncf.SensitivityMetric.
-        all_layers: embeddings and the head have a choice as well.
     """
 
     def made(ratio: float, spec: CompressSpec, **methods: bool) -> IR:
         shutil.rmtree(out, ignore_errors=True)
         chosen = nncf.SensitivityMetric[metric] if ratio < 1 else None
-        methods |= {"all_layers": all_layers}
         return post_training(base, spec, tokens, out, ratio=ratio, sensitivity_metric=chosen, **methods)
 
     little = spec.model_copy(update={"calibration_sequences": min(spec.calibration_sequences, _SEARCH_SEQUENCES)})

@@ -3,8 +3,8 @@
 What a format costs a layer is 1/2 · tr(H_O · E · H_I · Eᵀ), with the error E that rounding leaves in it and the second
 moments of the layer (see moments). These add up over the layers as long as errors are small. How far they are from the
 truth differs from block to block more than within one, so each block is measured once: the divergence that all of its
-layers cause in the recipe's format, over what the moments say, corrects the costs of its layers. Of embeddings and the
-head each format is measured. An exact knapsack then takes one format for each layer.
+layers cause in the recipe's format, over what the moments say, corrects the costs of its layers. An exact knapsack then
+takes one format for each layer.
 """
 
 import logging
@@ -46,8 +46,7 @@ class Choice:
 
     Attributes:
         layers: all of the model's.
-        uniform: the same with one group size for all Linear layers that had a choice, which takes as many bytes or the
-            next fewer.
+        uniform: the same with one group size for all that had a choice, which takes as many bytes or the next fewer.
         sensitivities: of the layers that had a choice.
         left_out: names of those that would have had one and have no cost, as they are in no block or never ran.
     """
@@ -118,7 +117,7 @@ def require_room(
     """
     if not formats:
         raise RecipeError(
-            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: no layer is left to choose a format "
+            f"compress.{spec.budget}={getattr(spec, str(spec.budget)):g}: no Linear layer is left to choose a format "
             "for; leave the budget out, or take layers out of compress.layers and compress.ignored"
         )
     limit = limit_of(spec, layers)
@@ -159,7 +158,6 @@ def choose_formats(
     formats = {name: formats[name] for name in costs}
     limit = require_room(formats, layers, spec)
     free = [layer for layer in layers if layer.name in costs]
-    linears = {layer.name: formats[layer.name] for layer in free if layer.kind == "linear"}
     fixed_bytes = weight_bytes([layer for layer in layers if layer.name not in costs])
     options = [
         [Option(each.weight_bytes, cost) for each, cost in zip(formats[layer.name], costs[layer.name], strict=True)]
@@ -170,7 +168,7 @@ def choose_formats(
     taken = {name: formats[name][index] for name, index in chosen.items()}
     return Choice(
         layers=tuple(taken.get(layer.name, layer) for layer in layers),
-        uniform=uniform_within(layers, linears, limit),
+        uniform=uniform_within(layers, formats, limit),
         limit_bytes=limit,
         fixed_bytes=fixed_bytes,
         sensitivities=tuple(_sensitivity(name, formats[name], costs[name], chosen[name]) for name in chosen),
@@ -244,7 +242,7 @@ def _costs(
     formats: Mapping[str, Sequence[LayerFormat]],
     measuring: Measuring,
 ) -> tuple[dict[str, list[float]], tuple[BlockCorrection, ...]]:
-    """What each format costs each layer of the blocks, embeddings and the head, and what corrected it."""
+    """What each format costs each layer of the blocks, and what corrected it."""
     architecture = Architecture(network)
     own = {layer.name: layer for layer in layers if layer.encoding and layer.name not in measuring.fixed}
     costs: dict[str, list[float]] = {}
@@ -257,10 +255,6 @@ def _costs(
             rounded = _in_formats(architecture.matrix(name).read(), of, formats.get(name, (own[name],)), measuring)
             for layer, cost, given in rounded:
                 if name not in formats:
-                    continue
-                if layer.kind != "linear":
-                    with other_weights(architecture, {name: given}):
-                        costs.setdefault(name, []).append(measure())
                     continue
                 found.setdefault(name, []).append(cost)
                 if layer == own[name]:

@@ -23,7 +23,7 @@ def check(plan: LayerPlan, spec: CompressSpec, sensitivities: Path | None = None
     yield from plan.problems
     if spec.budget is not None and not plan.problems:
         yield Caution(
-            f"compress.{spec.budget}: the stage compress chooses the formats of the layers; the table has the "
+            f"compress.{spec.budget}: the stage compress chooses the formats of Linear layers; the table has the "
             "recipe's own"
         )
         formats = candidate_formats(plan.layers, spec, plan.held_as_codes)

@@ -223,9 +223,7 @@ def _report(
             chosen_weight_bytes=weight_bytes(choice.layers),
             uniform_nats=nats[1],
             uniform_weight_bytes=weight_bytes(choice.uniform),
-            uniform_group_size=next(
-                (layer.group_size for layer in choice.uniform if layer.name in free and layer.kind == "linear"), None
-            ),
+            uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
         ),
         taken="chosen" if mixed else "uniform",
         versions=stack_versions(),

@@ -67,7 +67,7 @@ class CompressSpec(Spec):
     Attributes:
         mode: 4-bit codes with a zero point per group ("int4_asym") or without zero points ("int4_sym"); with method =
             "qalora" also with zero points in float16 ("int4_asym_f16zp"). Embeddings and head take 8 bits unless a
-            table in `layers` or a budget gives them 4.
+            table in `layers` gives them 4.
         group_size: input channels that share a scale: a power of two, or -1 for one scale per output channel.
         engine: who compresses, and whose arithmetic is tuned: "ovexport", or "nncf" for nncf.compress_weights and
             NNCF's quantizers, exactly as its documentation has them.
@@ -96,7 +96,7 @@ class CompressSpec(Spec):
             `starting_point`, init = "loftq" or engine = "nncf" round by themselves.
         device: where "two_sided" computes; "auto" takes the GPU if there is one.
         bits_per_weight: a budget: bits that each weight of the packed matrices takes on average, scales and zero points
-            included, such as 4.6. Each layer gets 4 bits with a group size of 32, 64, 128 or `group_size`, or 8 bits,
+            included, such as 4.6. Each Linear layer gets a group size of 32, 64, 128 or `group_size`, or 8 bits,
             whichever costs least in measured divergence. A table in `layers` keeps its layers out of the choice.
         size_mb: the same budget as megabytes (10^6 bytes) of the packed matrices.
         at_most_slower: the same budget as the weights that a generated token reads, in multiples of what it would read

@@ -48,19 +48,18 @@ class FrontierPoint(Record):
 
 
 class HeldOut(Record):
-    """The mean divergence per token on the validation text, as rounded: of the choice, and of one format for all Linear
-    layers that takes as many bytes or the next fewer.
+    """The mean divergence per token on the validation text, as rounded: of the choice, and of one format for all layers
+    that takes as many bytes or the next fewer.
 
     Attributes:
         chosen_weight_bytes, uniform_weight_bytes: of all packed matrices.
-        uniform_group_size: None where no Linear layer had a choice.
     """
 
     chosen_nats: float
     chosen_weight_bytes: int
     uniform_nats: float
     uniform_weight_bytes: int
-    uniform_group_size: int | None
+    uniform_group_size: int
 
 
 class SensitivityReport(Record):

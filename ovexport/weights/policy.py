@@ -297,21 +297,20 @@ def candidate_formats(
     """By name, the formats that a budget chooses from: the recipe's mode with groups of 32, 64, 128 and the recipe's
     own size, as far as they suit, and 8 bits.
 
-    All packed layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
-    A budget of what a token reads leaves out embeddings, of which it reads one row.
+    Linear layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
+    Embeddings and head have none: an error of the head costs the more, the less sure the model is, so a text that it
+    knows well, as a text that it was trained on, makes 4 bits look cheap there.
 
     Args:
         layers: in the recipe's own format.
         fixed: names of those that the model's checkpoint holds as codes.
     """
-    layers = tuple(layers)
-    left_out = {*fixed, *(looked_up(layers) if spec.at_most_slower is not None else ())}
     sizes = sorted({*BUDGET_GROUP_SIZES, spec.group_size})
     policies = [Defaults(spec.model_copy(update={"group_size": size, "fallback": "error"})) for size in sizes]
     found: dict[str, tuple[LayerFormat, ...]] = {}
     for layer in layers:
         ruled = any(name_matches(layer.name, pattern) for rule in spec.layers for pattern in rule.pattern)
-        if ruled or layer.name in left_out or layer.encoding is None:
+        if layer.kind != "linear" or ruled or layer.name in fixed or layer.encoding is None:
             continue
         matrix = WeightMatrix(
             name=layer.name,
@@ -323,7 +322,7 @@ def candidate_formats(
         formats = [layer]
         for policy in policies:
             with suppress(LayerRefused):
-                formats.append(policy.packed(matrix))
+                formats.append(policy(matrix))
         formats.append(format_layer(matrix, "int8_asym", note=ODD_INT8 if matrix.in_features % 2 else None))
         found[layer.name] = tuple({(each.mode, each.group_size): each for each in reversed(formats)}.values())
     return found

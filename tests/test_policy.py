@@ -169,7 +169,7 @@ def changed(**values: object) -> Callable[[WeightMatrix], LayerFormat]:
         (
             changed(),
             {},
-            'of model.embed_tokens has mode int4_asym; what is no Linear layer takes "int8_asym" or "float"',
+            "of model.embed_tokens has rank=4; what is no Linear layer takes no adapter",
         ),
         (changed(group_size=43), {"ignored": ("*embed*",)}, "has group_size=43, which does not suit in_features=64"),
         (changed(rank=65), {"ignored": ("*embed*",)}, "has rank=65, which is not from 0 to 64"),

@@ -639,6 +639,14 @@ def frontier_table(document: dict[str, Any]) -> str:
             _spread(ratio),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    conditions = document["conditions"]
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in conditions["tuning_seconds"].items())
+    lines += [
+        "",
+        f"{conditions['model']}, {conditions['test_sequences']} x {conditions['sequence_length']} test tokens, "
+        f"{conditions['device_name']}. Models made at git revisions {', '.join(conditions['made_at'])}"
+        + (f"; tuning took {seconds}." if seconds else "."),
+    ]
     return "\n".join(lines)
 
 

@@ -253,12 +253,11 @@ def _costs(
         values: dict[str, Tensor] = {}
         for name, of in moments.items():
             rounded = _in_formats(architecture.matrix(name).read(), of, formats.get(name, (own[name],)), measuring)
-            for layer, cost, given in rounded:
-                if name not in formats:
-                    continue
-                found.setdefault(name, []).append(cost)
-                if layer == own[name]:
-                    values[name] = given
+            for layer, cost, rounded_values in rounded:
+                if name in formats:
+                    found.setdefault(name, []).append(cost)
+                if name in formats and layer == own[name]:
+                    values[name] = rounded_values
         if not found:
             continue
         predicted = sum(found[name][formats[name].index(own[name])] for name in values)

@@ -78,8 +78,8 @@ def test_layers_choose_among_the_formats_that_suit_them() -> None:
     found = candidate_formats(LAYERS, spec)
     formats = {name: {(each.mode, each.group_size) for each in of} for name, of in found.items()}
     int8 = "int8_asym"
-    wide = {("int4_asym", 32), ("int4_asym", 64), ("int4_asym", 128), (int8, 256)}
-    assert formats == {"wide.weight": wide, "narrow.weight": {("int4_asym", 32), (int8, 96)}}
+    wide = {("int4_asym", size) for size in (32, 64, 128, 256)} | {(int8, 256)}
+    assert formats == {"wide.weight": wide, "narrow.weight": {("int4_asym", 32), ("int4_asym", 96), (int8, 96)}}
     assert all(layer.rank == (0 if layer.mode == int8 else 8) for of in found.values() for layer in of)
     assert "wide.weight" not in candidate_formats(LAYERS, spec, {"wide.weight"})
 

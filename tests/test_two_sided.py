@@ -112,7 +112,7 @@ def test_both_sides_cost_less_than_one_and_each_refinement_costs_less_again(mode
     }
     values["exchanged"] = exchange(weight, values["two sides"], grid, curvature)
     values["refined"], fitted = refined(weight, grid, curvature)
-    costs = [curvature.cost(weight - value) for value in values.values()]
+    costs = [curvature.damped.cost(weight - value) for value in values.values()]
     assert costs == sorted(costs, reverse=True)
     assert costs[-2] < costs[-3] < 0.8 * costs[1]
     assert costs[-1] < costs[-2] or mode == "int8_asym"  # steps of large groups are not fitted
@@ -128,7 +128,7 @@ def test_exchange_ends_where_no_single_code_gains(both: bool, monkeypatch: pytes
     weight, grid, moments = layer("int4_asym", 12, 24)
     curvature = Curvature.of(moments if both else Moments(moments.inputs, None), "w")
     values = exchange(weight, round_successively(weight, grid, curvature), grid, curvature)
-    cost, step = curvature.cost(weight - values), grid.spread(grid.step)
+    cost, step = curvature.damped.cost(weight - values), grid.spread(grid.step)
     codes = (values / step).round() + grid.spread(grid.zero_point)
     for row in range(12):
         for column in range(24):
@@ -136,7 +136,7 @@ def test_exchange_ends_where_no_single_code_gains(both: bool, monkeypatch: pytes
                 if grid.lowest <= codes[row, column] + move <= grid.highest:
                     moved = values.clone()
                     moved[row, column] += move * step[row, column]
-                    assert curvature.cost(weight - moved) > cost - 1e-5 * cost
+                    assert curvature.damped.cost(weight - moved) > cost - 1e-5 * cost
 
 
 def test_rows_that_do_not_hang_together_are_done_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_rows_that_do_not_hang_together_are_done_in_blocks(monkeypatch: pytest.M
     again = refined(weight, grid, curvature)
     assert torch.allclose(again[0], torch.cat([one for one, _ in each]))
     assert torch.equal(again[1].step, torch.cat([one.step for _, one in each]))
-    costs = [curvature.cost(weight - one) for one in (again[0], values)]
+    costs = [curvature.damped.cost(weight - one) for one in (again[0], values)]
     assert costs[0] <= costs[1] * 1.0001  # a row's fit is kept or not by itself
 
 
@@ -158,7 +158,7 @@ def test_fitted_steps_cost_less_with_the_same_codes() -> None:
     values = round_successively(weight, grid, curvature)
     fitted = fitted_steps(weight, values, grid, curvature)
     scaled = values / grid.spread(grid.step) * fitted.spread(fitted.step)
-    assert curvature.cost(weight - scaled) < curvature.cost(weight - values)
+    assert curvature.damped.cost(weight - scaled) < curvature.damped.cost(weight - values)
     assert torch.equal(fitted.step, fitted.step.half().float())  # as scales are stored
 
 

@@ -66,11 +66,15 @@ class Moments:
     inputs: Tensor
     outputs: Tensor | None
 
+    def slope(self, error: Tensor) -> Tensor:
+        """H_O · E · H_I of an error of the weights, (output, input)."""
+        weighted = error @ self.inputs
+        return weighted if self.outputs is None else self.outputs @ weighted
+
     def cost(self, error: Tensor) -> float:
         """1/2 · tr(H_O · E · H_I · Eᵀ) of an error of the weights, (output, input): in nats per token, where both sides
         are there."""
-        weighted = error @ self.inputs
-        return float(((weighted if self.outputs is None else self.outputs @ weighted).double() * error).sum()) / 2
+        return float((self.slope(error).double() * error).sum()) / 2
 
 
 def moments_by_block(

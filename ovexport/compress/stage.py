@@ -184,8 +184,8 @@ def _within_budget(
     choice = choose_formats(computing, layers, formats, spec, measuring)
     if not roundings and spec.rounding == "two_sided":  # the costs were known
         round_formats(computing, (choice.layers, choice.uniform), measuring)
-    for given in (choice.layers, choice.uniform):
-        starts.append(base.started(copy.deepcopy(network), given, roundings or None))
+    for given, model_of_start in ((choice.layers, copy.deepcopy(network)), (choice.uniform, network)):
+        starts.append(base.started(model_of_start, given, roundings or None))
         with other_weights(Architecture(computing), _shipped(starts[-1])):
             nats.append(measure())
     mixed = nats[0] <= nats[1] or weight_bytes(choice.uniform) > choice.limit_bytes
@@ -209,6 +209,7 @@ def _report(
         mixed: the chosen formats are taken.
     """
     free = {each.name for each in choice.sensitivities}
+    grouped = (one for one in choice.uniform if one.name in free and one.group_size < one.in_features)
     return SensitivityReport(
         model_id=model.id,
         weights_sha256=weights_sha256,
@@ -223,7 +224,7 @@ def _report(
             chosen_weight_bytes=weight_bytes(choice.layers),
             uniform_nats=nats[1],
             uniform_weight_bytes=weight_bytes(choice.uniform),
-            uniform_group_size=next(layer.group_size for layer in choice.uniform if layer.name in free),
+            uniform_group_size=next((layer.group_size for layer in grouped), -1),
         ),
         taken="chosen" if mixed else "uniform",
         versions=stack_versions(),

@@ -73,7 +73,7 @@ class Side:
         if not torch.isfinite(moments).all():
             raise UnsupportedModelError(
                 f"{name}: its inputs or slopes are not finite on the calibration text; set compress.rounding = "
-                '"nearest"'
+                '"nearest", without a budget'
             )
         order = moments.diagonal().argsort(descending=True, stable=True)
         identity = torch.eye(len(moments), device=moments.device)
@@ -87,7 +87,8 @@ class Side:
                 return cls(damped, order, (upper / upper.diagonal()).T.contiguous())
             damping *= 10
         raise UnsupportedModelError(
-            f'{name}: its inputs hardly vary on the calibration text; set compress.rounding = "nearest"'
+            f'{name}: its inputs hardly vary on the calibration text; set compress.rounding = "nearest", without a '
+            "budget"
         )
 
     def targets(self, weight: Tensor, values: Tensor) -> Tensor:
@@ -124,13 +125,13 @@ class Curvature:
         outputs = None if moments.outputs is None else Side.of(moments.outputs, OUTPUT_DAMPING, name)
         return cls(Side.of(moments.inputs, INPUT_DAMPING, name), outputs)
 
-    def slope(self, error: Tensor) -> Tensor:
-        """H_O · E · H_I of an error, (output, input)."""
-        weighted = error @ self.inputs.moments
-        return weighted if self.outputs is None else self.outputs.moments @ weighted
+    @property
+    def damped(self) -> Moments:
+        """The moments that rounding works with."""
+        return Moments(self.inputs.moments, None if self.outputs is None else self.outputs.moments)
 
     def slope_of_entries(self, row: Tensor, column: Tensor, values: Tensor, rows: int) -> Tensor:
-        """`slope` of an error that is 0 but for some entries, one in a row at most.
+        """`Moments.slope` of an error that is 0 but for some entries, one in a row at most.
 
         Args:
             row, column, values: of the entries, (entries,).
@@ -140,10 +141,6 @@ class Curvature:
         if self.outputs is None:
             return weighted.new_zeros(rows, weighted.shape[1]).index_copy_(0, row, weighted)
         return self.outputs.moments[:, row] @ weighted
-
-    def cost(self, error: Tensor) -> float:
-        """1/2 · tr(H_O · E · H_I · Eᵀ): in nats per token, for moments of text."""
-        return float((self.slope(error).double() * error).sum()) / 2
 
     @property
     def diagonal(self) -> Tensor:
@@ -236,12 +233,12 @@ def refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, G
 
 def _refined(weight: Tensor, grid: Grid, curvature: Curvature) -> tuple[Tensor, Grid]:
     values = round_successively(weight, grid, curvature)
-    cost = curvature.cost(weight - values)
+    cost = curvature.damped.cost(weight - values)
     fitted, fitted_values = grid, values
     for _ in range(_FITS if grid.group_size <= _LARGEST_FITTED_GROUP else 0):
         fitted = fitted_steps(weight, fitted_values, fitted, curvature)
         fitted_values = round_successively(weight, fitted, curvature)
-        fitted_cost = curvature.cost(weight - fitted_values)
+        fitted_cost = curvature.damped.cost(weight - fitted_values)
         if fitted_cost < cost:
             values, grid, cost = fitted_values, fitted, fitted_cost
     return exchange(weight, values, grid, curvature), grid
@@ -286,7 +283,7 @@ def exchange(weight: Tensor, values: Tensor, grid: Grid, curvature: Curvature) -
     step, zero_point = grid.spread(grid.step), grid.spread(grid.zero_point)
     codes = (values / step).round() + zero_point
     curve = step.square() * curvature.diagonal / 2
-    slope = curvature.slope(weight - values) * step
+    slope = curvature.damped.slope(weight - values) * step
     least, most = _allowed_slopes(codes, grid)
     gain = torch.empty_like(slope)
     out_features, in_features = weight.shape

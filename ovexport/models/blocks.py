@@ -142,8 +142,8 @@ def decoder_blocks(network: PreTrainedModel) -> dict[str, nn.Module]:
     lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists:
         raise UnsupportedModelError(
-            f'{network.config.model_type}: has no list of decoder blocks; set compress.rounding = "nearest" and '
-            "tune.gradient_checkpointing = false; the others go through them"
+            f'{network.config.model_type}: has no list of decoder blocks; set compress.rounding = "nearest", without '
+            "a budget, and tune.gradient_checkpointing = false; all else goes through them"
         )
     path = max(lists, key=lambda name: sum(value.numel() for value in lists[name].parameters()))
     return {f"{path}.{index}": block for index, block in enumerate(lists[path])}

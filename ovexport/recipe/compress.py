@@ -96,8 +96,9 @@ class CompressSpec(Spec):
             `starting_point`, init = "loftq" or engine = "nncf" round by themselves.
         device: where "two_sided" computes; "auto" takes the GPU if there is one.
         bits_per_weight: a budget: bits that each weight of the packed matrices takes on average, scales and zero points
-            included, such as 4.6. Each Linear layer gets a group size of 32, 64, 128 or `group_size`, or 8 bits,
-            whichever costs least in measured divergence. A table in `layers` keeps its layers out of the choice.
+            included, such as 4.6. Each Linear layer gets a group size of 32, 64, 128 or `group_size`, one scale per
+            output channel, or 8 bits, so that the measured divergence is least. A table in `layers` keeps its layers
+            out of the choice.
         size_mb: the same budget as megabytes (10^6 bytes) of the packed matrices.
         at_most_slower: the same budget as the weights that a generated token reads, in multiples of what it would read
             in the recipe's own format, such as 1.05.

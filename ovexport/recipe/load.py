@@ -146,8 +146,11 @@ def _resolve(name: str | None, base: Path) -> str | None:
     if name is None:
         return None
     for candidate in (base / name, Path(name)):
-        if candidate.exists():
-            return str(candidate.resolve())
+        try:
+            if candidate.exists():
+                return str(candidate.resolve())
+        except OSError as error:
+            raise RecipeError(f"{shortened(name)}: {error.strerror}; give another path or name") from error
     return name
 
 

@@ -53,6 +53,7 @@ class HeldOut(Record):
 
     Attributes:
         chosen_weight_bytes, uniform_weight_bytes: of all packed matrices.
+        uniform_group_size: -1 where each output channel has one scale, as it has with 8 bits.
     """
 
     chosen_nats: float

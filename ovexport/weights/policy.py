@@ -15,8 +15,8 @@ from ovexport.weights.encoding import ENCODINGS, Mode
 from ovexport.weights.group_sizes import ODD_INT8, WRONG_GROUPS, computed_rightly, group_sizes
 from ovexport.weights.layer import AdapterKind, LayerFormat, OwnFormat, WeightMatrix
 
-BUDGET_GROUP_SIZES = (32, 64, 128)
-"""Group sizes that a budget chooses from, beside the recipe's own."""
+BUDGET_GROUP_SIZES = (32, 64, 128, -1)
+"""Group sizes that a budget chooses from, beside the recipe's own; -1 is one scale per output channel."""
 
 
 class LayerPolicy(Protocol):
@@ -295,7 +295,7 @@ def candidate_formats(
     layers: Iterable[LayerFormat], spec: CompressSpec, fixed: Collection[str] = ()
 ) -> dict[str, tuple[LayerFormat, ...]]:
     """By name, the formats that a budget chooses from: the recipe's mode with groups of 32, 64, 128 and the recipe's
-    own size, as far as they suit, and 8 bits.
+    own size, and with one scale per output channel, as far as they suit, and 8 bits.
 
     Linear layers have a choice, unless a table [[compress.layers]] or the model's checkpoint says what they are.
     Embeddings and head have none: an error of the head costs the more, the less sure the model is, so a text that it

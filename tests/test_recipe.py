@@ -81,6 +81,12 @@ def test_paths_beside_the_recipe_come_first(tmp_path: Path, values: dict) -> Non
     assert found.data.train.path == str(tmp_path / "stories.txt")
 
 
+def test_a_path_that_can_not_be_looked_up_is_one_line(tmp_path: Path, values: dict) -> None:
+    values["data"]["test"] = {"path": "x" * 300 + ".txt"}
+    with pytest.raises(RecipeError, match="File name too long; give another path or name$"):
+        recipe.parse(values, base=tmp_path, origin="test")
+
+
 def test_a_missing_or_broken_recipe_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such recipe"):
         recipe.load(tmp_path / "none.toml")

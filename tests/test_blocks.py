@@ -23,8 +23,8 @@ def small_model(family: str) -> PreTrainedModel:
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    """34 sequences: the largest batch of at most 16 that leaves no rest has 2 of them."""
-    return torch.randint(0, 2048, (34, 5), generator=torch.Generator().manual_seed(0))
+    """The largest batch of at most 1,024 tokens that leaves no rest has 2 of the 34 sequences."""
+    return torch.randint(0, 2048, (34, 120), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("family", CONFIGURATIONS)

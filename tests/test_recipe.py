@@ -83,7 +83,7 @@ def test_paths_beside_the_recipe_come_first(tmp_path: Path, values: dict) -> Non
 
 def test_a_path_that_can_not_be_looked_up_is_one_line(tmp_path: Path, values: dict) -> None:
     values["data"]["test"] = {"path": "x" * 300 + ".txt"}
-    with pytest.raises(RecipeError, match="File name too long; give another path or name$"):
+    with pytest.raises(RecipeError, match=r"File name too long; give another path or name$"):
         recipe.parse(values, base=tmp_path, origin="test")
 
 

@@ -39,9 +39,8 @@ def test_every_committed_ratio_has_one_centre_by_its_name_and_an_interval_or_a_r
 
 def test_no_committed_range_is_called_an_interval_and_no_ratio_of_means_a_median() -> None:
     figures, ratios = (COMMITTED["convert.json"][name] for name in ("figures", "ratios"))
-    measured = {name: sides for name, sides in convert.RATIOS.items() if set(sides) <= set(figures)}
-    assert len(ratios) == 2 * len(measured) > 0
-    for name, (ours, theirs) in measured.items():
+    assert len(ratios) == 2 * len(convert.RATIOS)
+    for name, (ours, theirs) in convert.RATIOS.items():
         for figure in ("seconds", "peak_rss_bytes"):
             pairs = np.divide(figures[ours][figure], figures[theirs][figure])
             expected = {"median": np.median(pairs), "range": [pairs.min(), pairs.max()]}

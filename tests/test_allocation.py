@@ -94,6 +94,12 @@ def test_the_one_format_may_be_a_layers_whole_width() -> None:
     assert {each.mode for each in whole} == {"int8_asym"}
 
 
+def test_the_one_format_may_be_the_recipes_own_where_layers_differ_in_it() -> None:
+    layers = (linear("wide", 256, group_size=128), linear("narrow", 192))
+    formats = candidate_formats(layers, CompressSpec(rank=8, group_size=128, fallback="smaller_group", size_mb=1))
+    assert uniform_within(layers, formats, sum(each.weight_bytes for each in layers)) == layers
+
+
 def test_a_budget_is_bits_or_megabytes_or_what_a_token_reads() -> None:
     packed = [layer for layer in LAYERS if layer.encoding]
     elements = sum(layer.out_features * layer.in_features for layer in packed)
@@ -232,9 +238,10 @@ def test_costs_of_another_model_or_of_other_formats_are_refused(tmp_path: Path) 
         spec = CompressSpec(rank=8, bits_per_weight=7, sensitivities=str(tmp_path / "s.json"))
         return [str(one) for one in check(LayerPlan(layers=LAYERS), spec) if not isinstance(one, Caution)]
 
-    assert "has no cost of wide with mode, group size and bytes" in " ".join(problems())
+    assert "has no cost of wide in int8_asym with group size 256" in " ".join(problems())
     assert "has no costs of wide; give a file of this model" in " ".join(problems(name="other.weight"))
-    (tmp_path / "s.json").write_text("{")
+    folder = CompressSpec(rank=8, bits_per_weight=7, sensitivities=str(tmp_path))
+    assert "is no file; give the sensitivities.json of another run" in str(check(LayerPlan(layers=LAYERS), folder)[-1])
     with pytest.raises(RecipeError, match="goes with a budget; give one of bits_per_weight"):
         section(CompressSpec, sensitivities="s.json")
 

@@ -85,6 +85,12 @@ def test_a_path_that_can_not_be_looked_up_is_one_line(tmp_path: Path, values: di
     values["data"]["test"] = {"path": "x" * 300 + ".txt"}
     with pytest.raises(RecipeError, match=r"File name too long; give another path or name$"):
         recipe.parse(values, base=tmp_path, origin="test")
+    values["data"]["test"] = {"path": "a\0b.txt"}
+    with pytest.raises(RecipeError, match=r"^'a.x00b.txt': holds a NUL character; give another path or name$"):
+        recipe.parse(values, base=tmp_path, origin="test")
+    values["model"]["id"] = ""
+    with pytest.raises(RecipeError, match=r"model.id='': string should have at least 1 character"):
+        recipe.parse(values, base=tmp_path, origin="test")
 
 
 def test_a_missing_or_broken_recipe_is_one_line(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class Choice:
 
     Attributes:
         layers: all of the model's.
-        uniform: the same with one group size for all that had a choice, which takes as many bytes or the next fewer.
+        uniform: in the recipe's own format, or with one group size for all that had a choice, whichever takes as many
+            bytes or the next fewer.
         sensitivities: of the layers that had a choice.
         left_out: names of those that would have had one and have no cost, as they are in no block or never ran.
     """
@@ -205,13 +206,15 @@ def known_costs(
         weights_sha256: of the model's weights; None where they are not read yet.
 
     Raises:
-        ArtifactError: the file is missing or corrupt.
-        RecipeError: it lacks a layer or a format, or is of other weights.
+        ArtifactError: the file is corrupt.
+        RecipeError: there is no such file, it lacks a layer or a format, or is of other weights.
     """
     if spec.sensitivities is None:
         return None
-    report = read_record(Path(spec.sensitivities), SensitivityReport)
     given = f"compress.sensitivities={spec.sensitivities!r}"
+    if not Path(spec.sensitivities).is_file():
+        raise RecipeError(f"{given}: is no file; give the sensitivities.json of another run, or leave it out")
+    report = read_record(Path(spec.sensitivities), SensitivityReport)
     if weights_sha256 not in (None, report.weights_sha256):
         raise RecipeError(f"{given}: was measured on other weights; give a file of this very model, or leave it out")
     costs: dict[str, list[float]] = {}
@@ -228,9 +231,10 @@ def known_costs(
         try:
             costs[name] = [known[each.mode, each.group_size, each.weight_bytes] for each in formats[name]]
         except KeyError as missing:
+            mode, group_size, size = missing.args[0]
             raise RecipeError(
-                f"{given}: has no cost of {name.removesuffix('.weight')} with mode, group size and bytes "
-                f"{missing.args[0]}; give a file of this model with these formats, or leave it out"
+                f"{given}: has no cost of {name.removesuffix('.weight')} in {mode} with group size {group_size} and "
+                f"{size} bytes; give a file of this model with these formats, or leave it out"
             ) from None
     return {layer: costs[layer] for layer in formats if layer in costs}, report.blocks
 
@@ -315,15 +319,19 @@ def other_weights(architecture: Architecture, values: Mapping[str, Tensor]) -> I
 def uniform_within(
     layers: Sequence[LayerFormat], formats: Mapping[str, Sequence[LayerFormat]], limit: int
 ) -> tuple[LayerFormat, ...]:
-    """The layers with one mode and group size for all that have a choice, the largest within the limit; where none is,
-    the smallest."""
-    found: list[tuple[LayerFormat, ...]] = []
+    """The layers in the recipe's own format, or with one mode and group size for all that have a choice: the largest
+    within the limit; where none is, the smallest.
+
+    Args:
+        layers: in the recipe's own format.
+    """
+    found = [tuple(layers)]
     for kind in sorted({kind for of in formats.values() for each in of for kind in _kinds(each)}):
         same = {name: next((each for each in of if kind in _kinds(each)), None) for name, of in formats.items()}
         if all(same.values()):
             found.append(tuple(same.get(layer.name) or layer for layer in layers))
     within = [each for each in found if weight_bytes(each) <= limit]
-    return max(within, key=weight_bytes) if within else min(found, key=weight_bytes, default=tuple(layers))
+    return max(within, key=weight_bytes) if within else min(found, key=weight_bytes)
 
 
 def _kinds(layer: LayerFormat) -> set[tuple[str, int]]:

@@ -18,12 +18,13 @@ from ovexport.storage.textfile import NotTextError, read_text
 from ovexport.wording import shortened
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe, apply `section.key=value` overrides, resolve its paths and check it whole.
 
     Raises:
         RecipeError: with every problem at once, each with the field's path, the value and the cure.
     """
+    path = Path(path)
     values = _read_toml(path, "no such recipe; the ones that ship are in pipelines/")
     for override in overrides:
         _apply(values, override)
@@ -145,6 +146,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
 def _resolve(name: str | None, base: Path) -> str | None:
     if name is None:
         return None
+    if "\0" in name:
+        raise RecipeError(f"{shortened(repr(name))}: holds a NUL character; give another path or name")
     for candidate in (base / name, Path(name)):
         try:
             if candidate.exists():

@@ -1,6 +1,8 @@
 """Section [model]."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ovexport.recipe.spec import Spec
 
@@ -17,7 +19,7 @@ class ModelSpec(Spec):
             what the run takes for the uncompressed model, everywhere.
     """
 
-    id: str
+    id: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     trust_remote_code: bool = False

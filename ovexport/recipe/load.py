@@ -143,46 +143,52 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{where}={shortened(shown)}: {message[:1].lower()}{message[1:]}"
 
 
-def _resolve(name: str | None, base: Path) -> str | None:
+def _resolve(key: str, name: str | None, base: Path) -> str | None:
+    """A path beside the recipe, or else in the current folder; a name that is neither is left as it is.
+
+    Args:
+        key: that names it, for messages.
+    """
     if name is None:
         return None
     if "\0" in name:
-        raise RecipeError(f"{shortened(repr(name))}: holds a NUL character; give another path or name")
+        raise RecipeError(f"{key}={shortened(repr(name))}: holds a NUL character; give another path or name")
     for candidate in (base / name, Path(name)):
         try:
             if candidate.exists():
                 return str(candidate.resolve())
         except OSError as error:
-            raise RecipeError(f"{shortened(name)}: {error.strerror}; give another path or name") from error
+            raise RecipeError(f"{key}={shortened(repr(name))}: {error.strerror}; give another path or name") from error
     return name
 
 
 def _resolve_task(task: TaskSpec, base: Path) -> TaskSpec:
-    return task.model_copy(update={split: _resolve(path, base) for split, path in task.files.items()})
+    return task.model_copy(update={split: _resolve(f"task.{split}", path, base) for split, path in task.files.items()})
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    def resolve(name: str | None) -> str | None:
-        return _resolve(name, base)
+    def resolve(key: str, name: str | None) -> str | None:
+        return _resolve(key, name, base)
 
-    def source(spec: SourceSpec | None) -> SourceSpec | None:
-        return spec and spec.model_copy(update={"path": resolve(spec.path)})
+    def source(split: str, spec: SourceSpec | None) -> SourceSpec | None:
+        return spec and spec.model_copy(update={"path": resolve(f"data.{split}.path", spec.path)})
 
-    data = recipe.data
-    sources = {name: source(getattr(data, name)) for name in ("train", "validation", "test")}
-    evaluate = recipe.evaluate
+    model, data, evaluate = recipe.model, recipe.data, recipe.evaluate
+    sources = {split: source(split, getattr(data, split)) for split in ("train", "validation", "test")}
+    sensitivities = resolve("compress.sensitivities", recipe.compress.sensitivities)
+    prompts = evaluate.prompts
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(
-                update={"id": resolve(recipe.model.id), "adapter": resolve(recipe.model.adapter)}
+            "model": model.model_copy(
+                update={"id": resolve("model.id", model.id), "adapter": resolve("model.adapter", model.adapter)}
             ),
             "data": data.model_copy(update=sources),
-            "compress": recipe.compress.model_copy(update={"sensitivities": resolve(recipe.compress.sensitivities)}),
+            "compress": recipe.compress.model_copy(update={"sensitivities": sensitivities}),
             "task": recipe.task and _resolve_task(recipe.task, base),
             "evaluate": evaluate.model_copy(
                 update={
-                    "encoder": resolve(evaluate.encoder),
-                    "prompts": evaluate.prompts if evaluate.prompts in LANGUAGES else resolve(evaluate.prompts),
+                    "encoder": resolve("evaluate.encoder", evaluate.encoder),
+                    "prompts": prompts if prompts in LANGUAGES else resolve("evaluate.prompts", prompts),
                 }
             ),
         }

@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from ovexport.errors import RecipeError
+from ovexport.foreign import translated
 from ovexport.prompt_sets import LANGUAGES
 from ovexport.recipe.data import SourceSpec
 from ovexport.recipe.recipe import Recipe
@@ -22,6 +23,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe, apply `section.key=value` overrides, resolve its paths and check it whole.
 
     Raises:
+        ArtifactError: a path in it can't be looked up.
         RecipeError: with every problem at once, each with the field's path, the value and the cure.
     """
     path = Path(path)
@@ -35,6 +37,7 @@ def parse(values: Mapping[str, Any], *, base: Path, origin: str) -> Recipe:
     """Check the sections and resolve their paths against `base`.
 
     Raises:
+        ArtifactError: a path can't be looked up.
         RecipeError: with every problem at once.
     """
     try:
@@ -148,17 +151,20 @@ def _resolve(key: str, name: str | None, base: Path) -> str | None:
 
     Args:
         key: that names it, for messages.
+
+    Raises:
+        ArtifactError: it can't be looked up, such as a name of 300 characters.
+        RecipeError: it can't be a path.
     """
     if name is None:
         return None
+    given = f"{key}={shortened(repr(name))}"
     if "\0" in name:
-        raise RecipeError(f"{key}={shortened(repr(name))}: holds a NUL character; give another path or name")
-    for candidate in (base / name, Path(name)):
-        try:
+        raise RecipeError(f"{given}: holds a NUL character; give another path or name")
+    with translated(given):
+        for candidate in (base / name, Path(name)):
             if candidate.exists():
                 return str(candidate.resolve())
-        except OSError as error:
-            raise RecipeError(f"{key}={shortened(repr(name))}: {error.strerror}; give another path or name") from error
     return name
 
 

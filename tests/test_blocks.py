@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ovexport.errors import UnsupportedModelError
 from ovexport.models.architecture import Architecture
-from ovexport.models.blocks import Block, batches_of
+from ovexport.models.blocks import Block
 from ovexport.models.head import hidden_states
 
 GPT2 = {"vocab_size": 2048, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
@@ -23,8 +23,8 @@ def small_model(family: str) -> PreTrainedModel:
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    """The largest batch of at most 1,024 tokens that leaves no rest has 2 of the 34 sequences."""
-    return torch.randint(0, 2048, (34, 120), generator=torch.Generator().manual_seed(0))
+    """34 sequences: the largest batch of at most 16 that leaves no rest has 2 of them."""
+    return torch.randint(0, 2048, (34, 5), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("family", CONFIGURATIONS)
@@ -38,12 +38,10 @@ def test_the_blocks_one_after_the_other_are_the_model(family: str, tokens: torch
         torch.testing.assert_close(norm(last), hidden_states(network, tokens), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("sequences", "length", "size"), [(34, 128, 2), (34, 256, 2), (9, 300, 3), (3, 2000, 1), (5, 8, 5)]
-)
-def test_batches_are_of_equal_size_and_a_thousand_tokens_at_most(sequences: int, length: int, size: int) -> None:
-    batches = batches_of(torch.zeros(sequences, length))
-    assert [len(batch) for batch in batches] == [size] * (sequences // size)
+def test_batches_are_of_equal_size(tokens: torch.Tensor) -> None:
+    block = next(Architecture(small_model("llama")).walk_blocks(tokens))
+    assert {len(states) for states in block.inputs} == {2}
+    assert len(block.inputs) == 17
 
 
 def test_later_blocks_read_what_a_changed_block_gives(tokens: torch.Tensor) -> None:

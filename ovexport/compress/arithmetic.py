@@ -12,9 +12,9 @@ def operations(layers: Sequence[LayerFormat], spec: CompressSpec, parameters: in
     """Operations on numbers that the stage needs at least, a product and its sum counted as two; 0 where nothing is
     rounded with text.
 
-    4 per parameter and token for the passes through the model (with both sides one forward and one back to the inputs,
-    with GPTQ two forward); the second moments; then a layer's rounding, once for each format that a budget may give it.
-    GPTQ needs the inputs' side alone.
+    With both sides: 6 per parameter and token for the passes through the model (two forward, one back to the inputs);
+    the second moments; then a layer's rounding, once for each format that a budget may give it. GPTQ needs the forward
+    passes and the inputs' side alone.
 
     Args:
         layers: in the recipe's own format.
@@ -25,7 +25,7 @@ def operations(layers: Sequence[LayerFormat], spec: CompressSpec, parameters: in
         return 0.0
     both = spec.rounding == "two_sided" or spec.budget is not None
     formats = candidate_formats(layers, spec) if spec.budget else {}
-    total = 4.0 * parameters * tokens
+    total = (6.0 if both else 4.0) * parameters * tokens
     for layer in layers:
         if layer.encoding and layer.kind == "linear":
             total += tokens * _entries_of_moments(layer, both=both)

@@ -15,8 +15,8 @@ Sources: Martens and Grosse, arXiv:1503.05671 (the factors); Tseng, Sun and De S
 both).
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ovexport.models.architecture import Architecture
-from ovexport.models.blocks import batches_of, decoder_blocks, embedding_slopes, layers_by_input, walk_spans_back
+from ovexport.models.blocks import Block, embedding_slopes, walk_blocks_back
 from ovexport.models.head import Head
 
 LARGEST_OUTPUTS = 32768
 """Of a layer with more outputs than that, the moments of the slopes are not gathered: they would take 4 GiB."""
-SUMS_BYTES = 2**32
-"""How much the sums of the blocks that are gone through together take at most, unless one block takes more."""
 _SAMPLED_TOKENS = 256
 _STRIPE = 256
 
@@ -83,8 +81,7 @@ def moments_by_block(
     network: PreTrainedModel, layers: Collection[str], tokens: Tensor, generator: torch.Generator
 ) -> Iterator[dict[str, Moments]]:
     """The moments of the layers of each decoder block, from the last block to the first, then those of embeddings and
-    the head. In memory are those of as many blocks as SUMS_BYTES has room for, one at least: with all blocks the text
-    goes through the model once, with fewer all but the last ones are computed twice.
+    the head; one block's are in memory.
 
     A row of the embedding is read alone, and a row of the head gives one logit. So for both there is one matrix, on the
     inputs' side: the slopes' moments at the embedding's outputs, and the moments of the head's inputs. Where embedding
@@ -107,19 +104,16 @@ def moments_by_block(
         vocabulary.add_hidden(hidden)
         return slope_at_drawn_tokens(architecture.head(), hidden, generator)
 
-    batches = batches_of(tokens)
-    sums = _sums_by_block(network, layers, batches[0])
-    length = SUMS_BYTES // max(1, *(each.nbytes for each in sums.values()))
-    span = None
-    for span in walk_spans_back(network, tokens, slope, max(1, length)):
-        with ExitStack() as stack:
-            for block in span.blocks:
-                stack.enter_context(sums[block].gathering())
-            span.run()
-        for block in reversed(span.blocks):
-            yield sums.pop(block).means(tokens.numel())
-    if vocabulary.layers and span is not None:
-        for batch, at_block in zip(batches, span.slopes, strict=True):
+    slopes: list[Tensor] = []
+    for block, slopes in walk_blocks_back(network, tokens, slope):
+        held = [name for name in layers if block.holds(name)]
+        sums = _Sums(block, held, architecture)
+        with sums.gathering():
+            for index, states in enumerate(block.inputs):
+                slopes[index] = block.backward(states, slopes[index])
+        yield sums.means(tokens.numel())
+    if vocabulary.layers:
+        for batch, at_block in zip(torch.split(tokens, len(slopes[0])), slopes, strict=True):
             vocabulary.add_slopes(embedding_slopes(network, batch, at_block))
         yield vocabulary.means(tokens.numel())
 
@@ -147,86 +141,46 @@ def slope_at_drawn_tokens(head: Head, hidden: Tensor, generator: torch.Generator
     return result.reshape(hidden.shape)
 
 
-def _sums_by_block(network: PreTrainedModel, layers: Iterable[str], batch: Tensor) -> "dict[str, _Sums]":
-    """What gathers the moments of each block's layers, by the block's name.
-
-    Args:
-        batch: token ids; what they run through is counted.
-    """
-    blocks = decoder_blocks(network)
-    modules = {
-        name: network.get_submodule(name.rpartition(".")[0])
-        for name in layers
-        if any(name.startswith(f"{block}.") for block in blocks)
-    }
-    groups = layers_by_input(modules, lambda: network.base_model(input_ids=batch, use_cache=False))
-    architecture = Architecture(network)
-    sums = {block: _Sums() for block in blocks}
-    for names in groups:
-        of = next(sums[block] for block in blocks if names[0].startswith(f"{block}."))
-        of.count({name: modules[name] for name in names}, [architecture.matrix(name).read().shape for name in names])
-    return sums
-
-
 class _Sums:
-    """Sums of x·xᵀ and g·gᵀ of a block's layers; layers that read the same tensor share the former.
+    """Sums of x·xᵀ and g·gᵀ of a block's layers; layers that read the same tensor share the former."""
 
-    Attributes:
-        nbytes: what they take.
-    """
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._layers: dict[str, nn.Module] = {}
-        self._leaders: dict[str, str] = {}
+    def __init__(self, block: Block, layers: list[str], architecture: Architecture) -> None:
+        self._layers = {name: block.layer(name) for name in layers}
+        self._groups = block.layers_by_input(layers)
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
+        for names in self._groups:
+            shapes = {name: architecture.matrix(name).read().shape for name in names}
+            device = block.inputs[0].device
+            self._inputs[names[0]] = torch.zeros(shapes[names[0]][1], shapes[names[0]][1], device=device)
+            for name, (out_features, _) in shapes.items():
+                if out_features <= LARGEST_OUTPUTS:
+                    self._outputs[name] = torch.zeros(out_features, out_features, device=device)
 
-    def count(self, layers: Mapping[str, nn.Module], shapes: Sequence[Sequence[int]]) -> None:
-        """Count layers, too, which read one tensor.
-
-        Args:
-            layers: by the names of their weights.
-            shapes: of the weights, (output, input).
-        """
-        self._layers |= layers
-        self._leaders |= dict.fromkeys(layers, next(iter(layers)))
-        sizes = [shapes[0][1], *(shape[0] for shape in shapes if shape[0] <= LARGEST_OUTPUTS)]
-        self.nbytes += 4 * sum(size**2 for size in sizes)
-
-    @contextmanager
-    def gathering(self) -> Iterator[None]:
+    def gathering(self) -> ExitStack:
         """Add what every pass through the block reads and sends back, until the end of a with statement."""
-        with ExitStack() as stack:
-            for name, layer in self._layers.items():
-                stack.callback(layer.register_forward_hook(self._hook(name)).remove)
-            yield
+        stack = ExitStack()
+        for name, layer in self._layers.items():
+            stack.callback(layer.register_forward_hook(self._hook(name)).remove)
+        return stack
 
     def means(self, tokens: int) -> dict[str, Moments]:
-        """The moments, by layer."""
-        inputs = {name: mirrored(total).div_(tokens) for name, total in self._inputs.items()}
-        outputs = {name: mirrored(total).div_(tokens) for name, total in self._outputs.items()}
-        return {name: Moments(inputs[leader], outputs.get(name)) for name, leader in self._leaders.items()}
+        """The moments, by layer; one that never ran is left out."""
+        inputs = {name: mirrored(total) / tokens for name, total in self._inputs.items()}
+        outputs = {name: mirrored(total) / tokens for name, total in self._outputs.items()}
+        return {name: Moments(inputs[names[0]], outputs.get(name)) for names in self._groups for name in names}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add_outputs(slope: Tensor) -> None:
-            _add(self._outputs, name, slope)
+            add_products(self._outputs[name], slope.flatten(0, -2))
 
         def add(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._leaders[name] == name:
-                _add(self._inputs, name, arguments[0].detach())
-            if output.shape[-1] <= LARGEST_OUTPUTS:
+            if name in self._inputs:
+                add_products(self._inputs[name], arguments[0].detach().flatten(0, -2))
+            if name in self._outputs:
                 output.register_hook(add_outputs)  # type: ignore[no-untyped-call]
 
         return add
-
-
-def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
-    """Add the products of values, (…, size), to a sum, which begins with the first ones."""
-    flat = values.flatten(0, -2)
-    if name not in sums:
-        sums[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
-    add_products(sums[name], flat)
 
 
 class _Vocabulary:
@@ -249,14 +203,20 @@ class _Vocabulary:
     def add_hidden(self, hidden: Tensor) -> None:
         """Count what the head reads, (sequences, length, hidden size)."""
         if self._head is not None:
-            _add(self._sums, self._head, hidden)
+            self._add(self._head, hidden)
 
     def add_slopes(self, slopes: Mapping[str, Tensor]) -> None:
         """Count the slopes at the outputs of embeddings, by path of the module."""
         for name, path in self._paths.items():
             if name in self.layers and path in slopes:
-                _add(self._sums, name, slopes[path])
+                self._add(name, slopes[path])
 
     def means(self, tokens: int) -> dict[str, Moments]:
         """The moments, by layer."""
         return {name: Moments(mirrored(total) / tokens, None) for name, total in self._sums.items()}
+
+    def _add(self, name: str, values: Tensor) -> None:
+        flat = values.flatten(0, -2)
+        if name not in self._sums:
+            self._sums[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
+        add_products(self._sums[name], flat)

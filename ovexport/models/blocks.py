@@ -11,10 +11,9 @@ What goes through a model block by block needs one block's activations at a time
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from mmap import mmap
 from tempfile import TemporaryFile, gettempdir
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ovexport.errors import ArtifactError, UnsupportedModelError
 
-_BATCH_TOKENS = 1024
+_LARGEST_BATCH = 16
 _STATES = "hidden_states"
 KEPT_BYTES = 2**31
 
@@ -67,7 +66,22 @@ class Block:
         Returns:
             The hidden states that the next block reads, of the same shape.
         """
-        return _called(self.module, states, self.arguments, self.keywords)
+        output = self.module(states, *self.arguments, **self.keywords)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def backward(self, states: Tensor, slope: Tensor) -> Tensor:
+        """The gradient at the block's inputs from that at its outputs; hooks of its layers see both passes.
+
+        Args:
+            states: one of `inputs`.
+            slope: gradient of a loss with respect to what `run` makes of them, of the same shape.
+        """
+        leaf = states.detach().requires_grad_(True)
+        with torch.enable_grad():
+            output = self.run(leaf)
+        (gradient,) = torch.autograd.grad(output, leaf, slope)
+        return gradient
 
     def layers_by_input(self, parameters: Iterable[str]) -> list[tuple[str, ...]]:
         """Layers in the order in which they run, those together that read the very same tensor, as the projections to
@@ -76,7 +90,20 @@ class Block:
         Args:
             parameters: names of the layers' weights, such as "model.layers.0.mlp.down_proj.weight".
         """
-        return layers_by_input({name: self.layer(name) for name in parameters}, lambda: self.run(self.inputs[0]))
+        groups: dict[int, list[str]] = {}
+        kept: list[Tensor] = []  # so that no two have one id
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+                kept.append(arguments[0])
+                groups.setdefault(id(arguments[0]), []).append(name)
+
+            return hook
+
+        handles = [self.layer(name).register_forward_pre_hook(note(name)) for name in parameters]
+        with _hooked(handles), torch.no_grad():
+            self.run(self.inputs[0])
+        return [tuple(names) for names in groups.values()]
 
     def inputs_of(self, parameter: str) -> Iterator[Tensor]:
         """What a layer reads of each batch, (sequences, length, input) for a Linear; the block is run as far as there.
@@ -104,45 +131,6 @@ class Block:
     def layer(self, parameter: str) -> nn.Module:
         """The layer that a parameter of the block, by its name in the model, is the weight of."""
         return self.module.get_submodule(parameter.removeprefix(f"{self.name}.").rpartition(".")[0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Decoder blocks in a row, which a text goes through together, forward and back.
-
-    Attributes:
-        blocks: by name, in their order.
-        run: sends all batches through them, forward and then back; hooks of their layers see both passes. It has to be
-            called once.
-        slopes: the gradients at what the first block reads, a batch each; there when it has run, and until the next
-            span runs.
-    """
-
-    blocks: dict[str, nn.Module]
-    run: Callable[[], None]
-    slopes: list[Tensor]
-
-
-def layers_by_input(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> list[tuple[str, ...]]:
-    """Names of layers in the order in which they run, those together that read the very same tensor. A layer that does
-    not run is left out.
-
-    Args:
-        run: what they run in.
-    """
-    groups: dict[int, list[str]] = {}
-    kept: list[Tensor] = []  # so that no two have one id
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            kept.append(arguments[0])
-            groups.setdefault(id(arguments[0]), []).append(name)
-
-        return hook
-
-    with _hooked([layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]), torch.no_grad():
-        run()
-    return [tuple(names) for names in groups.values()]
 
 
 def decoder_blocks(network: PreTrainedModel) -> dict[str, nn.Module]:
@@ -175,7 +163,7 @@ def walk_blocks(network: PreTrainedModel, tokens: Tensor) -> Iterator[Block]:
         UnsupportedModelError: the model has no list of decoder blocks.
     """
     modules = decoder_blocks(network)
-    batches = batches_of(tokens)
+    batches = _batches(tokens)
     with torch.no_grad():
         calls = _calls(network, modules.values(), batches[0])
         states = list(_first_inputs(network, next(iter(modules.values())), batches))
@@ -189,67 +177,43 @@ def walk_blocks(network: PreTrainedModel, tokens: Tensor) -> Iterator[Block]:
         yield block
 
 
-def walk_spans_back(
-    network: PreTrainedModel, tokens: Tensor, slope: Callable[[Tensor], Tensor], length: int
-) -> Iterator[Span]:
-    """Spans of the decoder's blocks from the last to the first, to be run one after the other:
+def walk_blocks_back(
+    network: PreTrainedModel, tokens: Tensor, slope: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Block, list[Tensor]]]:
+    """The decoder's blocks from the last to the first, each with the gradients of a loss at its outputs.
 
-        for span in walk_spans_back(network, tokens, slope, length):
-            ...                                            # hook layers of span.blocks
-            span.run()
+    Whoever walks turns the gradients, a batch each, into those at the block's inputs before the next block is asked
+    for:
 
-    The last span is run as part of the whole model; the states that the others read are kept from then, beyond 2 GiB in
-    temporary files. So with one span nothing is computed twice and nothing is kept.
+        for block, slopes in walk_blocks_back(network, tokens, slope):
+            for index, states in enumerate(block.inputs):
+                slopes[index] = block.backward(states, slopes[index])
+
+    The inputs of all blocks are computed first, with the weights that the model has then; beyond 2 GiB they lie in
+    temporary files.
 
     Args:
         tokens: token ids, (sequences, length) int64, at least one sequence. They are read in batches of equal size.
         slope: the gradient of the loss with respect to the last hidden states of a batch, which the head reads.
-        length: blocks of a span; the first span, which comes last, may have fewer.
 
     Raises:
         ArtifactError: the disk of temporary files is full.
         UnsupportedModelError: the model has no list of decoder blocks.
     """
     modules = decoder_blocks(network)
-    batches = batches_of(tokens)
+    batches = _batches(tokens)
     with torch.no_grad():
-        calls = dict(zip(modules, _calls(network, modules.values(), batches[0]), strict=True))
-    ends = range(len(modules), 0, -length)
-    spans = [dict(list(modules.items())[max(0, end - length) : end]) for end in ends]
-    states: list[list[Tensor]] = [[] for _ in spans[1:]]
-    slopes: list[Tensor] = []
+        calls = _calls(network, modules.values(), batches[0])
     kept = _Kept()
-
-    def run_last() -> None:
-        firsts = [next(iter(span.values())) for span in spans]
-        for batch in batches:
-            read, gradient = _through_last(network, firsts, batch, slope)
-            for of_span, state in zip(states, read, strict=True):
-                of_span.append(kept.keep(state))
-            slopes.append(gradient)
-
-    def run_another(span: dict[str, nn.Module], read: list[Tensor]) -> None:
-        for index, state in enumerate(read):
-            leaf = hidden = state.detach().requires_grad_(True)
-            with torch.enable_grad():
-                for name, module in span.items():
-                    hidden = _called(module, hidden, *calls[name])
-            (slopes[index],) = torch.autograd.grad(hidden, leaf, slopes[index])
-
-    yield Span(blocks=spans[0], run=run_last, slopes=slopes)
-    for span in spans[1:]:
-        yield Span(blocks=span, run=partial(run_another, span, states.pop(0)), slopes=slopes)
-
-
-def batches_of(tokens: Tensor) -> tuple[Tensor, ...]:
-    """Sequences in batches of equal size, about a thousand tokens each.
-
-    Args:
-        tokens: (sequences, length).
-    """
-    most = max(1, _BATCH_TOKENS // tokens.shape[1])
-    size = max(size for size in range(1, most + 1) if len(tokens) % size == 0)
-    return torch.split(tokens, size)
+    inputs: list[list[Tensor]] = [[] for _ in modules]
+    slopes: list[Tensor] = []
+    for batch in batches:
+        slopes.append(_read_through(network, list(modules.values()), batch, inputs, slope))
+        for states in inputs:
+            states[-1] = kept.keep(states[-1])
+    for (name, module), (arguments, keywords) in reversed(list(zip(modules.items(), calls, strict=True))):
+        block = Block(name=name, module=module, inputs=inputs.pop(), arguments=arguments, keywords=keywords)
+        yield block, slopes
 
 
 def embedding_slopes(network: PreTrainedModel, batch: Tensor, slope: Tensor) -> dict[str, Tensor]:
@@ -312,29 +276,41 @@ class _Kept:
         return torch.frombuffer(mapped, dtype=states.dtype).reshape(states.shape).copy_(states)
 
 
-def _through_last(
-    network: PreTrainedModel, firsts: Sequence[nn.Module], batch: Tensor, slope: Callable[[Tensor], Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """Run the whole model and go back through its last span.
+def _batches(tokens: Tensor) -> tuple[Tensor, ...]:
+    size = max(size for size in range(1, _LARGEST_BATCH + 1) if len(tokens) % size == 0)
+    return torch.split(tokens, size)
 
-    Args:
-        firsts: the first block of each span, from the last span to the first.
 
-    Returns:
-        The hidden states that the other spans read, in the order of `firsts`; and the gradient at the last span's
-        inputs.
-    """
-    read: dict[nn.Module, Tensor] = {}
+def _read_through(
+    network: PreTrainedModel,
+    modules: list[nn.Module],
+    batch: Tensor,
+    inputs: list[list[Tensor]],
+    slope: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The gradient at the last block's outputs; the hidden states that each block reads are added to `inputs`."""
+    last: list[Tensor] = []
 
-    def note(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        state = (arguments[0] if arguments else keywords[_STATES]).detach()
-        read[module] = state.requires_grad_(module is firsts[0])
-        return ((state, *arguments[1:]), keywords) if arguments else ((), keywords | {_STATES: state})
+    def note(states: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            states.append((arguments[0] if arguments else keywords[_STATES]).detach())
 
-    with _hooked([module.register_forward_pre_hook(note, with_kwargs=True) for module in firsts]), torch.enable_grad():
+        return hook
+
+    def detach(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        last.append(states.detach().requires_grad_(True))
+        return (last[0], *output[1:]) if isinstance(output, tuple) else last[0]
+
+    handles = [
+        module.register_forward_pre_hook(note(states), with_kwargs=True)
+        for module, states in zip(modules, inputs, strict=True)
+    ]
+    handles.append(modules[-1].register_forward_hook(detach))
+    with _hooked(handles), torch.enable_grad():
         hidden = network.base_model(input_ids=batch, use_cache=False).last_hidden_state
-    (gradient,) = torch.autograd.grad(hidden, read[firsts[0]], slope(hidden.detach()))
-    return [read[module] for module in firsts[1:]], gradient
+    (gradient,) = torch.autograd.grad(hidden, last[0], slope(hidden.detach()))
+    return gradient
 
 
 def _calls(
@@ -364,13 +340,6 @@ def _first_inputs(network: PreTrainedModel, first: nn.Module, batches: Iterable[
             with suppress(_Reached):
                 network.base_model(input_ids=batch, use_cache=False)
             yield read.pop()
-
-
-def _called(module: nn.Module, states: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """What a block makes of hidden states."""
-    output = module(states, *arguments, **keywords)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
 
 
 @contextmanager
